@@ -1,0 +1,1 @@
+"""What the five services share; it never imports one of them."""

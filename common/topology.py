@@ -1,0 +1,248 @@
+"""Every exchange, queue, binding, policy and broker user there is; ``definitions.json`` is made here.
+
+``python -m common.topology`` prints the definitions file.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+
+VHOST = "/"
+
+WORK_DELIVERY_LIMIT = 100
+"""Deliveries before the broker dead-letters a message by itself; a back-stop only.
+
+Our own count of attempts decides long before. It is high because a crashing consumer
+costs everything it had prefetched one delivery, good messages included.
+"""
+
+PARKED_DELIVERY_LIMIT = 1_000_000
+"""Deliveries for messages that wait (retry steps, dead letters): in effect without a limit.
+
+RabbitMQ 4 would drop after 20, and looking at a dead letter counts as one.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One exchange, its work queue, and the queues behind it."""
+
+    name: str
+    """Name of the topic exchange and of the work queue bound to it."""
+
+    retry_steps: int = 3
+    """Waits before a message that keeps failing is dead-lettered."""
+
+    @property
+    def queue(self) -> str:
+        """The quorum queue that consumers read."""
+        return self.name
+
+    @property
+    def return_exchange(self) -> str:
+        """Where a retry step's messages go when their wait is over."""
+        return f"{self.name}.return"
+
+    @property
+    def dead_letter_exchange(self) -> str:
+        """Fanout exchange in front of the dead letters."""
+        return f"{self.name}.dlx"
+
+    @property
+    def dead_letter_queue(self) -> str:
+        """Where a message ends that can not be handled; redriven by a person."""
+        return f"{self.name}.dlq"
+
+    def retry_step(self, attempt: int) -> str:
+        """Exchange and queue where a message waits after its ``attempt``-th try failed."""
+        return f"{self.name}.retry.{attempt}"
+
+    @property
+    def retries(self) -> list[str]:
+        """All retry steps, first wait first."""
+        return [self.retry_step(attempt) for attempt in range(1, self.retry_steps + 1)]
+
+
+USER_REGISTRATION = Route(name="user.registration")
+EMAIL_NOTIFICATIONS = Route(name="email.notifications", retry_steps=6)
+REPORT_REQUESTS = Route(name="report.requests")
+
+ROUTES = (USER_REGISTRATION, EMAIL_NOTIFICATIONS, REPORT_REQUESTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerUser:
+    """What one service does at the broker, and so the least rights it needs there."""
+
+    publishes: tuple[Route, ...] = ()
+    consumes: tuple[Route, ...] = ()
+
+    @property
+    def write(self) -> str:
+        """Permission pattern: the exchanges it publishes to."""
+        names = [route.name for route in self.publishes]
+        for route in self.consumes:
+            names += [*route.retries, route.dead_letter_exchange]
+        return _any_of(names)
+
+    @property
+    def read(self) -> str:
+        """Permission pattern: the queues it consumes."""
+        return _any_of([route.queue for route in self.consumes])
+
+
+BROKER_USERS = {
+    "frontend": BrokerUser(publishes=(USER_REGISTRATION,)),
+    "queue_receiver": BrokerUser(consumes=(USER_REGISTRATION,), publishes=(EMAIL_NOTIFICATIONS,)),
+    "sender": BrokerUser(consumes=(EMAIL_NOTIFICATIONS,), publishes=(EMAIL_NOTIFICATIONS,)),
+    "report_generator": BrokerUser(
+        consumes=(REPORT_REQUESTS,), publishes=(REPORT_REQUESTS, EMAIL_NOTIFICATIONS)
+    ),
+}
+"""One broker user per service that speaks AMQP; nobody but an administrator may configure."""
+
+
+def definitions() -> dict[str, object]:
+    """The broker's definitions: topology and policies, no users (RabbitMQ 3.10 to 4.x)."""
+    return {
+        "vhosts": [{"name": VHOST}],
+        "policies": [policy for route in ROUTES for policy in _policies(route)],
+        "exchanges": [exchange for route in ROUTES for exchange in _exchanges(route)],
+        "queues": [_queue(name) for route in ROUTES for name in queues(route)],
+        "bindings": [binding for route in ROUTES for binding in _bindings(route)],
+    }
+
+
+def queues(route: Route) -> list[str]:
+    """Names of all queues of a route: work, retry steps, dead letters."""
+    return [route.queue, *route.retries, route.dead_letter_queue]
+
+
+def user_definitions(password_hashes: dict[str, str], tags: dict[str, str]) -> dict[str, object]:
+    """The second definitions file: users and permissions.
+
+    Args:
+        password_hashes: User name to RabbitMQ password hash. A name that is no service's
+            gets every right.
+        tags: User name to management tag (``administrator``, ``monitoring``).
+    """
+    return {
+        "users": [
+            {
+                "name": name,
+                "password_hash": password_hash,
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": tags.get(name, ""),
+            }
+            for name, password_hash in password_hashes.items()
+        ],
+        "vhosts": [{"name": VHOST}],
+        "permissions": [_permissions(name) for name in password_hashes],
+    }
+
+
+def _permissions(name: str) -> dict[str, str]:
+    rights = {"configure": ".*", "write": ".*", "read": ".*"}
+    if user := BROKER_USERS.get(name):
+        rights = {"configure": "^$", "write": user.write, "read": user.read}
+    return {"user": name, "vhost": VHOST, **rights}
+
+
+def _any_of(names: list[str]) -> str:
+    return f"^({'|'.join(re.escape(name) for name in names)})$" if names else "^$"
+
+
+def _policies(route: Route) -> list[dict[str, object]]:
+    """Policies rather than queue arguments: arguments can not be changed without a new queue."""
+    never_drop = {"overflow": "reject-publish"}
+    at_least_once = {**never_drop, "dead-letter-strategy": "at-least-once"}
+    name = re.escape(route.name)
+    return [
+        _policy(
+            route.queue,
+            f"^{name}$",
+            {
+                **at_least_once,
+                "dead-letter-exchange": route.dead_letter_exchange,
+                "delivery-limit": WORK_DELIVERY_LIMIT,
+            },
+        ),
+        _policy(
+            f"{route.name}.retry",
+            rf"^{name}\.retry\.\d+$",
+            {
+                **at_least_once,
+                "dead-letter-exchange": route.return_exchange,
+                "delivery-limit": PARKED_DELIVERY_LIMIT,
+            },
+        ),
+        _policy(
+            route.dead_letter_queue,
+            rf"^{re.escape(route.dead_letter_queue)}$",
+            {**never_drop, "delivery-limit": PARKED_DELIVERY_LIMIT},
+        ),
+    ]
+
+
+def _policy(name: str, pattern: str, definition: dict[str, object]) -> dict[str, object]:
+    # "queues", not "quorum_queues": RabbitMQ 3.10 refuses the latter, and in silence at boot.
+    return {
+        "vhost": VHOST,
+        "name": name,
+        "pattern": pattern,
+        "apply-to": "queues",
+        "priority": 0,
+        "definition": definition,
+    }
+
+
+def _exchanges(route: Route) -> list[dict[str, object]]:
+    fanouts = [route.return_exchange, *route.retries, route.dead_letter_exchange]
+    return [_exchange(route.name, "topic"), *(_exchange(name, "fanout") for name in fanouts)]
+
+
+def _exchange(name: str, kind: str) -> dict[str, object]:
+    # No alternate exchange: with one, ``mandatory`` no longer reports an unroutable message.
+    return {
+        "name": name,
+        "vhost": VHOST,
+        "type": kind,
+        "durable": True,
+        "auto_delete": False,
+        "internal": False,
+        "arguments": {},
+    }
+
+
+def _queue(name: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "vhost": VHOST,
+        "durable": True,
+        "auto_delete": False,
+        "arguments": {"x-queue-type": "quorum"},
+    }
+
+
+def _bindings(route: Route) -> list[dict[str, object]]:
+    return [
+        _binding(route.name, route.queue, "#"),
+        _binding(route.return_exchange, route.queue, ""),
+        *(_binding(step, step, "") for step in route.retries),
+        _binding(route.dead_letter_exchange, route.dead_letter_queue, ""),
+    ]
+
+
+def _binding(source: str, queue: str, routing_key: str) -> dict[str, object]:
+    return {
+        "source": source,
+        "vhost": VHOST,
+        "destination": queue,
+        "destination_type": "queue",
+        "routing_key": routing_key,
+        "arguments": {},
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(definitions(), indent=2))  # noqa: T201 - the definitions file itself
