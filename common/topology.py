@@ -1,4 +1,4 @@
-"""Every exchange, queue, binding, policy and broker user there is; ``definitions.json`` is made here.
+"""Every exchange, queue, binding, policy and broker user; ``definitions.json`` is made from it.
 
 ``python -m common.topology`` prints the definitions file.
 """
