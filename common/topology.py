@@ -101,6 +101,9 @@ BROKER_USERS = {
 }
 """One broker user per service that speaks AMQP; nobody but an administrator may configure."""
 
+MONITOR = "monitor"
+"""The broker user that may look at everything over the management API and change nothing."""
+
 
 def definitions() -> dict[str, object]:
     """The broker's definitions: topology and policies, no users (RabbitMQ 3.10 to 4.x)."""
@@ -122,8 +125,8 @@ def user_definitions(password_hashes: dict[str, str], tags: dict[str, str]) -> d
     """The second definitions file: users and permissions.
 
     Args:
-        password_hashes: User name to RabbitMQ password hash. A name that is no service's
-            gets every right.
+        password_hashes: User name to RabbitMQ password hash. A name that is neither a
+            service's nor the monitor's gets every right.
         tags: User name to management tag (``administrator``, ``monitoring``).
     """
     return {
@@ -145,6 +148,8 @@ def _permissions(name: str) -> dict[str, str]:
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
     if user := BROKER_USERS.get(name):
         rights = {"configure": "^$", "write": user.write, "read": user.read}
+    elif name == MONITOR:
+        rights = {"configure": "^$", "write": "^$", "read": ".*"}
     return {"user": name, "vhost": VHOST, **rights}
 
 

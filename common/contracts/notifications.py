@@ -1,0 +1,198 @@
+"""A notification: the request to mail somebody, the claim on it, and how it went."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+from pydantic import Field, StringConstraints
+
+from common.contracts.base import Answer, Body, Contract
+from common.contracts.registrations import MAX_BULK
+from common.contracts.rules import EmailAddress, Instant, Text
+from common.topology import EMAIL_NOTIFICATIONS, Route
+
+Data = Annotated[dict[str, str | int | float | bool | None], Field(max_length=50)]
+"""What a template fills in: a flat object."""
+
+Subject = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
+"""A subject line; without control characters, so no header can be smuggled in."""
+
+
+class Template(StrEnum):
+    """The mails there are; each has an HTML and a plain text form in ``sender/templates``."""
+
+    WELCOME = "welcome"
+    ALREADY_REGISTERED = "already_registered"
+    REPORT_READY = "report_ready"
+
+
+class EmailRequested(Contract):
+    """Somebody is to get a mail; its ``message_id`` is the identity of that mail."""
+
+    type_name: ClassVar[str] = "email.notification.requested.v1"
+    route: ClassVar[Route] = EMAIL_NOTIFICATIONS
+    sample: ClassVar[Mapping[str, Any]] = {
+        "to": "ada@example.org",
+        "template": "welcome",
+        "userId": 42,
+        "registrationId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+    }
+
+    to: EmailAddress
+    template: Template
+    subject: Subject | None = None
+    """Instead of the template's own."""
+
+    data: Data = {}
+    user_id: int | None = None
+    registration_id: UUID | None = None
+
+
+class NotificationRequest(Body):
+    """What ``POST /api/notifications/send`` takes."""
+
+    to: EmailAddress
+    template: Template
+    subject: Subject | None = None
+    data: Data = {}
+
+
+class NotificationAccepted(Answer):
+    """The request is safe at the broker; ``status_url`` tells how it went."""
+
+    notification_id: UUID
+    status_url: str
+
+
+class DeliveryStatus(StrEnum):
+    """How a notification stands."""
+
+    SENDING = "sending"
+    """A sender holds the lease."""
+
+    SENT = "sent"
+    """The mail server answered 250: it has taken over responsibility."""
+
+    DEFERRED = "deferred"
+    """The mail server answered 4yz; it will be tried again."""
+
+    FAILED = "failed"
+    """The mail server answered 5yz; it will not be tried again."""
+
+    UNSURE = "unsure"
+    """The link dropped after the final dot; it will be sent again with the same Message-ID."""
+
+    SUPPRESSED = "suppressed"
+    """Not sent, because the owner of the address was told within a day."""
+
+
+class ClaimRequest(Body):
+    """A sender asks for the right to send one mail."""
+
+    message_id: UUID
+    lease_id: UUID
+    """Made anew for each handling of a delivery. The holder asks again to renew."""
+
+    template: Template
+    recipient: EmailAddress
+    user_id: int | None = None
+    registration_id: UUID | None = None
+
+
+class ClaimRequests(Body):
+    """A bulk request for claims."""
+
+    claims: Annotated[list[ClaimRequest], Field(min_length=1, max_length=MAX_BULK)]
+
+
+class Claim(StrEnum):
+    """The answer to a claim."""
+
+    GRANTED = "granted"
+    SENT = "sent"
+    """It was sent (or refused for good) before: acknowledge, send nothing."""
+
+    SUPPRESSED = "suppressed"
+    """It shall not be sent: acknowledge."""
+
+    BUSY = "busy"
+    """Another sender holds the lease: keep the delivery, ask again."""
+
+
+class ClaimResult(Answer):
+    """The answer to one claim."""
+
+    message_id: UUID
+    claim: Claim
+    retry_after_ms: int = 0
+    """With ``busy``: milliseconds until the lease ends, if it is not renewed."""
+
+
+class ClaimResults(Answer):
+    """Answers in the order of the request."""
+
+    results: list[ClaimResult]
+
+
+class DeliveryOutcome(Body):
+    """How one attempt ended; only the holder of the lease may say so."""
+
+    lease_id: UUID
+    status: DeliveryStatus
+    reply_code: Annotated[int, Field(ge=0, le=999)] | None = None
+    """SMTP reply code (RFC 5321, 4.2), where the server gave one."""
+
+    reply_text: Annotated[Text, StringConstraints(max_length=1000)] = ""
+    """The server's own words, on one line."""
+
+
+class DeliveryOutcomeOf(DeliveryOutcome):
+    """One outcome of a bulk request."""
+
+    message_id: UUID
+
+
+class DeliveryOutcomes(Body):
+    """A bulk request with outcomes."""
+
+    outcomes: Annotated[list[DeliveryOutcomeOf], Field(min_length=1, max_length=MAX_BULK)]
+
+
+class OutcomeResult(Answer):
+    """Whether one outcome was recorded."""
+
+    message_id: UUID
+    recorded: bool
+    """False: the lease had passed to another sender, whose word counts."""
+
+
+class OutcomeResults(Answer):
+    """Answers in the order of the request."""
+
+    results: list[OutcomeResult]
+
+
+class DeliveryAttempt(Answer):
+    """One attempt and what the server said."""
+
+    attempt: int
+    status: DeliveryStatus
+    reply_code: int | None
+    reply_text: str
+    at: Instant
+
+
+class Notification(Answer):
+    """How a notification stands, attempt by attempt."""
+
+    notification_id: UUID
+    template: Template
+    status: DeliveryStatus
+    recipient: str
+    user_id: int | None
+    registration_id: UUID | None
+    attempts: list[DeliveryAttempt]
+    created_at: Instant
+    updated_at: Instant
+    sent_at: Instant | None

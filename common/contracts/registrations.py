@@ -1,0 +1,123 @@
+"""A registration: the message, how it is stored, and its journey."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+from pydantic import Field
+
+from common.contracts.base import Answer, Body, Contract
+from common.contracts.rules import EmailAddress, Instant, PersonName
+from common.topology import USER_REGISTRATION, Route
+
+MAX_BULK = 500
+"""Items in one bulk request; more gains nothing (104,000 rows/s at 100, 133,000 at 500)."""
+
+
+class RegistrationSubmitted(Contract):
+    """A person asked to be registered; from the frontend or any other program."""
+
+    type_name: ClassVar[str] = "user.registration.submitted.v1"
+    route: ClassVar[Route] = USER_REGISTRATION
+    sample: ClassVar[Mapping[str, Any]] = {
+        "name": "Ada",
+        "surname": "Lovelace",
+        "email": "ada@example.org",
+        "timestamp": "2026-01-31T09:30:00.000Z",
+    }
+
+    name: PersonName
+    surname: PersonName
+    email: EmailAddress
+    timestamp: Instant | None = None
+    """When the person pressed the button; without it, when the message was read."""
+
+
+class RegistrationRequest(Body):
+    """What the form and the API take."""
+
+    name: PersonName
+    surname: PersonName
+    email: EmailAddress
+
+
+class RegistrationAccepted(Answer):
+    """The registration is safe: the broker has confirmed it."""
+
+    registration_id: UUID
+    status_url: str
+    """Page and API under which its journey can be followed."""
+
+
+class RegistrationToStore(Body):
+    """One registration of a bulk request."""
+
+    registration_id: UUID
+    """The message's id: the same id twice is the same registration."""
+
+    name: PersonName
+    surname: PersonName
+    email: EmailAddress
+    received_at: Instant
+
+
+class RegistrationsToStore(Body):
+    """A bulk request; each item succeeds or fails alone."""
+
+    registrations: Annotated[list[RegistrationToStore], Field(min_length=1, max_length=MAX_BULK)]
+
+
+class Outcome(StrEnum):
+    """What storing a registration came to."""
+
+    STORED = "stored"
+    """A new user."""
+
+    DUPLICATE = "duplicate"
+    """Somebody is registered under that address already."""
+
+
+class StoredRegistration(Answer):
+    """The answer to one item: the same for the same id, however often it is asked."""
+
+    registration_id: UUID
+    outcome: Outcome
+    user_id: int
+
+
+class StoredRegistrations(Answer):
+    """Answers in the order of the request."""
+
+    results: list[StoredRegistration]
+
+
+class JourneyStatus(StrEnum):
+    """How far a registration has come, as the person may know it."""
+
+    PENDING = "pending"
+    """Accepted and safe at the broker, not stored yet (or never submitted: nobody can tell)."""
+
+    STORED = "stored"
+    """In the database; the mail is on its way."""
+
+    MAILED = "mailed"
+    """The mail was handed to the mail server."""
+
+    MAIL_FAILED = "mail_failed"
+    """The mail server refused the address for good."""
+
+
+class Journey(Answer):
+    """The way of one registration, with times; holds no personal data."""
+
+    registration_id: UUID
+    status: JourneyStatus
+    received_at: Instant | None = None
+    stored_at: Instant | None = None
+    mailed_at: Instant | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will change any more by itself."""
+        return self.status in (JourneyStatus.MAILED, JourneyStatus.MAIL_FAILED)

@@ -1,0 +1,220 @@
+"""A report: the request, its record, and which rows and columns it holds."""
+
+from collections.abc import Mapping
+from datetime import date
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Self
+from uuid import UUID
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from common.contracts.base import Answer, Body, Contract
+from common.contracts.rules import EmailAddress, Instant, Text
+from common.topology import REPORT_REQUESTS, Route
+
+
+class Format(StrEnum):
+    """File formats of a report."""
+
+    CSV = "csv"
+
+
+class Column(StrEnum):
+    """Columns of a report of users; the default is all, in this order."""
+
+    ID = "id"
+    NAME = "name"
+    SURNAME = "surname"
+    EMAIL = "email"
+    CREATED_AT = "createdAt"
+    UPDATED_AT = "updatedAt"
+
+    @property
+    def heading(self) -> str:
+        """The text of the header line."""
+        return _HEADINGS[self]
+
+
+_HEADINGS = {
+    Column.ID: "ID",
+    Column.NAME: "Name",
+    Column.SURNAME: "Surname",
+    Column.EMAIL: "Email",
+    Column.CREATED_AT: "Created At",
+    Column.UPDATED_AT: "Updated At",
+}
+
+
+def _distinct(columns: list[Column]) -> list[Column]:
+    if len(set(columns)) != len(columns):
+        raise ValueError("Each column can be named once.")
+    return columns
+
+
+Columns = Annotated[
+    list[Column], Field(min_length=1, max_length=len(Column)), AfterValidator(_distinct)
+]
+ReportName = Annotated[
+    Text, StringConstraints(min_length=1, max_length=100, pattern=r"^[\w .()-]+$")
+]
+"""Also the file's name when it is downloaded."""
+
+Delimiter = Annotated[str, StringConstraints(pattern=r"^[,;|\t]$")]
+QuoteCharacter = Annotated[str, StringConstraints(pattern=r"""^["']$""")]
+
+
+def _check_range(start: date | None, end: date | None) -> None:
+    if start and end and end < start:
+        raise ValueError("The end date lies before the start date.")
+
+
+class ReportRequest(Body):
+    """What ``POST /api/reports/generate`` takes; everything may be left out."""
+
+    report_name: ReportName = "users"
+    format: Format = Format.CSV
+    start_date: date | None = None
+    """First day of ``created_at``, UTC, inclusive."""
+
+    end_date: date | None = None
+    """Last day of ``created_at``, UTC, inclusive: the whole day counts."""
+
+    columns: Columns = list(Column)
+    recipient: EmailAddress | None = None
+    """Who is mailed a link when the report is ready."""
+
+    @model_validator(mode="after")
+    def _dates_in_order(self) -> Self:
+        _check_range(self.start_date, self.end_date)
+        return self
+
+
+class ReportRequested(Contract):
+    """A report is to be made; its ``message_id`` is the report's id."""
+
+    type_name: ClassVar[str] = "report.requested.v1"
+    route: ClassVar[Route] = REPORT_REQUESTS
+    sample: ClassVar[Mapping[str, Any]] = {
+        "reportName": "users",
+        "format": "csv",
+        "startDate": "2026-01-01",
+        "endDate": "2026-01-31",
+        "columns": ["id", "email"],
+    }
+
+    report_name: ReportName = "users"
+    format: Format = Format.CSV
+    start_date: date | None = None
+    end_date: date | None = None
+    columns: Columns = list(Column)
+    recipient: EmailAddress | None = None
+
+    @model_validator(mode="after")
+    def _dates_in_order(self) -> Self:
+        _check_range(self.start_date, self.end_date)
+        return self
+
+
+class ReportAccepted(Answer):
+    """The request is safe at the broker."""
+
+    report_id: UUID
+    status_url: str
+    download_url: str
+
+
+class ReportStatus(StrEnum):
+    """How a report stands."""
+
+    REQUESTED = "requested"
+    GENERATING = "generating"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ReportRecord(Answer):
+    """What is known of one report."""
+
+    report_id: UUID
+    report_name: str
+    format: Format
+    status: ReportStatus
+    record_count: int | None = None
+    file_path: str | None = None
+    """Name of the file in the output directory; never a path from outside."""
+
+    size_bytes: int | None = None
+    sha256: str | None = None
+    error_message: str | None = None
+    requested_at: Instant
+    generated_at: Instant | None = None
+
+
+class ReportRecordRequest(Body):
+    """Creates the record of a report; the same id again changes nothing."""
+
+    report_id: UUID
+    report_name: ReportName
+    format: Format
+    requested_at: Instant
+
+
+class ReportRecordUpdate(Body):
+    """What became of a report."""
+
+    status: ReportStatus
+    record_count: Annotated[int, Field(ge=0)] | None = None
+    file_path: Annotated[Text, StringConstraints(max_length=200)] | None = None
+    size_bytes: Annotated[int, Field(ge=0)] | None = None
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    error_message: Annotated[Text, StringConstraints(max_length=500)] | None = None
+
+
+class ReportList(Answer):
+    """One page of reports, newest first."""
+
+    reports: list[ReportRecord]
+    next_after: UUID | None
+    """Pass it as ``after`` for the next page; also as ``Link: rel="next"``."""
+
+
+class ReportListQuery(Body):
+    """Which page of reports."""
+
+    after: UUID | None = None
+    page: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+
+
+class UserReportQuery(Body):
+    """Which users, and how they are written (``GET /api/users/report``)."""
+
+    start_date: date | None = None
+    end_date: date | None = None
+    columns: str | None = None
+    """Names separated by commas; without it, all."""
+
+    format: Format = Format.CSV
+    delimiter: Delimiter = ","
+    quote: QuoteCharacter = '"'
+    header: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_range(self.start_date, self.end_date)
+        _ = self.column_list
+        return self
+
+    @property
+    def column_list(self) -> list[Column]:
+        """The chosen columns in order.
+
+        Raises:
+            ValueError: A name is unknown or comes twice.
+        """
+        if self.columns is None:
+            return list(Column)
+        try:
+            return _distinct([Column(name.strip()) for name in self.columns.split(",")])
+        except ValueError as error:
+            raise ValueError(f"Columns are: {', '.join(Column)}; each once.") from error

@@ -1,0 +1,140 @@
+"""The one rule for each value that a person types; pages, API and consumers all use it."""
+
+import re
+import sys
+import unicodedata
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Annotated
+
+from email_validator import EmailNotValidError, validate_email
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    StringConstraints,
+    WithJsonSchema,
+)
+
+NAME_MAX_LENGTH = 100
+"""Characters in a name after trimming and NFC."""
+
+EMAIL_MAX_LENGTH = 254
+"""Characters in an address (RFC 5321, 4.5.3.1.3 less the angle brackets)."""
+
+NAME_PATTERN = r"^[\p{L}\p{M} '’.\-]+$"  # noqa: RUF001 - people do type the curly apostrophe
+"""The characters of a name, as browsers and JSON Schema (ECMA 262, flag ``u``) write it."""
+
+NAME_HINT = "Use letters, spaces, hyphens, apostrophes and full stops only."
+EMAIL_HINT = "Enter an e-mail address like ada@example.org."
+
+
+def _letters_and_marks() -> str:
+    r"""Every letter and mark of Unicode as ranges of a character class.
+
+    Python's ``re`` knows no ``\p{L}``; asking unicodedata for each character of each name
+    is ten times slower than the compiled class.
+    """
+    points = [c for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c))[0] in "LM"]
+    runs = [list(run) for _, run in groupby(enumerate(points), lambda pair: pair[1] - pair[0])]
+    return "".join(f"\\U{run[0][1]:08x}-\\U{run[-1][1]:08x}" for run in runs)
+
+
+_NAME = re.compile(f"[{_letters_and_marks()} '’.\\-]+")  # noqa: RUF001
+
+
+def clean_name(value: object) -> object:
+    """Trim and compose (NFC); what is no text is left for pydantic to refuse."""
+    return unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else value
+
+
+def check_name(value: str) -> str:
+    """Refuse characters that no name has.
+
+    Raises:
+        ValueError: In words for the person who typed it.
+    """
+    if not _NAME.fullmatch(value):
+        raise ValueError(NAME_HINT)
+    return value
+
+
+def check_email(value: str) -> str:
+    """Normalise an address: domain in lower case, composed characters.
+
+    No DNS is asked: an outage of it must not refuse people.
+
+    Raises:
+        ValueError: In words for the person who typed it.
+    """
+    try:
+        address = validate_email(value, check_deliverability=False).normalized
+    except EmailNotValidError as error:
+        raise ValueError(EMAIL_HINT) from error
+    except (ValueError, UnicodeError) as error:  # lone surrogates, from below the library
+        raise ValueError(EMAIL_HINT) from error
+    if len(address) > EMAIL_MAX_LENGTH:
+        raise ValueError(EMAIL_HINT)
+    return address
+
+
+def check_text(value: str) -> str:
+    """Refuse what PostgreSQL can not store as text, and control characters.
+
+    Raises:
+        ValueError: There is a control character or a lone surrogate.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError("Control characters are not allowed.")
+    return value
+
+
+def _strip(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+PersonName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=NAME_MAX_LENGTH),
+    BeforeValidator(clean_name),
+    AfterValidator(check_name),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": NAME_MAX_LENGTH,
+            "pattern": NAME_PATTERN,
+            "description": f"Trimmed, NFC. {NAME_HINT}",
+        }
+    ),
+]
+"""A name or surname: O'Brien, Jean-Luc, Nguyễn and María José are people."""
+
+EmailAddress = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=EMAIL_MAX_LENGTH),
+    BeforeValidator(_strip),
+    AfterValidator(check_email),
+    WithJsonSchema({"type": "string", "format": "email", "maxLength": EMAIL_MAX_LENGTH}),
+]
+"""An e-mail address; compared in lower case by the database."""
+
+Text = Annotated[str, AfterValidator(check_text)]
+"""Any printable text; bound its length with ``StringConstraints`` where it is used."""
+
+
+def _year_is_plausible(value: datetime) -> datetime:
+    if not 1970 <= value.astimezone(UTC).year <= 9998:  # noqa: PLR2004 - room for any zone
+        raise ValueError("The date is out of range.")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return _year_is_plausible(value).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("The date is out of range.") from error
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A point in time, kept in UTC."""

@@ -1,0 +1,47 @@
+"""Users as database_service shows them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from common.contracts.base import Answer, Body
+from common.contracts.rules import EmailAddress, Instant, PersonName
+
+
+class UserRequest(Body):
+    """What creates or replaces a user."""
+
+    name: PersonName
+    surname: PersonName
+    email: EmailAddress
+
+
+class User(Answer):
+    """One user."""
+
+    id: int
+    name: str
+    surname: str
+    email: str
+    created_at: Instant
+    updated_at: Instant
+
+
+class UserList(Answer):
+    """One page of users, by id."""
+
+    users: list[User]
+    next_after: int | None
+    """Pass it as ``after`` for the next page; also as ``Link: rel="next"``."""
+
+
+class UserListQuery(Body):
+    """Which page: by keyset (``after``), or by number where somebody insists (``page``)."""
+
+    after: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    """The last id of the page before. Any page costs as much as the first."""
+
+    page: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Number of the page from 1; the further, the slower."""
+
+    limit: Annotated[int, Field(ge=1, le=500)] = 50

@@ -1,0 +1,214 @@
+"""Every kind of failure; its base class decides what becomes of the message or request."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field of a request."""
+
+    pointer: str
+    """JSON pointer (RFC 6901) into the body, or the parameter's name."""
+
+    detail: str
+    """What a person should change."""
+
+
+class UserStreamError(Exception):
+    """Base of all our errors; ``code`` is stable and survives the process boundary.
+
+    A message that meets this base class itself is retried like any unexpected error.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    title: ClassVar[str] = "Something went wrong here"
+
+    by_code: ClassVar[dict[str, type["UserStreamError"]]] = {}
+    """Every concrete class by its ``code``: how a neighbour's problem becomes an error again."""
+
+    def __init__(self, detail: str = "", *, errors: tuple[FieldError, ...] = ()) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.errors = errors
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "code" in cls.__dict__:
+            UserStreamError.by_code[cls.code] = cls
+
+
+class TransientError(UserStreamError):
+    """Repeating the call may help: the message goes through the retry steps."""
+
+    code = "transient"
+
+
+class UnavailableError(UserStreamError):
+    """A neighbour is away: the consumer pauses and no attempt is counted."""
+
+    code = "unavailable"
+    http_status = 503
+    title = "A part this depends on is not available right now"
+
+    retry_after_seconds: ClassVar[int] = 5
+
+
+class PermanentError(UserStreamError):
+    """Repeating the call cannot help: the message is dead-lettered."""
+
+    code = "rejected"
+    http_status = 400
+    title = "The request can not be accepted"
+
+
+class BrokerUnavailableError(UnavailableError):
+    """The broker did not confirm within the deadline: nothing was promised."""
+
+    code = "broker_unavailable"
+    title = "The message broker is not available right now"
+
+
+class UnroutableError(UnavailableError):
+    """The broker returned the message: no queue is bound to its exchange."""
+
+    code = "unroutable"
+    title = "The message broker has no queue for this message"
+
+
+class TopologyMissingError(UnavailableError):
+    """An exchange or queue this service uses does not exist at the broker."""
+
+    code = "topology_missing"
+    title = "The message broker lacks an exchange or queue"
+
+
+class DatabaseServiceUnavailableError(UnavailableError):
+    """database_service did not answer, or said that it can not."""
+
+    code = "database_service_unavailable"
+    title = "The database service is not available right now"
+
+
+class DatabaseUnavailableError(UnavailableError):
+    """PostgreSQL did not answer."""
+
+    code = "database_unavailable"
+    title = "The database is not available right now"
+
+
+class MailServerUnavailableError(UnavailableError):
+    """No connection, no greeting, a refused login or a 421 (RFC 5321, 3.8)."""
+
+    code = "mail_server_unavailable"
+    title = "The mail server is not available right now"
+
+
+class NeighbourError(TransientError):
+    """A neighbour answered 500 or something we do not understand."""
+
+    code = "neighbour_error"
+
+
+class NeighbourTimeoutError(TransientError):
+    """A neighbour that calls itself ready did not answer in time."""
+
+    code = "neighbour_timeout"
+
+
+class MailDeferredError(TransientError):
+    """The mail server answered 4yz: try again later (RFC 5321, 4.2.1)."""
+
+    code = "mail_deferred"
+
+
+class MailUnsureError(TransientError):
+    """The link dropped after the final dot: the mail may or may not have been accepted."""
+
+    code = "mail_unsure"
+
+
+class MalformedError(PermanentError):
+    """The bytes are not what they should be: not JSON, not HTTP as we speak it."""
+
+    code = "malformed"
+    title = "The body can not be read"
+
+
+class InvalidError(PermanentError):
+    """The body can be read, but a value breaks a rule; ``errors`` says which."""
+
+    code = "invalid"
+    http_status = 422
+    title = "Some values are not valid"
+
+
+class UnknownVersionError(PermanentError):
+    """A message names a type or version that this service does not read."""
+
+    code = "unknown_version"
+
+
+class TooLargeError(PermanentError):
+    """The body is larger than the limit."""
+
+    code = "too_large"
+    http_status = 413
+    title = "The body is too large"
+
+
+class UnsupportedMediaTypeError(PermanentError):
+    """The body is of a type or encoding that this endpoint does not read."""
+
+    code = "unsupported_media_type"
+    http_status = 415
+    title = "This endpoint does not read that type of body"
+
+
+class NotFoundError(PermanentError):
+    """There is nothing under that id or path."""
+
+    code = "not_found"
+    http_status = 404
+    title = "There is nothing here"
+
+
+class MethodNotAllowedError(PermanentError):
+    """The path exists, but not with that method."""
+
+    code = "method_not_allowed"
+    http_status = 405
+    title = "This path does not take that method"
+
+
+class DuplicateEmailError(PermanentError):
+    """Another user has that e-mail address."""
+
+    code = "duplicate_email"
+    http_status = 409
+    title = "That e-mail address is taken"
+
+
+class ConflictError(PermanentError):
+    """The thing is not in a state in which this can be done."""
+
+    code = "conflict"
+    http_status = 409
+    title = "That can not be done in the present state"
+
+
+class StaleError(PermanentError):
+    """``If-Match`` names a version that is no longer the current one."""
+
+    code = "stale"
+    http_status = 412
+    title = "It was changed by someone else meanwhile"
+
+
+class IdempotencyKeyReusedError(PermanentError):
+    """The same ``Idempotency-Key`` came with another body."""
+
+    code = "idempotency_key_reused"
+    http_status = 422
+    title = "That Idempotency-Key was used with another body"
