@@ -1,0 +1,1 @@
+"""The broker's configuration, the same for compose and for the launcher."""
