@@ -181,6 +181,8 @@ class MethodNotAllowedError(PermanentError):
     http_status = 405
     title = "This path does not take that method"
 
+    allowed_methods: tuple[str, ...] = ()
+
 
 class DuplicateEmailError(PermanentError):
     """Another user has that e-mail address."""

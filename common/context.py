@@ -1,0 +1,98 @@
+"""Who asked: the ids that travel with a request or message through every service and log line.
+
+This is also the one place where a caller's identity will be put on and checked:
+``outgoing_headers`` is called for every request between services, ``enter_request`` for
+every request that comes in.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+REQUEST_ID = "X-Request-Id"
+CORRELATION_ID = "X-Correlation-Id"
+TRACEPARENT = "traceparent"
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_SANE_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The ids of the work in hand; empty ones are unknown."""
+
+    request_id: str = ""
+    correlation_id: str = ""
+    message_id: str = ""
+    traceparent: str = ""
+
+
+_current: ContextVar[Context] = ContextVar("userstream_context", default=Context())  # noqa: B039 - frozen
+
+
+def current() -> Context:
+    """The context of the running task."""
+    return _current.get()
+
+
+def current_ids() -> dict[str, str]:
+    """The known ids, as log lines carry them."""
+    context = _current.get()
+    ids = {
+        "request_id": context.request_id,
+        "correlation_id": context.correlation_id,
+        "message_id": context.message_id,
+    }
+    return {name: value for name, value in ids.items() if value}
+
+
+def enter_request(headers: Mapping[str, str]) -> Context:
+    """Take over the ids of an incoming request, or make them; ids that look odd are replaced."""
+    request_id = sane_id(headers.get(REQUEST_ID, "")) or secrets.token_hex(16)
+    traceparent = headers.get(TRACEPARENT, "")
+    context = Context(
+        request_id=request_id,
+        correlation_id=sane_id(headers.get(CORRELATION_ID, "")) or request_id,
+        traceparent=sane_traceparent(traceparent) or _new_traceparent(),
+    )
+    _current.set(context)
+    return context
+
+
+def enter_message(message_id: str, correlation_id: str, traceparent: str) -> None:
+    """Take over the ids of a delivery for the running task."""
+    _current.set(
+        Context(message_id=message_id, correlation_id=correlation_id, traceparent=traceparent)
+    )
+
+
+def enter_correlation(correlation_id: str) -> None:
+    """Go on under another correlation id, as when a request becomes a piece of work."""
+    _current.set(replace(_current.get(), correlation_id=correlation_id))
+
+
+def outgoing_headers() -> dict[str, str]:
+    """The headers that hand the ids on to another service."""
+    context = _current.get()
+    headers = {
+        REQUEST_ID: context.request_id,
+        CORRELATION_ID: context.correlation_id,
+        TRACEPARENT: context.traceparent,
+    }
+    return {name: value for name, value in headers.items() if value}
+
+
+def sane_id(value: object) -> str:
+    """The value if it is an id that may stand in logs and headers, else nothing."""
+    return value if isinstance(value, str) and _SANE_ID.fullmatch(value) else ""
+
+
+def sane_traceparent(value: object) -> str:
+    """The value if it is a W3C traceparent of version 00, else nothing."""
+    return value if isinstance(value, str) and _SANE_TRACEPARENT.fullmatch(value) else ""
+
+
+def _new_traceparent() -> str:
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"

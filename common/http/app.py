@@ -1,0 +1,104 @@
+"""The aiohttp application that every service starts from."""
+
+import json
+import time
+
+import structlog
+from aiohttp import hdrs, web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from common import metrics
+from common.context import REQUEST_ID, enter_request
+from common.http.api import Api
+from common.http.documentation import add_documentation
+from common.http.health import Readiness, add_health
+from common.http.openapi import openapi
+from common.http.problems import Handler, ProblemPage, problem_middleware
+from common.http.validation import MAX_BODY_BYTES
+
+log = structlog.get_logger()
+
+VERSION = "0.1.0"
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
+    "form-action 'self'"
+)
+
+_QUIET = ("/health", "/metrics", "/static")
+"""Paths whose answers are not worth a line: they are asked every few seconds."""
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    hdrs.CACHE_CONTROL: "no-store",
+}
+"""Sent with every answer that does not set them itself."""
+
+
+def base_app(
+    name: str,
+    api: Api,
+    *,
+    description: str,
+    readiness: Readiness,
+    problem_page: ProblemPage | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> web.Application:
+    """An application with the service's operations and what all services have.
+
+    Args:
+        name: The service's name.
+        api: Its operations.
+        description: What it does, for the documentation.
+        readiness: Its dependencies.
+        problem_page: Renders an error for a browser; without it everyone gets a problem document.
+        max_body_bytes: Largest request body.
+    """
+    app = web.Application(
+        middlewares=[_observed, problem_middleware(problem_page)], client_max_size=max_body_bytes
+    )
+    app.on_response_prepare.append(_prepare)
+    api.add_to(app)
+    add_health(app, name, VERSION, readiness)
+    add_documentation(
+        app, f"{name} API", json.dumps(openapi(name, description, VERSION, api)).encode()
+    )
+    app.router.add_get("/metrics", _metrics)
+    return app
+
+
+async def _metrics(_request: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
+
+
+@web.middleware
+async def _observed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its ids; count, time and log its answer."""
+    started = time.perf_counter()
+    request["request_id"] = enter_request(request.headers).request_id
+    response = await handler(request)
+    seconds = time.perf_counter() - started
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "unknown"
+    metrics.HTTP_REQUESTS.labels(request.method, route, response.status).inc()
+    metrics.HTTP_SECONDS.labels(request.method, route).observe(seconds)
+    if not route.startswith(_QUIET):
+        log.info(
+            "http.answered",
+            method=request.method,
+            route=route,
+            status=response.status,
+            milliseconds=round(seconds * 1000, 1),
+        )
+    return response
+
+
+async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
+    request["response_started"] = True
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers[hdrs.SERVER] = "UserStream"  # without versions
+    response.headers[REQUEST_ID] = request.get("request_id", "")

@@ -1,0 +1,75 @@
+"""``/api-docs``: Swagger UI from files of an installed package, so it works offline."""
+
+from importlib import resources
+
+from aiohttp import web
+
+_FILES = {
+    "swagger_bundle.js": "text/javascript",
+    "swagger_preset.js": "text/javascript",
+    "swagger_style.css": "text/css",
+}
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="stylesheet" href="/api-docs/swagger_style.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<noscript>This page needs JavaScript; <a href="/openapi.json">the document itself</a> does not.
+</noscript>
+<script src="/api-docs/swagger_bundle.js"></script>
+<script src="/api-docs/swagger_preset.js"></script>
+<script src="/api-docs/start.js"></script>
+</body>
+</html>
+"""
+
+_START = """SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  presets: [SwaggerUIBundle.presets.apis, SwaggerUIStandalonePreset],
+  layout: "BaseLayout",
+  validatorUrl: null,
+});
+"""
+
+# Swagger UI writes style attributes and embeds its icons as data URLs.
+_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+def add_documentation(app: web.Application, title: str, document: bytes) -> None:
+    """Serve the OpenAPI document and the page that shows it."""
+
+    async def openapi_json(_request: web.Request) -> web.Response:
+        return web.Response(body=document, content_type="application/json")
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(
+            text=_PAGE.format(title=title),
+            content_type="text/html",
+            headers={"Content-Security-Policy": _POLICY},
+        )
+
+    async def file(request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name == "start.js":
+            return web.Response(text=_START, content_type="text/javascript")
+        if name not in _FILES:
+            raise web.HTTPNotFound
+        return web.Response(
+            body=(resources.files("offapi") / name).read_bytes(),
+            content_type=_FILES[name],
+            headers={"Cache-Control": "public, max-age=86400"},
+        )
+
+    app.router.add_get("/openapi.json", openapi_json)
+    app.router.add_get("/api-docs", page)
+    app.router.add_get("/api-docs/{name}", file)

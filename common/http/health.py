@@ -1,0 +1,77 @@
+"""Whether a service lives, and whether it can do its work."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from common.errors import UserStreamError
+
+Check = Callable[[], Awaitable[None]]
+"""Returns if the dependency is there, else raises one of our errors."""
+
+CHECK_SECONDS = 3.0
+"""Longest that one check may take; a load balancer asks every few seconds."""
+
+
+@dataclass(slots=True)
+class Readiness:
+    """The dependencies of a service, each with its check."""
+
+    checks: dict[str, Check] = field(default_factory=dict)
+
+    def add(self, name: str, check: Check) -> None:
+        """Ask ``check`` whenever somebody asks whether the service is ready."""
+        self.checks[name] = check
+
+    async def report(self) -> dict[str, Any]:
+        """Every dependency with its state and the milliseconds it took to tell."""
+        results = await asyncio.gather(*(_result(check) for check in self.checks.values()))
+        dependencies = dict(zip(self.checks, results, strict=True))
+        ready = all(result["ready"] for result in results)
+        return {"ready": ready, "dependencies": dependencies}
+
+
+async def _result(check: Check) -> dict[str, Any]:
+    started = time.perf_counter()
+    failure: dict[str, str] = {}
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await check()
+    except UserStreamError as error:
+        failure = {"code": error.code, "detail": error.detail}
+    except TimeoutError:
+        failure = {"code": "timeout", "detail": f"No answer within {CHECK_SECONDS:g} s."}
+    latency = round((time.perf_counter() - started) * 1000, 1)
+    return {"ready": not failure, "latencyMs": latency, **failure}
+
+
+def add_health(app: web.Application, name: str, version: str, readiness: Readiness) -> None:
+    """Serve ``/health``, ``/health/live`` and ``/health/ready``."""
+    started = time.time()
+
+    async def live(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "live"})
+
+    async def ready(_request: web.Request) -> web.Response:
+        report = await readiness.report()
+        return web.json_response(report, status=200 if report["ready"] else 503)
+
+    async def summary(_request: web.Request) -> web.Response:
+        report = await readiness.report()
+        return web.json_response(
+            {
+                "service": name,
+                "version": version,
+                "status": "ready" if report["ready"] else "waiting",
+                "uptimeSeconds": round(time.time() - started),
+                "dependencies": report["dependencies"],
+            }
+        )
+
+    app.router.add_get("/health", summary)
+    app.router.add_get("/health/live", live)
+    app.router.add_get("/health/ready", ready)

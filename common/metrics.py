@@ -1,0 +1,59 @@
+"""All metrics there are; docs/observability.md says what to do about each.
+
+Labels never hold an id, an address or anything a person typed.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+HTTP_REQUESTS = Counter(
+    "userstream_http_requests_total", "Requests answered.", ["method", "route", "status"]
+)
+HTTP_SECONDS = Histogram(
+    "userstream_http_request_seconds",
+    "Time from request to answer.",
+    ["method", "route"],
+    buckets=_LATENCY_BUCKETS,
+)
+DELIVERIES = Counter(
+    "userstream_deliveries_total",
+    "Deliveries settled: acked, retried, dead_lettered; or lost with their channel.",
+    ["queue", "outcome"],
+)
+DELIVERY_SECONDS = Histogram(
+    "userstream_delivery_seconds",
+    "Time from delivery to settlement.",
+    ["queue"],
+    buckets=_LATENCY_BUCKETS,
+)
+DEAD_LETTERS = Counter(
+    "userstream_dead_letters_total", "Messages dead-lettered, by reason.", ["queue", "code"]
+)
+IN_HAND = Gauge("userstream_deliveries_in_hand", "Deliveries taken and not settled.", ["queue"])
+CONSUMER_PAUSED = Gauge(
+    "userstream_consumer_paused", "1 while a neighbour is away and the consumer waits.", ["queue"]
+)
+CONSUMER_PAUSES = Counter(
+    "userstream_consumer_pauses_total", "How often a neighbour was found away.", ["queue", "code"]
+)
+PUBLISHES = Counter(
+    "userstream_publishes_total",
+    "Publishes by what the broker said: confirmed, returned, unavailable.",
+    ["exchange", "outcome"],
+)
+PUBLISH_SECONDS = Histogram(
+    "userstream_publish_seconds",
+    "Time from publish to the broker's confirm.",
+    ["exchange"],
+    buckets=_LATENCY_BUCKETS,
+)
+BROKER_CONNECTED = Gauge(
+    "userstream_broker_connected", "1 while the AMQP connection is usable.", ["purpose"]
+)
+BATCH_SIZE = Histogram(
+    "userstream_batch_size",
+    "Calls that travelled together in one bulk request.",
+    ["call"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
+)

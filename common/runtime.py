@@ -1,0 +1,80 @@
+"""The life of a service process: settings, log, HTTP server, stop."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+from aiohttp import web
+from pydantic import ValidationError
+
+from common.log import configure_logging
+from common.settings import ServiceSettings
+
+log = structlog.get_logger()
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+EXIT_CONFIG = 78
+"""``EX_CONFIG`` of sysexits.h: restarting will not help, a setting has to change."""
+
+REQUEST_SECONDS_AT_STOP = 5.0
+"""How long requests under way may take once the service was told to stop."""
+
+
+def run_service(
+    name: str, settings_class: type[Settings], build_app: Callable[[Settings], web.Application]
+) -> None:
+    """Run a service until SIGTERM or SIGINT; what it is doing is finished first."""
+    settings = _read(name, settings_class)
+    configure_logging(name, settings.log_level, settings.log_format)
+    try:
+        asyncio.run(_serve(name, settings, build_app(settings)))
+    except OSError as error:
+        print(  # noqa: T201 - the last word of a process that can not start
+            f"{name}: can not listen on {settings.bind_address}:{settings.port}: "
+            f"{error.strerror or error}. Set PORT to another port, or stop what holds this one.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error
+
+
+def _read(name: str, settings_class: type[Settings]) -> Settings:
+    """The settings; what is missing or malformed is named, its value is not shown."""
+    try:
+        return settings_class()
+    except ValidationError as error:
+        for item in error.errors(include_input=False, include_url=False):
+            variable = "_".join(str(part) for part in item["loc"]).upper()
+            reason = "is missing" if item["type"] == "missing" else f"is wrong: {item['msg']}"
+            field = settings_class.model_fields.get(str(item["loc"][0]) if item["loc"] else "")
+            meaning = f" ({field.description})" if field and field.description else ""
+            print(f"{name}: {variable or 'a setting'} {reason}.{meaning}", file=sys.stderr)  # noqa: T201
+    except OSError as error:
+        print(f"{name}: a *_FILE setting can not be read: {error}.", file=sys.stderr)  # noqa: T201
+    raise SystemExit(EXIT_CONFIG)
+
+
+async def _serve(name: str, settings: ServiceSettings, app: web.Application) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    # Bodies are never decompressed: a small bomb stays small.
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,
+        shutdown_timeout=REQUEST_SECONDS_AT_STOP,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.bind_address, settings.port).start()
+        log.info("service.started", port=settings.port, name=name)
+        await stopped.wait()
+        log.info("service.stopping")
+    finally:
+        await runner.cleanup()
+    log.info("service.stopped")

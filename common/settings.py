@@ -1,0 +1,129 @@
+"""Settings: environment variables, read once, into a frozen model.
+
+``python -m common.settings sender.settings`` prints a service's ``.env.example``.
+"""
+
+import os
+import sys
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AnyHttpUrl, Field, UrlConstraints
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, Url
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+AmqpUrl = Annotated[Url, UrlConstraints(allowed_schemes=["amqp", "amqps"], host_required=True)]
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """``NAME_FILE`` names a file that holds the value of ``NAME``, as container secrets do."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """The file's content without its last line break."""
+        path = os.environ.get(f"{field_name.upper()}_FILE")
+        return (Path(path).read_text("utf-8").rstrip("\n") if path else None), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """All settings that are given as files."""
+        values = {name: self.get_field_value(field, name)[0] for name, field in self._fields()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _fields(self) -> list[tuple[str, FieldInfo]]:
+        return list(self.settings_cls.model_fields.items())
+
+
+class Section(BaseSettings):
+    """Base of all settings; the docstring below each field becomes its text in the docs."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class ServiceSettings(Section):
+    """What every service can be told; a variable wins over a file, a file over ``.env``."""
+
+    port: int = Field(ge=0, le=65535)
+    """TCP port to listen on."""
+
+    bind_address: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 in a container, where the engine decides who gets in."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severity that is logged."""
+
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """auto: console in a terminal, JSON otherwise."""
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102 - pydantic-settings' own hook
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        module = sys.modules[settings_cls.__module__].__file__ or ""
+        dotenv = DotEnvSettingsSource(settings_cls, env_file=Path(module).with_name(".env"))
+        return init_settings, env_settings, SecretFiles(settings_cls), dotenv
+
+
+class BrokerSettings(Section):
+    """What a service that speaks AMQP can be told."""
+
+    queue_url: AmqpUrl
+    """Where RabbitMQ is, with the service's own user: amqp://user:password@host:5672/%2F"""
+
+    queue_management_url: AnyHttpUrl | None = None
+    """Management API with a monitoring user; where given, bindings and policies are checked too."""
+
+
+class ConsumerSettings(BrokerSettings):
+    """What a service that consumes messages can be told."""
+
+    max_retry_attempts: int = Field(default=3, ge=0)
+    """Retries after the first try, before a message is dead-lettered; at most the route's steps."""
+
+    retry_delay_ms: int = Field(default=5000, ge=1, le=86_400_000)
+    """Milliseconds before the first retry; doubled with each step."""
+
+    prefetch: int = Field(default=100, ge=1, le=10_000)
+    """Deliveries in hand at once. Throughput of a quorum queue levels off from 100 upward."""
+
+    def retry_delays(self, factor: int = 2) -> list[timedelta]:
+        """The waits before each retry, first one first."""
+        first = timedelta(milliseconds=self.retry_delay_ms)
+        return [first * factor**step for step in range(self.max_retry_attempts)]
+
+
+class DatabaseServiceSettings(Section):
+    """What a service that asks database_service can be told."""
+
+    database_service_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:8083")
+    """Base URL of database_service."""
+
+
+def example(settings: type[BaseSettings]) -> str:
+    """The text of ``.env.example``: every variable with its meaning and default."""
+    lines = []
+    for name, field in settings.model_fields.items():
+        lines += [f"# {line}" for line in (field.description or "").splitlines()]
+        required = field.default is PydanticUndefined
+        default = "" if required or field.default is None else field.default
+        lines += [f"{'' if required else '#'}{name.upper()}={_plain(default)}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(example(import_module(sys.argv[1]).Settings))
