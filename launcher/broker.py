@@ -1,0 +1,290 @@
+"""A private RabbitMQ node: own data, ports, cookie and epmd; the system's is left alone."""
+
+import base64
+import hashlib
+import http.client
+import json
+import secrets
+import shutil
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.topology import MONITOR, definitions
+from launcher.errors import LauncherError
+from launcher.ports import HOST
+from launcher.processes import Program, Running, run_briefly, start
+from launcher.rabbitmq_programs import RabbitPrograms
+from rabbitmq.provision import ADMINISTRATOR, provision
+
+CONFIGURATION = Path(__file__).resolve().parent.parent / "rabbitmq"
+"""What compose and the launcher share: rabbitmq.conf, enabled_plugins, definitions.json."""
+
+AMQP_HEADER = b"AMQP\0\0\x09\x01"
+
+FLUSH_TABLES = "[dets:sync(T) || T <- dets:all()]."
+"""Erlang: write to disk which queue lives in which directory.
+
+RabbitMQ does it some seconds later by itself; a node that is killed before loses the
+queue with everything in it (observed on 3.10 to 4.3).
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerPorts:
+    """Where one node and its epmd listen."""
+
+    amqp: int
+    management: int
+    prometheus: int
+    distribution: int
+    epmd: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Broker:
+    """A RabbitMQ node with the project's topology and users, kept below one folder."""
+
+    directory: Path
+    secrets_directory: Path
+    ports: BrokerPorts
+    programs: RabbitPrograms
+    log_directory: Path
+    _epmd: Running | None = field(default=None, init=False)
+    _node: Running | None = field(default=None, init=False)
+
+    def prepare(self) -> None:
+        """Write what the node reads at start. Data and secrets that exist are kept."""
+        imported = self.directory / "definitions"
+        provision(
+            definitions=imported,
+            secrets_directory=self.secrets_directory,
+            host=HOST,
+            port=self.ports.amqp,
+            management_port=self.ports.management,
+        )
+        shutil.copyfile(CONFIGURATION / "definitions.json", imported / "topology.json")
+        shutil.copyfile(CONFIGURATION / "enabled_plugins", self.directory / "enabled_plugins")
+        shared = (CONFIGURATION / "rabbitmq.conf").read_text()
+        (self.directory / "rabbitmq.conf").write_text(f"{shared}\n{self._private_settings()}")
+        cookie = self.directory / ".erlang.cookie"
+        if not cookie.exists():
+            cookie.touch(mode=0o600)
+            cookie.write_text(secrets.token_hex(20))
+
+    def epmd(self) -> Program:
+        """Erlang's port mapper; the node's own, or one that nobody stops would stay behind."""
+        argv = (str(self.programs.epmd), "-port", str(self.ports.epmd), "-address", HOST)
+        return Program(
+            name="epmd",
+            argv=argv,
+            environment=self._environment(),
+            directory=self.directory,
+            log=self.log_directory / "epmd.log",
+            is_ready=lambda: _accepts(self.ports.epmd),
+        )
+
+    def node(self) -> Program:
+        """The broker itself; ready once it talks AMQP, which is after the import."""
+        return Program(
+            name="rabbitmq",
+            argv=(str(self.programs.scripts / "rabbitmq-server"),),
+            environment=self._environment(),
+            directory=self.directory,
+            log=self.log_directory / "rabbitmq.log",
+            is_ready=lambda: speaks_amqp(self.ports.amqp),
+            ready_within=120,
+            stop_within=60,
+        )
+
+    def settle(self) -> None:
+        """Return when the topology is there and survives a crash. To be called before use.
+
+        Raises:
+            LauncherError: The broker left out something; it does so without a word.
+        """
+        self._wait_for_management()
+        if missing := self.missing():
+            raise LauncherError(
+                "RabbitMQ started without a part of its definitions (it ignores in silence what it"
+                " can not import): " + ", ".join(missing) + f".\nSee {self.node().log}"
+            )
+        marker = self.directory / "flushed"
+        imported = (self.directory / "definitions" / "topology.json").read_bytes()
+        digest = hashlib.sha256(imported).hexdigest()
+        if not marker.exists() or marker.read_text() != digest:
+            self.ctl("eval", FLUSH_TABLES)
+            marker.write_text(digest)
+
+    def missing(self) -> list[str]:
+        """What ``common/topology.py`` has and the broker has not, as ``kind name``."""
+        wanted, present = definitions(), self.management("GET", "/api/definitions")
+        return sorted(_named(wanted) - _named(present))
+
+    def start(self) -> None:
+        """Start epmd and the node, and return when they can be used."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        if self._epmd is None or self._epmd.exit_code is not None:
+            self._epmd = start(self.epmd())
+            self._epmd.wait_until_ready()
+        self._node = start(self.node())
+        self._node.wait_until_ready()
+        self.settle()
+
+    def stop(self) -> None:
+        """Stop the node and epmd in good order."""
+        for running in (self._node, self._epmd):
+            if running is not None:
+                running.stop()
+        self._node = self._epmd = None
+
+    def kill(self) -> None:
+        """End the node as a power cut would; ``start`` brings it back with its data."""
+        if self._node is not None:
+            self._node.kill()
+            self._node = None
+
+    def freeze(self) -> None:
+        """Make the node hang without closing anything (SIGSTOP)."""
+        if self._node is not None:
+            self._node.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen node go on."""
+        if self._node is not None:
+            self._node.send(signal.SIGCONT)
+
+    def password(self, user: str) -> str:
+        """The password of a broker user."""
+        return (self.secrets_directory / f"{user}.password").read_text()
+
+    def url(self, user: str = ADMINISTRATOR) -> str:
+        """AMQP URL with the rights of a service, or of the administrator."""
+        return f"amqp://{user}:{self.password(user)}@{HOST}:{self.ports.amqp}/"
+
+    @property
+    def management_url(self) -> str:
+        """The management API and page, without a user."""
+        return f"http://{HOST}:{self.ports.management}"
+
+    @property
+    def monitor_url(self) -> str:
+        """The management API with the user that can only look."""
+        return f"http://{MONITOR}:{self.password(MONITOR)}@{HOST}:{self.ports.management}"
+
+    def management(self, method: str, path: str, body: object = None) -> Any:
+        """Call the management API as administrator and return its JSON.
+
+        Raises:
+            LauncherError: It answered with an error.
+            OSError: It could not be reached.
+        """
+        connection = http.client.HTTPConnection(HOST, self.ports.management, timeout=10)
+        credentials = f"{ADMINISTRATOR}:{self.password(ADMINISTRATOR)}".encode()
+        headers = {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
+        try:
+            connection.request(method, path, json.dumps(body), headers)
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        if response.status >= http.HTTPStatus.BAD_REQUEST:
+            raise LauncherError(f"{method} {path}: {response.status} {content.decode()}")
+        return json.loads(content) if content else None
+
+    def ctl(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` on this node and return what it prints (0.4 s and more)."""
+        argv = [str(self.programs.scripts / "rabbitmqctl"), *arguments]
+        return run_briefly(argv, environment=self._environment(), directory=self.directory)
+
+    def purge(self) -> None:
+        """Empty every queue of the topology."""
+        for queue in definitions()["queues"]:  # type: ignore[attr-defined] # plain JSON
+            self.management("DELETE", f"/api/queues/%2F/{queue['name']}/contents")
+
+    def _wait_for_management(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.management("GET", "/api/overview")
+            except (OSError, http.client.HTTPException, LauncherError) as error:
+                if time.monotonic() > deadline:
+                    raise LauncherError(f"RabbitMQ's management API: {error}") from error
+                time.sleep(0.1)
+            else:
+                return
+
+    def _environment(self) -> dict[str, str]:
+        """All that the node and rabbitmqctl get; enough to keep the system's files out."""
+        return {
+            "LANG": "C.UTF-8",
+            "HOME": str(self.directory),
+            **self.programs.environment,
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_NODENAME": f"userstream-{self.ports.distribution}@localhost",
+            "RABBITMQ_DIST_PORT": str(self.ports.distribution),
+            "ERL_EPMD_PORT": str(self.ports.epmd),
+            "ERL_EPMD_ADDRESS": HOST,
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
+            "RABBITMQ_LOG_BASE": str(self.log_directory),
+            # Without it other machines can reach the port over which nodes talk.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "ERL_CRASH_DUMP": str(self.directory / "erl_crash.dump"),
+            # The wrapper script becomes the node instead of waiting for it, so that the
+            # process id and the exit code are the node's.
+            "detached": "1",
+        }
+
+    def _private_settings(self) -> str:
+        return f"""# This node's own.
+definitions.local.path = {self.directory / "definitions"}
+listeners.tcp.1 = {HOST}:{self.ports.amqp}
+management.tcp.ip = {HOST}
+management.tcp.port = {self.ports.management}
+prometheus.tcp.ip = {HOST}
+prometheus.tcp.port = {self.ports.prometheus}
+log.console = true
+log.file = false
+"""
+
+
+def speaks_amqp(port: int) -> bool:
+    """Whether a broker there is open for business: it answers the protocol's greeting."""
+    try:
+        with socket.create_connection((HOST, port), timeout=1) as connection:
+            connection.sendall(AMQP_HEADER)
+            return connection.recv(1) == b"\x01"  # a method frame: connection.start
+    except OSError:
+        return False
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection((HOST, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _named(definition: Any) -> set[str]:
+    """A definitions document as a set of comparable lines."""
+    bindings = {
+        f"binding {each['source']} -> {each['destination']} [{each['routing_key']}]"
+        for each in definition["bindings"]
+    }
+    policies = {
+        f"policy {each['name']} {json.dumps(each['definition'], sort_keys=True)}"
+        for each in definition["policies"]
+    }
+    plain = {
+        f"{kind[:-1]} {each['name']}"
+        for kind in ("exchanges", "queues")
+        for each in definition[kind]
+    }
+    return bindings | policies | plain

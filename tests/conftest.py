@@ -1,0 +1,57 @@
+"""What every test may ask for: a real broker and a real database.
+
+``broker`` and ``postgres`` start once per session (per xdist worker) and last to its end;
+``empty_broker`` and ``database_dsn`` give one test a clean one.
+"""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from tests.backends import TestBroker, TestPostgres, running_broker, running_postgres
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
+    """RabbitMQ with the topology and one user per service; queues as the last test left them."""
+    with running_broker(tmp_path_factory.mktemp("rabbitmq"), worker=_worker()) as running:
+        yield running
+
+
+@pytest.fixture
+def empty_broker(broker: TestBroker) -> TestBroker:
+    """The broker with every queue empty."""
+    broker.purge()
+    return broker
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestPostgres]:
+    """PostgreSQL, without tables."""
+    with running_postgres(tmp_path_factory.mktemp("postgres"), worker=_worker()) as running:
+        yield running
+
+
+@pytest.fixture
+async def database_dsn(postgres: TestPostgres) -> AsyncIterator[str]:
+    """A new, empty database for one test; gone after it."""
+    name = f"test_{uuid4().hex[:12]}"
+    await _execute(postgres, f"CREATE DATABASE {name}")
+    yield postgres.dsn_of(name)
+    await _execute(postgres, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+async def _execute(postgres: TestPostgres, statement: str) -> None:
+    connection = await asyncpg.connect(postgres.dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def _worker() -> int:
+    """Number of this xdist worker, 0 without xdist."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

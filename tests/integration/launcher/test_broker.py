@@ -1,0 +1,69 @@
+"""The private broker as the launcher makes it."""
+
+import aio_pika
+import pytest
+from aiormq.exceptions import ChannelAccessRefused
+
+from common.topology import BROKER_USERS, USER_REGISTRATION, definitions
+from tests.backends import TestBroker, queue_names
+
+
+def test_broker_has_the_whole_topology(broker: TestBroker) -> None:
+    queues = {queue["name"]: queue for queue in broker.management("GET", "/api/queues")}
+
+    assert set(queues) == set(queue_names())
+    assert {queue["type"] for queue in queues.values()} == {"quorum"}
+    policies = {policy["name"]: policy for policy in broker.management("GET", "/api/policies")}
+    assert list(policies) == sorted(policy["name"] for policy in definitions()["policies"])  # type: ignore[attr-defined]
+
+
+async def test_broker_lets_the_frontend_publish_registrations(empty_broker: TestBroker) -> None:
+    connection = await aio_pika.connect(empty_broker.url("frontend"))
+    async with connection:
+        channel = await connection.channel(on_return_raises=True)
+        exchange = await channel.get_exchange(USER_REGISTRATION.name, ensure=False)
+
+        confirmed = await exchange.publish(aio_pika.Message(b"{}"), routing_key="any")
+
+    assert confirmed is not None
+
+
+async def test_broker_lets_no_service_declare_anything(broker: TestBroker) -> None:
+    for service in BROKER_USERS:
+        connection = await aio_pika.connect(broker.url(service))
+        async with connection:
+            channel = await connection.channel()
+            with pytest.raises(ChannelAccessRefused):
+                await channel.declare_queue("intruder", durable=True)
+
+
+async def test_broker_keeps_confirmed_messages_when_killed_right_after_its_first_start(
+    empty_broker: TestBroker,
+) -> None:
+    connection = await aio_pika.connect(empty_broker.url("frontend"))
+    async with connection:
+        channel = await connection.channel(on_return_raises=True)
+        exchange = await channel.get_exchange(USER_REGISTRATION.name, ensure=False)
+        for _ in range(100):
+            await exchange.publish(
+                aio_pika.Message(b"{}", delivery_mode=aio_pika.DeliveryMode.PERSISTENT), "any"
+            )
+
+        empty_broker.kill()
+    empty_broker.start()
+
+    connection = await aio_pika.connect(empty_broker.url("queue_receiver"))
+    async with connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue(USER_REGISTRATION.queue, ensure=False)
+        for _ in range(100):
+            await queue.get(no_ack=True)
+
+
+def test_broker_listens_on_loopback_only(broker: TestBroker) -> None:
+    if broker.native is None:
+        pytest.skip("only the launcher's own broker is bound to loopback")
+
+    listeners = broker.management("GET", "/api/overview")["listeners"]
+
+    assert {listener["ip_address"] for listener in listeners} == {"127.0.0.1"}

@@ -1,0 +1,38 @@
+"""The private database server as the launcher makes it."""
+
+import asyncio
+
+import asyncpg
+
+from tests.backends import TestPostgres
+
+
+async def test_postgres_keeps_committed_rows_when_killed(
+    postgres: TestPostgres, database_dsn: str
+) -> None:
+    connection = await asyncpg.connect(database_dsn)
+    await connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+
+    postgres.kill()
+    await asyncio.to_thread(postgres.start)
+
+    connection.terminate()
+    connection = await asyncpg.connect(database_dsn)
+    assert await connection.fetchval("SELECT one FROM kept") == 1
+    await connection.close()
+
+
+async def test_postgres_gives_the_services_role_no_more_than_its_database(
+    postgres: TestPostgres,
+) -> None:
+    connection = await asyncpg.connect(postgres.dsn)
+
+    superuser = await _is_superuser(connection)
+
+    await connection.close()
+    assert superuser is False
+
+
+async def _is_superuser(connection: asyncpg.Connection) -> bool:
+    superuser = await connection.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = user")
+    return bool(superuser)
