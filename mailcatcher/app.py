@@ -1,0 +1,95 @@
+"""Builds the mail catcher. The only place where its parts meet."""
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from mailcatcher import api, pages
+from mailcatcher.settings import Settings
+from mailcatcher.smtp import CatchingSMTP, MailHandler
+from mailcatcher.store import MailStore
+
+REQUEST_LIMIT = 16 * 1024 * 1024
+"""Bytes of a request's body: room for a list of all ids to delete."""
+
+SHUTDOWN_GRACE = 2.0
+"""Seconds open requests get to end."""
+
+
+class PortTakenError(Exception):
+    """Another program listens where the settings say; starting again will not help."""
+
+
+def build_web(store: MailStore, settings: Settings) -> web.Application:
+    """The page and the API, not yet started."""
+    app = web.Application(client_max_size=REQUEST_LIMIT)
+    app[api.STORE] = store
+    app[pages.LISTENERS] = set()
+    app[pages.TEMPLATES] = pages.load_templates(
+        smtp_host=str(settings.bind_address), smtp_port=settings.mailcatcher_smtp_port
+    )
+    app.add_routes(api.routes)
+    app.add_routes(pages.routes)
+    app.router.add_static("/static", Path(__file__).parent / "static")
+    app.on_response_prepare.append(pages.set_security_headers)
+    app.on_shutdown.append(pages.end_streams)
+    return app
+
+
+@asynccontextmanager
+async def catching(settings: Settings) -> AsyncIterator[MailStore]:
+    """Receive mails and show them, for as long as the context is open.
+
+    Raises:
+        PortTakenError: One of the two ports is in use.
+        OSError: The folder of the mails can not be made or written.
+    """
+    store = MailStore(settings.mailcatcher_dir, keep=settings.mailcatcher_keep)
+    store.open()
+    async with _receiving(store, settings), _showing(store, settings):
+        yield store
+
+
+@asynccontextmanager
+async def _receiving(store: MailStore, settings: Settings) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    handler = MailHandler(store)
+    host, port = str(settings.bind_address), settings.mailcatcher_smtp_port
+    with _naming_the_port(port, "MAILCATCHER_SMTP_PORT"):
+        server = await loop.create_server(lambda: CatchingSMTP(handler, loop=loop), host, port)
+    try:
+        yield
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def _showing(store: MailStore, settings: Settings) -> AsyncIterator[None]:
+    runner = web.AppRunner(
+        build_web(store, settings), access_log=None, shutdown_timeout=SHUTDOWN_GRACE
+    )
+    await runner.setup()
+    host, port = str(settings.bind_address), settings.mailcatcher_web_port
+    try:
+        with _naming_the_port(port, "MAILCATCHER_WEB_PORT"):
+            await web.TCPSite(runner, host, port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@contextmanager
+def _naming_the_port(port: int, setting: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise PortTakenError(
+            f"port {port} is in use: stop what listens there, or set {setting} to a free port"
+        ) from error

@@ -1,0 +1,165 @@
+"""Reads what is inside a mail: its text, its HTML and what hangs on it."""
+
+import email
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message as Part
+from html.parser import HTMLParser
+
+from mailcatcher.headers import clean, decode_words
+
+_SPACE = re.compile(r"[\s\ufeff]+")
+_PART_LIMIT = 1000
+"""Parts looked at; a mail of more is a test of our patience."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A part of a mail that is neither its text nor its HTML."""
+
+    part_id: str
+    """Its place in the walk through the mail, from 1."""
+    file_name: str
+    content_type: str
+    content_id: str
+    inline: bool
+    """Shown within the HTML, not offered beside it."""
+    content: bytes
+
+    def checksum(self, algorithm: str) -> str:
+        """Hexadecimal digest of the content."""
+        return hashlib.new(algorithm, self.content, usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A mail, decoded."""
+
+    text: str
+    """The plain text; where the mail has none, the words of its HTML."""
+    html: str
+    attachments: tuple[Attachment, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What a reader sees, on one line: for searches and snippets."""
+        return squeeze(strip_html(self.html) if self.html else self.text)
+
+    def snippet(self, limit: int = 200) -> str:
+        """The first ``limit`` characters of ``words``."""
+        words = self.words
+        return words if len(words) <= limit else f"{words[:limit]}..."
+
+
+def read_content(raw: bytes) -> Content:
+    """Decode a mail. Of one that makes no sense, whatever can be shown: never an error."""
+    try:
+        return _read_parts(email.message_from_bytes(raw))
+    except Exception:  # noqa: BLE001 - broken MIME makes the parser raise nearly anything
+        return Content(text=clean(_body_of(raw).decode("utf-8", "replace")), html="")
+
+
+def squeeze(text: str) -> str:
+    """Make every run of white space one blank."""
+    return _SPACE.sub(" ", text).strip()
+
+
+def strip_html(html: str) -> str:
+    """The words of a page, without its scripts and styles."""
+    reader = _Words()
+    try:
+        reader.feed(html)
+        reader.close()
+    except (AssertionError, ValueError):  # what html.parser raises on a broken declaration
+        return "".join(reader.words) or html
+    return "".join(reader.words)
+
+
+def _read_parts(mail: Part) -> Content:
+    texts: list[str] = []
+    pages: list[str] = []
+    attachments: list[Attachment] = []
+    for number, part in _leaves(mail):
+        shown = _shown_as(part)
+        if shown == "text/plain":
+            texts.append(_decode(part))
+        elif shown == "text/html":
+            pages.append(_decode(part))
+        else:
+            attachments.append(_attachment(number, part))
+    html = "\n".join(pages)
+    return Content(
+        text="\n".join(texts) if texts else squeeze(strip_html(html)),
+        html=html,
+        attachments=tuple(attachments),
+    )
+
+
+def _shown_as(part: Part) -> str | None:
+    """The type of a part that is the mail's own text; None of one that hangs on it."""
+    if part.get_content_disposition() == "attachment" or part.get_filename():
+        return None
+    return part.get_content_type()
+
+
+def _leaves(mail: Part) -> Iterator[tuple[int, Part]]:
+    for number, part in zip(range(_PART_LIMIT), mail.walk(), strict=False):
+        if not part.is_multipart():
+            yield number, part
+
+
+def _attachment(number: int, part: Part) -> Attachment:
+    content_id = str(part.get("Content-ID", "")).strip("<> ")
+    payload = part.get_payload(decode=True)
+    return Attachment(
+        part_id=str(number),
+        file_name=clean(decode_words(part.get_filename() or "")),
+        content_type=clean(part.get_content_type()),
+        content_id=clean(content_id),
+        inline=part.get_content_disposition() == "inline"
+        or (bool(content_id) and part.get_content_disposition() is None),
+        content=payload if isinstance(payload, bytes) else b"",
+    )
+
+
+def _decode(part: Part) -> str:
+    payload = part.get_payload(decode=True)
+    if not isinstance(payload, bytes):
+        return ""
+    try:
+        return clean(payload.decode(part.get_content_charset() or "utf-8", "replace"))
+    except (LookupError, ValueError):  # a charset that does not exist, or is no charset
+        return payload.decode("utf-8", "replace")
+
+
+def _body_of(raw: bytes) -> bytes:
+    head, separator, body = raw.partition(b"\r\n\r\n")
+    return body if separator else head
+
+
+class _Words(HTMLParser):
+    """Collects the text between the tags."""
+
+    _SILENT = frozenset({"script", "style", "head", "title"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.words: list[str] = []
+        self._silent_in: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        if tag in self._SILENT:
+            self._silent_in.append(tag)
+        else:
+            self.words.append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._silent_in:
+            del self._silent_in[self._silent_in.index(tag) :]
+        self.words.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent_in:
+            self.words.append(data)
