@@ -117,6 +117,20 @@ class NeighbourTimeoutError(TransientError):
     code = "neighbour_timeout"
 
 
+class StorageError(TransientError):
+    """A file can not be written or read; the system's reason is in the detail."""
+
+    code = "storage_failed"
+    title = "A file can not be written or read"
+
+
+class NoSpaceError(StorageError):
+    """The disk that holds the reports is full."""
+
+    code = "no_space"
+    title = "There is no space left for the file"
+
+
 class MailDeferredError(TransientError):
     """The mail server answered 4yz: try again later (RFC 5321, 4.2.1)."""
 
@@ -198,6 +212,22 @@ class ConflictError(PermanentError):
     code = "conflict"
     http_status = 409
     title = "That can not be done in the present state"
+
+
+class GoneError(PermanentError):
+    """It was there, and was removed."""
+
+    code = "gone"
+    http_status = 410
+    title = "That is no longer here"
+
+
+class RangeNotSatisfiableError(PermanentError):
+    """The part that was asked for lies beyond the end (RFC 9110, 15.5.17)."""
+
+    code = "range_not_satisfiable"
+    http_status = 416
+    title = "There is no such part"
 
 
 class StaleError(PermanentError):

@@ -1,0 +1,233 @@
+"""Asks database_service; calls made at the same time travel together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self, TypeVar
+from uuid import UUID
+
+import aiohttp
+from pydantic import AnyHttpUrl, BaseModel, ValidationError
+from yarl import URL
+
+from common.coalesce import Coalescer
+from common.context import outgoing_headers
+from common.contracts.notifications import (
+    ClaimRequest,
+    ClaimRequests,
+    ClaimResult,
+    ClaimResults,
+    DeliveryOutcomeOf,
+    DeliveryOutcomes,
+    Notification,
+    OutcomeResult,
+    OutcomeResults,
+)
+from common.contracts.registrations import (
+    MAX_BULK,
+    Journey,
+    RegistrationsToStore,
+    RegistrationToStore,
+    StoredRegistration,
+    StoredRegistrations,
+)
+from common.contracts.reports import (
+    ReportList,
+    ReportListQuery,
+    ReportRecord,
+    ReportRecordRequest,
+    ReportRecordUpdate,
+    UserReportQuery,
+)
+from common.errors import (
+    DatabaseServiceUnavailableError,
+    NeighbourError,
+    NeighbourTimeoutError,
+    PermanentError,
+    UserStreamError,
+)
+
+REQUEST_SECONDS = 10.0
+"""Longest wait for an answer; a bulk store of 500 takes some 10 ms."""
+
+READINESS_SECONDS = 2.0
+"""Longest wait for the neighbour's word on whether it can work at all."""
+
+STREAM_SILENCE_SECONDS = 60.0
+"""Longest pause between two pieces of a streamed report."""
+
+CHUNK_BYTES = 64 * 1024
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class DatabaseClient:
+    """One HTTP session with database_service."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._store = Coalescer(self._store_all, name="registrations", max_items=MAX_BULK)
+        self._claim = Coalescer(self._claim_all, name="claims", max_items=MAX_BULK)
+        self._record = Coalescer(self._record_all, name="outcomes", max_items=MAX_BULK)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: AnyHttpUrl | str) -> AsyncIterator[Self]:
+        """A client of the database_service at ``url``; nothing is connected yet."""
+        async with aiohttp.ClientSession(
+            base_url=URL(str(url).rstrip("/") + "/"),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0),
+        ) as session:
+            yield cls(session)
+
+    async def check(self) -> None:
+        """Raise DatabaseServiceUnavailableError unless it calls itself ready."""
+        if not await self._is_ready():
+            raise DatabaseServiceUnavailableError("database_service does not call itself ready.")
+
+    # -- registrations ----------------------------------------------------------------------
+
+    async def store(self, registration: RegistrationToStore) -> StoredRegistration:
+        """Store a registration exactly once; the same id again gets the same answer."""
+        return await self._store(registration)
+
+    async def select_journey(self, registration_id: UUID) -> Journey:
+        """How far a registration has come."""
+        return await self._get(f"api/registrations/{registration_id}", Journey)
+
+    async def _store_all(self, items: list[RegistrationToStore]) -> list[StoredRegistration]:
+        body = RegistrationsToStore.model_construct(registrations=items)
+        return (
+            await self._send("POST", "api/registrations/bulk", body, StoredRegistrations)
+        ).results
+
+    # -- notifications ----------------------------------------------------------------------
+
+    async def claim(self, request: ClaimRequest) -> ClaimResult:
+        """Ask for the right to send a mail, or renew it."""
+        return await self._claim(request)
+
+    async def record_outcome(self, outcome: DeliveryOutcomeOf) -> bool:
+        """Say how an attempt ended; False if the lease had passed to another sender."""
+        return (await self._record(outcome)).recorded
+
+    async def select_notification(self, notification_id: UUID) -> Notification:
+        """How a notification stands. Raises NotFoundError."""
+        return await self._get(f"api/notifications/{notification_id}", Notification)
+
+    async def _claim_all(self, items: list[ClaimRequest]) -> list[ClaimResult]:
+        body = ClaimRequests.model_construct(claims=items)
+        return (await self._send("POST", "api/notifications/claims", body, ClaimResults)).results
+
+    async def _record_all(self, items: list[DeliveryOutcomeOf]) -> list[OutcomeResult]:
+        body = DeliveryOutcomes.model_construct(outcomes=items)
+        return (
+            await self._send("POST", "api/notifications/outcomes", body, OutcomeResults)
+        ).results
+
+    # -- reports ----------------------------------------------------------------------------
+
+    async def insert_report(self, report: ReportRecordRequest) -> ReportRecord:
+        """Record that a report was requested; the same id again changes nothing."""
+        return await self._send("POST", "api/reports", report, ReportRecord)
+
+    async def update_report(self, report_id: UUID, update: ReportRecordUpdate) -> ReportRecord:
+        """Record what became of a report."""
+        return await self._send("PUT", f"api/reports/{report_id}", update, ReportRecord)
+
+    async def select_report(self, report_id: UUID) -> ReportRecord:
+        """The record of a report. Raises NotFoundError."""
+        return await self._get(f"api/reports/{report_id}", ReportRecord)
+
+    async def select_reports(self, query: ReportListQuery) -> ReportList:
+        """A page of reports, newest first."""
+        parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return await self._get("api/reports", ReportList, parameters)
+
+    async def stream_users(self, query: UserReportQuery) -> AsyncIterator[bytes]:
+        """The report's text, piece by piece; ends only when it is whole."""
+        parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=STREAM_SILENCE_SECONDS)
+        try:
+            async with self._session.get(
+                "api/users/report",
+                params=_texts(parameters),
+                headers=outgoing_headers(),
+                timeout=timeout,
+            ) as response:
+                await _raise_for(response)
+                async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                    yield chunk
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise DatabaseServiceUnavailableError("The stream of users broke off.") from error
+
+    # -- HTTP -------------------------------------------------------------------------------
+
+    async def _get(
+        self, path: str, answer: type[Model], parameters: dict[str, object] | None = None
+    ) -> Model:
+        return await self._ask("GET", path, None, answer, _texts(parameters or {}))
+
+    async def _send(self, method: str, path: str, body: BaseModel, answer: type[Model]) -> Model:
+        data = body.model_dump_json(by_alias=True, exclude_none=True).encode()
+        return await self._ask(method, path, data, answer, {})
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        answer: type[Model],
+        parameters: dict[str, str],
+    ) -> Model:
+        headers = outgoing_headers() | ({"Content-Type": "application/json"} if data else {})
+        try:
+            async with self._session.request(
+                method, path, data=data, params=parameters, headers=headers
+            ) as response:
+                await _raise_for(response)
+                return answer.model_validate_json(await response.read())
+        except TimeoutError as error:
+            raise await self._slow_or_away() from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise DatabaseServiceUnavailableError(
+                f"database_service can not be reached: {type(error).__name__}."
+            ) from error
+        except ValidationError as error:
+            raise NeighbourError("database_service answered something unexpected.") from error
+
+    async def _slow_or_away(self) -> UserStreamError:
+        """A time-out counts as an outage only if the neighbour does not call itself ready."""
+        if await self._is_ready():
+            return NeighbourTimeoutError(f"No answer within {REQUEST_SECONDS:g} s.")
+        return DatabaseServiceUnavailableError("database_service does not answer.")
+
+    async def _is_ready(self) -> bool:
+        timeout = aiohttp.ClientTimeout(total=READINESS_SECONDS)
+        try:
+            async with self._session.get("health/ready", timeout=timeout) as response:
+                return response.status == 200  # noqa: PLR2004
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return False
+
+
+def _texts(parameters: dict[str, object]) -> dict[str, str]:
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in parameters.items()
+    }
+
+
+async def _raise_for(response: aiohttp.ClientResponse) -> None:
+    """Raise the neighbour's problem as the error it was there."""
+    if response.status < 400:  # noqa: PLR2004
+        return
+    detail, code = "", ""
+    if response.content_type == "application/problem+json":
+        document = await response.json(content_type=None)
+        detail, code = str(document.get("detail", "")), str(document.get("code", ""))
+    if response.status == 503:  # noqa: PLR2004
+        raise DatabaseServiceUnavailableError(detail)
+    if response.status >= 500:  # noqa: PLR2004
+        raise NeighbourError(f"database_service answered {response.status}. {detail}")
+    raise UserStreamError.by_code.get(code, PermanentError)(detail)

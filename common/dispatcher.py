@@ -1,0 +1,167 @@
+"""Decides what becomes of a delivery; the only code that does.
+
+| outcome of the handler                | what happens                                        |
+|---------------------------------------|-----------------------------------------------------|
+| returns                               | ack                                                 |
+| body is not the contract              | to the dead letters with a reason, confirmed, ack   |
+| ``PermanentError``                    | to the dead letters with its code, confirmed, ack   |
+| ``UnavailableError`` of a neighbour   | held by the consumer, which pauses; nothing counted |
+| any other error                       | to the next retry step, confirmed, ack; after the   |
+|                                       | last one to the dead letters                        |
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import structlog
+
+from common import metrics
+from common.contracts.base import Contract
+from common.envelope import ATTEMPT, FIRST_SEEN, TRACEPARENT, Delivery, Envelope, read
+from common.errors import PermanentError, UnavailableError, UserStreamError
+from common.publisher import Publisher
+from common.topology import Route
+
+log = structlog.get_logger()
+
+Handler = Callable[[Envelope[Any]], Awaitable[None]]
+Handlers = Mapping[type[Contract], Handler]
+"""Which handler takes which contract; the first stands for messages that name no type."""
+
+
+class Outcome(StrEnum):
+    """Where a delivery went; in each case it can be acknowledged now."""
+
+    HANDLED = "handled"
+    RETRIED = "retried"
+    DEAD_LETTERED = "dead_lettered"
+
+
+class Dispatcher:
+    """Hands deliveries of one route to their handlers and deals with what those raise."""
+
+    def __init__(
+        self,
+        *,
+        service: str,
+        handlers: Handlers,
+        publisher: Publisher,
+        retry_delays: Sequence[timedelta],
+    ) -> None:
+        self.route = _route_of(handlers)
+        if len(retry_delays) > self.route.retry_steps:
+            raise ValueError(
+                f"MAX_RETRY_ATTEMPTS is {len(retry_delays)}, but {self.route.name} has "
+                f"{self.route.retry_steps} retry steps."
+            )
+        self._service = service
+        self._handlers = handlers
+        self._publisher = publisher
+        self._retry_delays = retry_delays
+
+    async def dispatch(self, delivery: Delivery) -> Outcome:
+        """Handle one delivery; when this returns, it lives on elsewhere or is done.
+
+        Raises:
+            UnavailableError: A neighbour is away; nothing has been decided.
+        """
+        try:
+            envelope = read(delivery, self._handlers, len(self._retry_delays))
+            await self._handlers[type(envelope.data)](envelope)
+        except UnavailableError:
+            raise
+        except PermanentError as error:
+            return await self._dead_letter(delivery, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the message is kept
+            return await self._retry(delivery, error)
+        return Outcome.HANDLED
+
+    async def _retry(self, delivery: Delivery, error: Exception) -> Outcome:
+        known = error if isinstance(error, UserStreamError) else None
+        code = known.code if known else type(error).__name__
+        if delivery.attempt > len(self._retry_delays):
+            return await self._dead_letter(delivery, error)
+        delay = self._retry_delays[delivery.attempt - 1]
+        await self._publisher.send(
+            self.route.retry_step(delivery.attempt),
+            delivery.routing_key,
+            delivery.body,
+            properties=_properties(delivery),
+            headers={**_our_headers(delivery), ATTEMPT: delivery.attempt + 1},
+            expiration=delay,
+        )
+        log.warning(
+            "delivery.retried",
+            queue=self.route.queue,
+            code=code,
+            attempt=delivery.attempt,
+            delay_seconds=delay.total_seconds(),
+            exc_info=None if known else error,
+        )
+        return Outcome.RETRIED
+
+    async def _dead_letter(self, delivery: Delivery, error: Exception) -> Outcome:
+        known = error if isinstance(error, UserStreamError) else None
+        code = known.code if known else "unexpected_error"
+        await self._publisher.send(
+            self.route.dead_letter_exchange,
+            delivery.routing_key,
+            delivery.body,
+            properties=_properties(delivery),
+            headers={
+                **_our_headers(delivery),
+                ATTEMPT: delivery.attempt,
+                "x-error-code": code,
+                "x-error-detail": known.detail if known else type(error).__name__,
+                "x-attempts": delivery.attempt,
+                "x-failed-service": self._service,
+                "x-original-routing-key": delivery.routing_key,
+            },
+        )
+        metrics.DEAD_LETTERS.labels(self.route.queue, code).inc()
+        log.error(
+            "delivery.dead_lettered",
+            queue=self.route.queue,
+            code=code,
+            attempts=delivery.attempt,
+            exc_info=None if known else error,
+        )
+        return Outcome.DEAD_LETTERED
+
+
+def _route_of(handlers: Handlers) -> Route:
+    routes = {contract.route for contract in handlers}
+    if len(routes) != 1:
+        raise ValueError("A consumer reads exactly one route.")
+    return routes.pop()
+
+
+def _properties(delivery: Delivery) -> dict[str, Any]:
+    """What a republished message keeps; ``user_id`` and the like would close the channel."""
+    texts = {
+        "message_id": str(delivery.id),
+        "correlation_id": delivery.correlation_id,
+        "type": delivery.type,
+        "content_type": delivery.content_type,
+        "content_encoding": delivery.content_encoding,
+        "app_id": delivery.app_id,
+    }
+    kept: dict[str, Any] = {key: value for key, value in texts.items() if isinstance(value, str)}
+    if isinstance(delivery.timestamp, datetime):
+        kept["timestamp"] = delivery.timestamp
+    return kept
+
+
+def _our_headers(delivery: Delivery) -> dict[str, Any]:
+    """Ours only: with a kept ``x-death`` the broker drops the message as a cycle."""
+    first_seen = delivery.headers.get(FIRST_SEEN)
+    headers = {
+        FIRST_SEEN: first_seen
+        if isinstance(first_seen, str)
+        else datetime.now(UTC).isoformat(timespec="milliseconds")
+    }
+    if delivery.traceparent:
+        headers[TRACEPARENT] = delivery.traceparent
+    return headers

@@ -1,0 +1,141 @@
+"""A message with what AMQP says about it: how one is written, how any bytes are read."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID, uuid5
+
+from pydantic import ValidationError
+
+from common import strict_json
+from common.context import sane_id, sane_traceparent
+from common.contracts.base import Contract
+from common.errors import MalformedError, TooLargeError, UnknownVersionError
+
+MAX_BODY_BYTES = 64 * 1024
+"""Largest body that is read; the same as over HTTP."""
+
+FOREIGN_IDS = UUID("c0d8e6c4-6d43-5d3e-9a4c-3a4f1f0f9a51")
+"""Namespace of the ids we derive for messages whose own id is no UUID, or missing."""
+
+ATTEMPT = "x-attempt"
+FIRST_SEEN = "x-first-seen"
+TRACEPARENT = "traceparent"
+
+Data_co = TypeVar("Data_co", bound=Contract, covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope(Generic[Data_co]):
+    """A message that was understood."""
+
+    id: UUID
+    """The identity of the work: the same id twice is the same work."""
+
+    correlation_id: str
+    """The request that started it all."""
+
+    data: Data_co
+
+    attempt: int = 1
+    """Which try this is, by our own count; outages are not counted."""
+
+    last_attempt: bool = False
+    """Whether failing once more dead-letters the message."""
+
+    published_at: datetime | None = None
+    """What the publisher says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A message as the broker delivered it: bytes, and claims that are not yet believed."""
+
+    body: bytes
+    routing_key: str
+    message_id: object = None
+    correlation_id: object = None
+    type: object = None
+    content_type: object = None
+    content_encoding: object = None
+    app_id: object = None
+    timestamp: object = None
+    headers: dict[str, Any]
+    redelivered: bool = False
+
+    @property
+    def id(self) -> UUID:
+        """The message's identity, the same for every delivery of the same message."""
+        if not isinstance(self.message_id, str) or not self.message_id:
+            return uuid5(FOREIGN_IDS, self.body.hex())
+        try:
+            return UUID(self.message_id)
+        except ValueError:
+            return uuid5(FOREIGN_IDS, self.message_id)
+
+    @property
+    def attempt(self) -> int:
+        """Our own count of tries: 1 where it is missing or nonsense."""
+        attempt = self.headers.get(ATTEMPT)
+        if isinstance(attempt, int) and not isinstance(attempt, bool) and attempt >= 1:
+            return attempt
+        return 1
+
+    @property
+    def sane_correlation_id(self) -> str:
+        """The correlation id, or the message's own where there is none that may be logged."""
+        return sane_id(self.correlation_id) or str(self.id)
+
+    @property
+    def traceparent(self) -> str:
+        """The trace context, if there is a valid one."""
+        return sane_traceparent(self.headers.get(TRACEPARENT))
+
+
+def read(
+    delivery: Delivery, contracts: Collection[type[Contract]], max_retries: int
+) -> Envelope[Contract]:
+    """The envelope of a delivery; the first contract stands for messages that name no type.
+
+    Raises:
+        TooLargeError: The body is larger than anything we write.
+        UnknownVersionError: The type is none of ``contracts``.
+        MalformedError: The body is not JSON or not the contract.
+    """
+    if len(delivery.body) > MAX_BODY_BYTES:
+        raise TooLargeError(f"{len(delivery.body)} bytes; at most {MAX_BODY_BYTES} are read.")
+    contract = _contract(delivery, contracts)
+    if delivery.content_encoding not in (None, "", "utf-8", "UTF-8", "identity"):
+        raise MalformedError("The body is encoded; only plain UTF-8 is read.")
+    try:
+        data = contract.model_validate(strict_json.loads(delivery.body))
+    except ValidationError as error:
+        # Which fields, never their values: those are personal.
+        raise MalformedError(f"Not a valid {contract.type_name}: {_fields(error)}.") from None
+    published_at = delivery.timestamp
+    return Envelope(
+        id=delivery.id,
+        correlation_id=delivery.sane_correlation_id,
+        data=data,
+        attempt=delivery.attempt,
+        last_attempt=delivery.attempt > max_retries,
+        published_at=published_at.astimezone(UTC) if isinstance(published_at, datetime) else None,
+    )
+
+
+def _contract(delivery: Delivery, contracts: Collection[type[Contract]]) -> type[Contract]:
+    if delivery.type in (None, ""):
+        return next(iter(contracts))
+    for contract in contracts:
+        if contract.type_name == delivery.type:
+            return contract
+    raise UnknownVersionError(
+        f"Read here: {', '.join(contract.type_name for contract in contracts)}."
+    )
+
+
+def _fields(error: ValidationError) -> str:
+    items = error.errors(include_input=False, include_url=False, include_context=False)
+    names = {str(item["loc"][0])[:50] if item["loc"] else "the whole body" for item in items}
+    return ", ".join(sorted(names)[:10])

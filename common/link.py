@@ -1,0 +1,142 @@
+"""One AMQP connection with one channel, opened again whenever it is lost.
+
+Not aio-pika's robust connection: that one restores what it remembers, consumers included,
+behind our back; here a new channel is always set up by the same code as the first.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Self
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+
+from common import metrics
+from common.errors import BrokerUnavailableError, TopologyMissingError, UnavailableError
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 10
+"""A frozen peer is noticed after two to three of these; the default of 60 means 3 minutes."""
+
+CONNECT_SECONDS = 5.0
+"""Longest wait for the broker to accept a connection."""
+
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 5.0
+"""Between attempts to connect: doubling from the first to the longest."""
+
+Setup = Callable[[AbstractChannel], Awaitable[None]]
+
+
+class Link:
+    """Keeps a channel open; ``setup`` prepares each new one before anybody uses it."""
+
+    def __init__(self, url: str, *, service: str, purpose: str, setup: Setup) -> None:
+        self._url = url
+        self._name = f"{service} {purpose}"
+        self._purpose = purpose
+        self._setup = setup
+        self._channel: asyncio.Future[AbstractChannel] = asyncio.Future()
+        self._failure: UnavailableError = BrokerUnavailableError("Not connected yet.")
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start connecting; does not wait for the broker."""
+        self._task = asyncio.create_task(self._keep_open(), name=f"link {self._name}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connection; what was not acknowledged is delivered again elsewhere."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def channel(self) -> AbstractChannel:
+        """The open channel; waits for one, so bound it with a deadline."""
+        return await asyncio.shield(self._channel)
+
+    async def check(self) -> None:
+        """Raise what keeps the link from being usable, if anything does."""
+        if not self._channel.done():
+            raise self._failure
+
+    @property
+    def failure(self) -> UnavailableError:
+        """Why there was no channel when there was none."""
+        return self._failure
+
+    async def _keep_open(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._run_once()
+                pause = FIRST_PAUSE_SECONDS
+            except UnavailableError as error:
+                self._fail(error)
+            except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
+                # aiormq raises RuntimeErrors of its own for channels that went away.
+                self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    async def _run_once(self) -> None:
+        """Connect, hand out the channel, return when it is lost."""
+        connection = await aio_pika.connect(
+            self._url,
+            timeout=CONNECT_SECONDS,
+            heartbeat=HEARTBEAT_SECONDS,
+            client_properties={"connection_name": self._name},
+        )
+        async with connection:
+            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._setup(channel)
+            self._channel.set_result(channel)
+            metrics.BROKER_CONNECTED.labels(self._purpose).set(1)
+            log.info("broker.connected", purpose=self._purpose)
+            try:
+                await channel.closed()
+            finally:
+                self._channel = asyncio.Future()
+                metrics.BROKER_CONNECTED.labels(self._purpose).set(0)
+        self._fail(BrokerUnavailableError("The connection to the broker was lost."))
+
+    def _fail(self, failure: UnavailableError) -> None:
+        if (failure.code, failure.detail) != (self._failure.code, self._failure.detail):
+            log.warning("broker.unavailable", purpose=self._purpose, reason=failure.detail)
+        self._failure = failure
+
+
+async def check_topology(
+    channel: AbstractChannel, *, exchanges: Sequence[str] = (), queues: Sequence[str] = ()
+) -> None:
+    """Make sure that exchanges and queues exist, by passive declaration.
+
+    Raises:
+        TopologyMissingError: Names the first that does not; the channel is closed then.
+    """
+    for kind, names in (("exchange", exchanges), ("queue", queues)):
+        for name in names:
+            try:
+                if kind == "exchange":
+                    await channel.get_exchange(name, ensure=True)
+                else:
+                    await channel.get_queue(name, ensure=True)
+            except ChannelNotFoundEntity as error:
+                raise TopologyMissingError(
+                    f"The {kind} {name} does not exist. Import rabbitmq/definitions.json."
+                ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The kind of failure; never the URL, which holds a password."""
+    return (
+        error.strerror or type(error).__name__
+        if isinstance(error, OSError)
+        else type(error).__name__
+    )

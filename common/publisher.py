@@ -1,0 +1,157 @@
+"""Publishes messages: persistent, mandatory, confirmed, within a deadline."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
+
+from common import metrics
+from common.context import current
+from common.contracts.base import Contract
+from common.envelope import TRACEPARENT
+from common.errors import BrokerUnavailableError, UnroutableError
+from common.link import Link, check_topology
+
+CONFIRM_SECONDS = 5.0
+"""Longest wait for a confirm. What times out may still arrive later: it was not promised."""
+
+CHANNEL_SECONDS = 1.0
+"""Longest wait for a lost connection to come back before giving up on this message."""
+
+BLOCKED_SECONDS = 0.05
+"""Longest wait for a connection that the broker has blocked (memory or disk alarm)."""
+
+
+class Publisher:
+    """One confirmed channel on a connection of its own: an alarm blocks publishers only."""
+
+    def __init__(
+        self, url: str, *, service: str, exchanges: Sequence[str], queues: Sequence[str]
+    ) -> None:
+        self._service = service
+        self._exchanges = exchanges
+        self._queues = queues
+        self._link = Link(url, service=service, purpose="publish", setup=self._prepare)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, url: str, *, service: str, exchanges: Sequence[str], queues: Sequence[str] = ()
+    ) -> AsyncIterator["Publisher"]:
+        """Start connecting.
+
+        Args:
+            url: AMQP URL with the service's own user.
+            service: Name that messages carry as ``app_id``.
+            exchanges: Everything it will publish to; ready only when all of them exist.
+            queues: Queues that must exist for it to make sense.
+        """
+        publisher = cls(url, service=service, exchanges=exchanges, queues=queues)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(publisher._link)
+            yield publisher
+
+    async def check(self) -> None:
+        """Raise what keeps it from publishing, if anything does."""
+        await self._link.check()
+
+    async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
+        """Publish a message of our own; when this returns, the broker has it on disk.
+
+        Raises:
+            BrokerUnavailableError: No confirm within the deadline: not promised, though it
+                may still arrive; repeat it with the same id.
+            UnroutableError: No queue is bound; the broker has not kept it.
+        """
+        await self.send(
+            data.route.name,
+            data.type_name,
+            data.model_dump_json(by_alias=True, exclude_none=True).encode(),
+            properties={
+                "message_id": str(message_id),
+                "correlation_id": correlation_id,
+                "type": data.type_name,
+                "timestamp": datetime.now(UTC),
+                "app_id": self._service,
+                "content_type": "application/json",
+            },
+            headers={TRACEPARENT: current().traceparent} if current().traceparent else {},
+        )
+
+    async def send(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        *,
+        properties: Mapping[str, Any],
+        headers: Mapping[str, Any],
+        expiration: timedelta | None = None,
+    ) -> None:
+        """Publish bytes; ``publish`` says what is raised."""
+        message = Message(
+            body,
+            headers=dict(headers),
+            delivery_mode=DeliveryMode.PERSISTENT,
+            expiration=expiration,
+            **properties,
+        )
+        started = time.perf_counter()
+        outcome = "unavailable"
+        try:
+            await self._confirmed(exchange, routing_key, message)
+            outcome = "confirmed"
+        except UnroutableError:
+            outcome = "returned"
+            raise
+        finally:
+            metrics.PUBLISHES.labels(exchange, outcome).inc()
+            metrics.PUBLISH_SECONDS.labels(exchange).observe(time.perf_counter() - started)
+
+    async def _confirmed(self, exchange: str, routing_key: str, message: Message) -> None:
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                channel = await self._unblocked_channel()
+                target = await channel.get_exchange(exchange, ensure=False)
+                await target.publish(message, routing_key, mandatory=True)
+        except PublishError as error:
+            raise UnroutableError(
+                f"The exchange {exchange} has no queue bound to it; the message was not kept."
+            ) from error
+        except DeliveryError as error:
+            raise BrokerUnavailableError(
+                "The broker refused the message: a queue is full."
+            ) from error
+        except (AMQPError, OSError, RuntimeError) as error:
+            raise BrokerUnavailableError("The connection broke before the confirm.") from error
+        except TimeoutError as error:
+            raise BrokerUnavailableError(
+                f"The broker did not confirm within {CONFIRM_SECONDS:g} s."
+            ) from error
+
+    async def _unblocked_channel(self) -> AbstractChannel:
+        """The channel, unless the broker blocks us: a message written then arrives as a ghost."""
+        try:
+            async with asyncio.timeout(CHANNEL_SECONDS):
+                channel = await self._link.channel()
+        except TimeoutError as error:
+            raise self._link.failure from error
+        underlay = await channel.get_underlay_channel()
+        try:
+            async with asyncio.timeout(BLOCKED_SECONDS):
+                await underlay.connection.ready()
+        except TimeoutError as error:
+            raise BrokerUnavailableError(
+                "The broker takes no messages: memory or disk alarm."
+            ) from error
+        return channel
+
+    async def _prepare(self, channel: AbstractChannel) -> None:
+        await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
