@@ -1,0 +1,46 @@
+"""What the report generator can be told."""
+
+from pathlib import Path
+
+from pydantic import AnyHttpUrl, Field
+
+from common.contracts.reports import Delimiter, QuoteCharacter
+from common.settings import ConsumerSettings, DatabaseServiceSettings, ServiceSettings
+from report_generator.csv_style import CsvStyle
+
+
+class Settings(ServiceSettings, ConsumerSettings, DatabaseServiceSettings):
+    """Everything that can be set."""
+
+    port: int = Field(default=8084, ge=0, le=65535)
+    """TCP port to listen on."""
+
+    prefetch: int = Field(default=2, ge=1, le=100)
+    """Reports made at once. Each holds a connection of database_service for as long as it runs."""
+
+    public_url: AnyHttpUrl | None = None
+    """Base of the links in mails; without it, this host and PORT."""
+
+    report_output_dir: Path = Path("/reports")
+    """Directory of the files; the same one (a shared volume) for all instances."""
+
+    csv_delimiter: Delimiter = ","
+    """Between the fields: a comma, a semicolon, a tab or a vertical bar."""
+
+    csv_quote_char: QuoteCharacter = '"'
+    """Around fields that need it: a double or a single quote."""
+
+    include_header: bool = True
+    """Whether the first line names the columns."""
+
+    @property
+    def style(self) -> CsvStyle:
+        """How the CSV is written."""
+        return CsvStyle(
+            delimiter=self.csv_delimiter, quote=self.csv_quote_char, header=self.include_header
+        )
+
+    @property
+    def links_from(self) -> str:
+        """Where links begin, without a slash at the end."""
+        return str(self.public_url or f"http://127.0.0.1:{self.port}").rstrip("/")
