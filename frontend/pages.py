@@ -1,0 +1,193 @@
+"""Renders the pages: pure functions from typed values to HTML, over templates in ``templates/``."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+from uuid import UUID
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from common.contracts.registrations import Journey, JourneyStatus
+from common.contracts.rules import (
+    EMAIL_HINT,
+    EMAIL_MAX_LENGTH,
+    EMAIL_PATTERN,
+    NAME_HINT,
+    NAME_MAX_LENGTH,
+    NAME_PATTERN,
+)
+from common.errors import FieldError
+
+NOT_SENT_NOTICE = (
+    "Your registration could not be sent just now, so nothing is promised yet. "
+    "What you typed is still here: please press Register again in a moment."
+)
+"""For the form that comes back with a 503."""
+
+NOT_READABLE_NOTICE = (
+    "The current state can not be read right now. Nothing is lost: what was accepted is kept safe "
+    "and goes on by itself, and so does this page."
+)
+"""For the status page while the database is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormValues:
+    """What the person typed, untouched."""
+
+    name: str = ""
+    surname: str = ""
+    email: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One input: the shared rule, and its words on the page."""
+
+    name: str
+    label: str
+    kind: str
+    autocomplete: str
+    max_length: int
+    """Characters after trimming and NFC."""
+
+    pattern: str
+    """As browsers write it; refuses nothing that the server takes."""
+
+    missing: str
+    mismatch: str
+    note: str = ""
+    """Always visible below the label."""
+
+    @property
+    def too_long(self) -> str:
+        """What to say when there are more than ``max_length`` characters."""
+        return f"Use at most {self.max_length} characters."
+
+
+FIELDS = (
+    Field(
+        name="name",
+        label="First name",
+        kind="text",
+        autocomplete="given-name",
+        max_length=NAME_MAX_LENGTH,
+        pattern=NAME_PATTERN,
+        missing="Enter your first name.",
+        mismatch=NAME_HINT,
+    ),
+    Field(
+        name="surname",
+        label="Surname",
+        kind="text",
+        autocomplete="family-name",
+        max_length=NAME_MAX_LENGTH,
+        pattern=NAME_PATTERN,
+        missing="Enter your surname.",
+        mismatch=NAME_HINT,
+    ),
+    Field(
+        name="email",
+        label="E-mail address",
+        kind="email",
+        autocomplete="email",
+        max_length=EMAIL_MAX_LENGTH,
+        pattern=EMAIL_PATTERN,
+        missing="Enter your e-mail address.",
+        mismatch=EMAIL_HINT,
+        note="Your confirmation goes to this address.",
+    ),
+)
+"""The form, from top to bottom."""
+
+UNREADABLE = "unreadable"
+"""The page's fourth state beside ``JourneyStatus``: the database is away."""
+
+PROGRESS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+    {
+        UNREADABLE: ("done", "waiting", "waiting"),
+        JourneyStatus.PENDING: ("done", "current", "waiting"),
+        JourneyStatus.STORED: ("done", "done", "current"),
+        JourneyStatus.MAILED: ("done", "done", "done"),
+        JourneyStatus.MAIL_FAILED: ("done", "done", "failed"),
+    }
+)
+"""How the steps received, stored and mailed stand in each state; the page's script reads it too."""
+
+
+def render_form(
+    values: FormValues, errors: Sequence[FieldError], nonce: str, notice: str = ""
+) -> str:
+    """The form with what was typed, what is wrong with it, and the nonce it came with."""
+    known = {f"/{field.name}": field for field in FIELDS}
+    return _render(
+        "form.html",
+        fields=FIELDS,
+        values=asdict(values),
+        wrong={
+            known[error.pointer].name: _in_the_forms_words(known[error.pointer], values, error)
+            for error in reversed(errors)  # so that the first word on a field counts
+            if error.pointer in known
+        },
+        refusals=[error.detail for error in errors if error.pointer not in known],
+        nonce=nonce,
+        notice=notice,
+    )
+
+
+def render_status(journey: Journey | None, registration_id: UUID, notice: str = "") -> str:
+    """The journey of a registration; ``None``: it can not be read now."""
+    return _render(
+        "status.html",
+        journey=journey,
+        status=journey.status if journey else UNREADABLE,
+        finished=journey is not None and journey.finished,
+        registration_id=registration_id,
+        progress=dict(PROGRESS),
+        notice=notice or NOT_READABLE_NOTICE,
+        notice_hidden=not notice and journey is not None,
+    )
+
+
+def render_problem(status: int, title: str, detail: str) -> str:
+    """A page for a person in whose browser something went wrong."""
+    return _render("problem.html", status=status, title=title, detail=detail)
+
+
+@cache
+def asset(name: str) -> str:
+    """The URL of a static file; it changes with the content, so caches may keep it for ever."""
+    content = (files("frontend") / "static" / name).read_bytes()
+    return f"/static/{name}?v={hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def _in_the_forms_words(field: Field, values: FormValues, error: FieldError) -> str:
+    """An empty field is asked for by its name; everything else is said well already."""
+    typed: str = getattr(values, field.name)
+    return error.detail if typed.strip() else field.missing
+
+
+def _in_utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%-d %B %Y, %H:%M:%S UTC")
+
+
+def _render(template: str, **context: object) -> str:
+    return _environment().get_template(template).render(context)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("frontend"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["asset"] = asset
+    environment.filters["in_utc"] = _in_utc
+    return environment
