@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 from aiohttp import web
@@ -11,7 +12,7 @@ from aiohttp import web
 from mailcatcher.api import PAGE_SIZE, STORE, find_mail, page_of, search_ids, summary
 from mailcatcher.headers import Headers, all_headers, clean, decode_words, parse_addresses
 from mailcatcher.message import Content, read_content
-from mailcatcher.store import Entry
+from mailcatcher.store import Entry, MailStore
 
 TEMPLATES: web.AppKey[jinja2.Environment] = web.AppKey("templates", jinja2.Environment)
 LISTENERS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("listeners", set)
@@ -131,15 +132,9 @@ async def stream_changes(request: web.Request) -> web.StreamResponse:
         task.add_done_callback(request.app[LISTENERS].discard)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
-    store, seen = request.app[STORE], 0
-    while True:
-        try:
-            async with asyncio.timeout(HEARTBEAT.total_seconds()):
-                seen = await store.wait_beyond(seen)
-            await response.write(f"id: {seen}\ndata: {len(store)}\n\n".encode())
-        except TimeoutError:
-            await response.write(b": still here\n\n")
-        await asyncio.sleep(LIVE_PAUSE.total_seconds())
+    with suppress(ConnectionResetError):  # the page was closed
+        await _write_changes(response, request.app[STORE])
+    return response
 
 
 async def end_streams(app: web.Application) -> None:
@@ -171,6 +166,18 @@ def load_templates(**always: object) -> jinja2.Environment:
     environment.filters["mailboxes"] = _mailboxes
     environment.filters["size"] = _size
     return environment
+
+
+async def _write_changes(response: web.StreamResponse, store: MailStore) -> NoReturn:
+    seen = 0
+    while True:
+        try:
+            async with asyncio.timeout(HEARTBEAT.total_seconds()):
+                seen = await store.wait_beyond(seen)
+            await response.write(f"id: {seen}\ndata: {len(store)}\n\n".encode())
+        except TimeoutError:
+            await response.write(b": still here\n\n")
+        await asyncio.sleep(LIVE_PAUSE.total_seconds())
 
 
 def _render(request: web.Request, template: str, *, status: int = 200, **what: Any) -> web.Response:
