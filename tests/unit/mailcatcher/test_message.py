@@ -1,0 +1,76 @@
+from email.message import EmailMessage
+
+import pytest
+
+from mailcatcher.message import read_content, strip_html
+
+
+def test_content_has_text_html_and_attachments_apart() -> None:
+    mail = EmailMessage()
+    mail.set_content("Schöne Grüße")
+    mail.add_alternative("<p>Sch&ouml;ne <b>Grüße</b></p>", subtype="html")
+    mail.add_attachment(b"a,b\n", maintype="text", subtype="csv", filename="bericht ä.csv")
+
+    content = read_content(mail.as_bytes())
+
+    assert content.text.strip() == "Schöne Grüße"
+    assert "<b>Grüße</b>" in content.html
+    (attachment,) = content.attachments
+    assert (attachment.file_name, attachment.content) == ("bericht ä.csv", b"a,b\n")
+    assert not attachment.inline
+    assert content.snippet() == "Schöne Grüße"
+
+
+def test_pictures_within_the_html_are_inline() -> None:
+    mail = EmailMessage()
+    mail.set_content("<img src='cid:logo@example.org'>", subtype="html")
+    mail.add_related(b"PNG", maintype="image", subtype="png", cid="<logo@example.org>")
+
+    (picture,) = read_content(mail.as_bytes()).attachments
+
+    assert picture.inline
+    assert picture.content_id == "logo@example.org"
+
+
+def test_a_mail_of_html_alone_has_the_words_of_it_as_text() -> None:
+    content = read_content(b"Content-Type: text/html\n\n<style>p{}</style><p>Hello<br>you</p>")
+
+    assert content.text == "Hello you"
+
+
+def test_snippet_is_cut_at_200_characters() -> None:
+    snippet = read_content(b"\n" + b"x" * 500).snippet()
+
+    assert snippet == "x" * 200 + "..."
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x00\xff\xfe",
+        b"Content-Type: text/plain; charset=no-such-charset\n\n\xff caf\xc3\xa9",
+        b'Content-Type: text/plain; charset="\xff"\n\nx',
+        b"Content-Type: text/plain; charset*=utf-7'%FF'%FF\n\nx",
+        b"Content-Type: multipart/mixed\n\nno boundary",
+        b"Content-Type: multipart/mixed; boundary=x\n\n--x\n--x\n--x--",
+        b"Content-Transfer-Encoding: base64\n\n!!!!",
+        b"Content-Transfer-Encoding: base64\nContent-Type: message/rfc822\n\nSGVsbG8=",
+        b"Content-Disposition: attachment; filename*0*=utf-16''%D8; filename*1=x\n\nx",
+        b"Content-Type: text/html\n\n<![if\n<!-- <p>",
+        b"Content-Type: " + b"multipart/mixed; boundary=a\n\n--a\nContent-Type: " * 3000,
+    ],
+)
+def test_broken_mails_are_shown_as_far_as_they_go(raw: bytes) -> None:
+    content = read_content(raw)
+
+    content.text.encode()
+    content.html.encode()
+    content.snippet().encode()
+    [part.file_name.encode() for part in content.attachments]
+
+
+def test_strip_html_leaves_out_scripts_styles_and_titles() -> None:
+    html = "<head><title>no</title></head><p>One</p><script>no</script><p>two &amp; three"
+
+    assert strip_html(html).split() == ["One", "two", "&", "three"]
