@@ -205,7 +205,7 @@ async def consuming(
         retry_delays: Waits before each retry; at most the route's steps.
 
     Raises:
-        ValueError: More retries are wanted than the route has steps.
+        SettingError: More retries are wanted than the route has steps.
     """
     dispatcher = Dispatcher(
         service=service, handlers=handlers, publisher=publisher, retry_delays=retry_delays

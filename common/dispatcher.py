@@ -20,7 +20,7 @@ import structlog
 from common import metrics
 from common.contracts.base import Contract
 from common.envelope import ATTEMPT, FIRST_SEEN, TRACEPARENT, Delivery, Envelope, read
-from common.errors import PermanentError, UnavailableError, UserStreamError
+from common.errors import PermanentError, SettingError, UnavailableError, UserStreamError
 from common.publisher import Publisher
 from common.topology import Route
 
@@ -52,7 +52,7 @@ class Dispatcher:
     ) -> None:
         self.route = _route_of(handlers)
         if len(retry_delays) > self.route.retry_steps:
-            raise ValueError(
+            raise SettingError(
                 f"MAX_RETRY_ATTEMPTS is {len(retry_delays)}, but {self.route.name} has "
                 f"{self.route.retry_steps} retry steps."
             )

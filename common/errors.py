@@ -39,6 +39,10 @@ class UserStreamError(Exception):
             UserStreamError.by_code[cls.code] = cls
 
 
+class SettingError(Exception):
+    """A setting contradicts another one or the code; the process stops and names it."""
+
+
 class TransientError(UserStreamError):
     """Repeating the call may help: the message goes through the retry steps."""
 

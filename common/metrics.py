@@ -57,3 +57,15 @@ BATCH_SIZE = Histogram(
     ["call"],
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
 )
+EMAILS = Counter(
+    "userstream_emails_total",
+    "Mails by what became of them: sent, failed, deferred, unsure, unavailable, skipped.",
+    ["template", "status"],
+)
+SMTP_SECONDS = Histogram(
+    "userstream_smtp_seconds",
+    "Time from MAIL to the last reply, waiting for a free connection included.",
+    ["status"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
+)
+SMTP_CONNECTIONS = Gauge("userstream_smtp_connections", "Open connections to the mail server.")

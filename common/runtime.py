@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
+from common.errors import SettingError
 from common.log import configure_logging
 from common.settings import ServiceSettings
 
@@ -32,6 +33,9 @@ def run_service(
     configure_logging(name, settings.log_level, settings.log_format)
     try:
         asyncio.run(_serve(name, settings, build_app(settings)))
+    except SettingError as error:
+        print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(EXIT_CONFIG) from error
     except OSError as error:
         print(  # noqa: T201 - the last word of a process that can not start
             f"{name}: can not listen on {settings.bind_address}:{settings.port}: "

@@ -1,4 +1,4 @@
-"""The form people fill in, the API behind it, and the page that shows how far it has come.
+"""In: people with a browser, programs with the API.
 
-In: HTTP from browsers and programs. Out: ``user.registration``; asks database_service.
+Out: registrations on ``user.registration``; the journey of each, live.
 """

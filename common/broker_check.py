@@ -1,0 +1,90 @@
+"""Compares the broker with ``common.topology``: what is missing, what differs."""
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import aiohttp
+from pydantic import AnyHttpUrl
+from yarl import URL
+
+from common import topology
+from common.errors import BrokerUnavailableError, TopologyMissingError
+
+SECONDS_BETWEEN = 15.0
+"""How long one answer is believed; the management API is not free."""
+
+REQUEST_SECONDS = 2.0
+
+
+class BrokerCheck:
+    """Asks the management API whether bindings and policies are as they should be.
+
+    A lost binding or policy shows nowhere else: a message that a queue's policy fails to
+    dead-letter is just gone.
+    """
+
+    def __init__(self, url: AnyHttpUrl | str) -> None:
+        parsed = URL(str(url))
+        self._url = parsed.with_user(None)
+        self._auth = aiohttp.BasicAuth(parsed.user or "", parsed.password or "")
+        self._checked_at = 0.0
+        self._differences: list[str] = []
+
+    async def check(self) -> None:
+        """Raise TopologyMissingError naming what differs."""
+        if time.monotonic() - self._checked_at > SECONDS_BETWEEN or self._differences:
+            self._differences = await self._compare()
+            self._checked_at = time.monotonic()
+        if self._differences:
+            raise TopologyMissingError(
+                f"The broker differs from rabbitmq/definitions.json: "
+                f"{'; '.join(self._differences[:5])}. Import that file."
+            )
+
+    async def _compare(self) -> list[str]:
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        try:
+            async with aiohttp.ClientSession(auth=self._auth, timeout=timeout) as session:
+                queues = await self._get(session, "queues")
+                bindings = await self._get(session, "bindings")
+        except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
+            raise BrokerUnavailableError("The broker's management API does not answer.") from error
+        return differences(queues, bindings)
+
+    async def _get(self, session: aiohttp.ClientSession, what: str) -> list[dict[str, Any]]:
+        vhost = topology.VHOST.replace("/", "%2F")
+        url = URL(f"{str(self._url).rstrip('/')}/api/{what}/{vhost}", encoded=True)
+        async with session.get(url) as response:
+            response.raise_for_status()
+            rows: list[dict[str, Any]] = await response.json()
+            return rows
+
+
+def differences(queues: Iterable[dict[str, Any]], bindings: Iterable[dict[str, Any]]) -> list[str]:
+    """What the broker lacks, in words; empty if all is well."""
+    wanted: Any = topology.definitions()
+    present = {queue["name"]: queue for queue in queues}
+    bound = {(row["source"], row["destination"], row["routing_key"]) for row in bindings}
+    policies = {policy["name"]: policy["definition"] for policy in wanted["policies"]}
+    missing = []
+    for queue in wanted["queues"]:
+        name = queue["name"]
+        policy = policies[_policy_of(name)]
+        if name not in present:
+            missing.append(f"queue {name} is missing")
+        elif present[name].get("effective_policy_definition") != policy:
+            missing.append(f"queue {name} lacks its policy")
+    missing += [
+        f"binding {binding['source']} to {binding['destination']} is missing"
+        for binding in wanted["bindings"]
+        if (binding["source"], binding["destination"], binding["routing_key"]) not in bound
+    ]
+    return missing
+
+
+def _policy_of(queue: str) -> str:
+    """Name of the policy that applies to a queue; one per route for all its retry steps."""
+    head, retry, _ = queue.partition(".retry.")
+    return f"{head}.retry" if retry else queue

@@ -1,0 +1,8 @@
+"""Run the frontend: ``python -m frontend``."""
+
+from common.runtime import run_service
+from frontend.app import build_app
+from frontend.settings import Settings
+
+if __name__ == "__main__":
+    run_service("frontend", Settings, build_app)

@@ -1,0 +1,70 @@
+"""Builds the frontend. The only place where its parts meet."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from importlib import resources
+from pathlib import Path
+
+from aiohttp import web
+
+from common.broker_check import BrokerCheck
+from common.contracts.registrations import RegistrationSubmitted
+from common.database_client import DatabaseClient
+from common.errors import UserStreamError
+from common.http.app import base_app
+from common.http.health import Readiness
+from common.publisher import Publisher
+from frontend.events import Watchers
+from frontend.identity import Identities
+from frontend.pages import render_problem
+from frontend.routes import BASE_URL, DATABASE, IDENTITIES, PUBLISHER, WATCHERS, api
+from frontend.settings import Settings
+
+SERVICE = "frontend"
+
+
+def build_app(settings: Settings) -> web.Application:
+    """The frontend, not yet started: nothing connects before the loop runs."""
+    readiness = Readiness()
+
+    async def lifespan(app: web.Application) -> AsyncIterator[None]:
+        route = RegistrationSubmitted.route
+        async with AsyncExitStack() as stack:
+            app[DATABASE] = await stack.enter_async_context(
+                DatabaseClient.open(settings.database_service_url)
+            )
+            app[PUBLISHER] = await stack.enter_async_context(
+                Publisher.open(
+                    str(settings.queue_url),
+                    service=SERVICE,
+                    exchanges=[route.name],
+                    queues=[route.queue],
+                )
+            )
+            app[WATCHERS] = Watchers(app[DATABASE].select_journey)
+            # The broker alone: without the database people can still register.
+            readiness.add("publisher", app[PUBLISHER].check)
+            if settings.queue_management_url:
+                readiness.add("topology", BrokerCheck(settings.queue_management_url).check)
+            yield
+
+    async def end_streams(app: web.Application) -> None:
+        app[WATCHERS].stop()
+
+    app = base_app(
+        SERVICE,
+        api,
+        description="Takes registrations and shows how far each has come.",
+        readiness=readiness,
+        problem_page=_problem_page,
+    )
+    app[IDENTITIES] = Identities(settings.registration_id_secret.get_secret_value())
+    app[BASE_URL] = settings.base_url
+    app.router.add_static("/static", Path(str(resources.files("frontend") / "static")))
+    app.cleanup_ctx.append(lifespan)
+    app.on_shutdown.append(end_streams)
+    return app
+
+
+def _problem_page(error: UserStreamError) -> str:
+    return render_problem(error.http_status, error.title, error.detail)

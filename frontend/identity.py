@@ -1,0 +1,60 @@
+"""The id of a registration: the same key and body always give the same one."""
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections import OrderedDict
+from uuid import UUID
+
+from common.contracts.registrations import RegistrationRequest
+from common.errors import IdempotencyKeyReusedError
+
+REMEMBERED_KEYS = 100_000
+"""Keys of which this process knows the body, some 20 MB; the oldest are forgotten first."""
+
+
+class Identities:
+    """Makes registration ids; an id can not be guessed without ``secret``."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+        self._bodies: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def identify(self, request: RegistrationRequest, key: str | None) -> UUID:
+        """The id of a registration.
+
+        Args:
+            request: What is registered.
+            key: Chosen by the client, so that sending again is no second registration;
+                without one, every request is a registration of its own.
+        """
+        if key is None:
+            return UUID(bytes=secrets.token_bytes(16), version=4)
+        return UUID(bytes=self._digest(key.encode() + b"\0" + _canonical(request)), version=4)
+
+    def check_reuse(self, request: RegistrationRequest, key: str) -> None:
+        """Raise IdempotencyKeyReusedError if ``key`` was accepted here with another body.
+
+        Best effort: other instances, and this one after a restart, do not know the key.
+        Then it is a second registration; never a lost one.
+        """
+        known = self._bodies.get(self._digest(key.encode()))
+        if known is not None and known != self._digest(_canonical(request)):
+            raise IdempotencyKeyReusedError(
+                "A registration with this key was accepted before; use a new key for this one."
+            )
+
+    def remember(self, request: RegistrationRequest, key: str) -> None:
+        """Keep which body ``key`` was accepted with."""
+        self._bodies[self._digest(key.encode())] = self._digest(_canonical(request))
+        if len(self._bodies) > REMEMBERED_KEYS:
+            self._bodies.popitem(last=False)
+
+    def _digest(self, data: bytes) -> bytes:
+        return hmac.digest(self._secret, data, hashlib.sha256)[:16]
+
+
+def _canonical(request: RegistrationRequest) -> bytes:
+    """The body without what does not matter: order, spaces, the case of the address."""
+    return json.dumps([request.name, request.surname, request.email.lower()]).encode()

@@ -1,0 +1,200 @@
+"""Everything people and programs can ask the frontend."""
+
+import re
+import secrets
+from datetime import UTC, datetime
+from uuid import UUID
+
+import structlog
+from aiohttp import web
+
+from common.context import current
+from common.contracts.base import Body
+from common.contracts.registrations import (
+    Journey,
+    RegistrationAccepted,
+    RegistrationRequest,
+    RegistrationSubmitted,
+)
+from common.database_client import DatabaseClient
+from common.errors import (
+    BrokerUnavailableError,
+    DatabaseServiceUnavailableError,
+    FieldError,
+    IdempotencyKeyReusedError,
+    InvalidError,
+    UnavailableError,
+    UserStreamError,
+)
+from common.http.api import Api, answer
+from common.http.validation import read_form_fields, validate
+from common.publisher import Publisher
+from frontend.events import TooManyWatchersError, Watchers
+from frontend.identity import Identities
+from frontend.pages import FormValues, render_form, render_status
+
+log = structlog.get_logger()
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+
+PUBLISHER = web.AppKey("publisher", Publisher)
+DATABASE = web.AppKey("database", DatabaseClient)
+IDENTITIES = web.AppKey("identities", Identities)
+WATCHERS = web.AppKey("watchers", Watchers)
+BASE_URL = web.AppKey("base_url", str)
+
+api = Api()
+
+
+class RegistrationPath(Body):
+    """Names a registration in a URL."""
+
+    registration_id: UUID
+
+
+@api.get("/", returns={200: "text/html"})
+async def form(_request: web.Request) -> web.Response:
+    """The form."""
+    return _page(render_form(FormValues(), (), nonce=secrets.token_urlsafe(16)))
+
+
+@api.post(
+    "/",
+    returns={303: None, 422: "text/html", 503: "text/html"},
+    summary="Register by the form; its nonce makes sending twice harmless",
+)
+async def submit_form(request: web.Request) -> web.Response:
+    """Register by the form, also without JavaScript."""
+    fields = await read_form_fields(request)
+    values = FormValues(
+        name=fields.get("name", ""),
+        surname=fields.get("surname", ""),
+        email=fields.get("email", ""),
+    )
+    nonce = fields.get("nonce", "")
+    if not _SANE_KEY.fullmatch(nonce):
+        nonce = secrets.token_urlsafe(16)
+    try:
+        body = validate(
+            RegistrationRequest,
+            {"name": values.name, "surname": values.surname, "email": values.email},
+        )
+        registration_id = await _register(request, body, nonce)
+    except InvalidError as error:
+        return _page(render_form(values, error.errors, nonce), status=422)
+    except UnavailableError as error:
+        notice = (
+            "Your registration could not be taken just now, and nothing was sent. "
+            "What you typed is still here: please try again in a moment."
+        )
+        headers = {"Retry-After": str(error.retry_after_seconds)}
+        return _page(render_form(values, (), nonce, notice), status=503, headers=headers)
+    # Relative: people stay on the host under which they reached the form.
+    return web.Response(status=303, headers={"Location": f"/registrations/{registration_id}"})
+
+
+_KEY_HEADER = {
+    IDEMPOTENCY_KEY: "Chosen by you; sending again with the same key and body is the same "
+    "registration."
+}
+
+
+@api.post(
+    "/api/registrations",
+    body=RegistrationRequest,
+    headers=_KEY_HEADER,
+    returns={202: RegistrationAccepted},
+    raises=(IdempotencyKeyReusedError, BrokerUnavailableError),
+)
+async def submit(request: web.Request, *, body: RegistrationRequest) -> web.Response:
+    """Register somebody; 202 means that the broker has confirmed it."""
+    key = _idempotency_key(request)
+    if key is not None:
+        request.app[IDENTITIES].check_reuse(body, key)
+    registration_id = await _register(request, body, key)
+    if key is not None:
+        request.app[IDENTITIES].remember(body, key)
+    status_url = f"{request.app[BASE_URL]}/registrations/{registration_id}"
+    return answer(
+        RegistrationAccepted(registration_id=registration_id, status_url=status_url),
+        status=202,
+        headers={"Location": status_url},
+    )
+
+
+@api.post(
+    "/api/submit",
+    body=RegistrationRequest,
+    headers=_KEY_HEADER,
+    returns={202: RegistrationAccepted},
+    raises=(IdempotencyKeyReusedError, BrokerUnavailableError),
+)
+async def submit_alias(request: web.Request, *, body: RegistrationRequest) -> web.Response:
+    """Register somebody: another name of POST /api/registrations."""
+    return await submit(request, body=body)
+
+
+@api.get(
+    "/api/registrations/{registration_id}",
+    path=RegistrationPath,
+    returns={200: Journey},
+    raises=(DatabaseServiceUnavailableError,),
+)
+async def get_journey(request: web.Request, *, path: RegistrationPath) -> web.Response:
+    """How far a registration has come; an id that is not stored (yet) is pending."""
+    return answer(await request.app[DATABASE].select_journey(path.registration_id))
+
+
+@api.get(
+    "/registrations/{registration_id}",
+    path=RegistrationPath,
+    returns={200: "text/html", 503: "text/html"},
+)
+async def status_page(request: web.Request, *, path: RegistrationPath) -> web.Response:
+    """The journey of a registration as a page."""
+    try:
+        journey = await request.app[DATABASE].select_journey(path.registration_id)
+    except UserStreamError as error:
+        log.info("status.unreadable", code=error.code)
+        return _page(render_status(None, path.registration_id), status=503)
+    return _page(render_status(journey, path.registration_id))
+
+
+@api.get(
+    "/registrations/{registration_id}/events",
+    path=RegistrationPath,
+    returns={200: "text/event-stream"},
+    raises=(TooManyWatchersError,),
+)
+async def watch(request: web.Request, *, path: RegistrationPath) -> web.StreamResponse:
+    """The journey live, as server-sent events; ends when the journey has."""
+    return await request.app[WATCHERS].watch(request, path.registration_id)
+
+
+async def _register(request: web.Request, body: RegistrationRequest, key: str | None) -> UUID:
+    """Publish the registration; when this returns, it is safe."""
+    registration_id = request.app[IDENTITIES].identify(body, key)
+    await request.app[PUBLISHER].publish(
+        RegistrationSubmitted(
+            name=body.name, surname=body.surname, email=body.email, timestamp=datetime.now(UTC)
+        ),
+        message_id=registration_id,
+        correlation_id=current().correlation_id,
+    )
+    log.info("registration.accepted", registration_id=str(registration_id))
+    return registration_id
+
+
+_SANE_KEY = re.compile(r"[!-~]{1,200}")
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is None or _SANE_KEY.fullmatch(key):
+        return key
+    error = FieldError(IDEMPOTENCY_KEY, "Use 1 to 200 printable ASCII characters without spaces.")
+    raise InvalidError(error.detail, errors=(error,))
+
+
+def _page(text: str, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, text=text, content_type="text/html", headers=headers)

@@ -1,0 +1,22 @@
+"""What the frontend can be told."""
+
+from pydantic import AnyHttpUrl, Field, SecretStr
+
+from common.settings import BrokerSettings, DatabaseServiceSettings, ServiceSettings
+
+
+class Settings(BrokerSettings, DatabaseServiceSettings, ServiceSettings):
+    """The frontend's settings."""
+
+    port: int = 3000
+
+    public_url: AnyHttpUrl | None = None
+    """Where people reach it, as in links; without it, http://localhost with the port."""
+
+    registration_id_secret: SecretStr = Field(min_length=32)
+    """Key from which registration ids are made; the same on all instances, and kept."""
+
+    @property
+    def base_url(self) -> str:
+        """Where people reach it, without a slash at the end."""
+        return str(self.public_url or f"http://localhost:{self.port}").rstrip("/")

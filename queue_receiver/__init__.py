@@ -1,0 +1,4 @@
+"""In: registrations from ``user.registration``.
+
+Out: stored users (database_service), mail requests on ``email.notifications``.
+"""

@@ -1,0 +1,75 @@
+"""Everything the receiver does with messages."""
+
+from datetime import UTC, datetime
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from common.contracts.base import Contract
+from common.contracts.notifications import EmailRequested, Template
+from common.contracts.registrations import (
+    Outcome,
+    RegistrationSubmitted,
+    RegistrationToStore,
+    StoredRegistration,
+)
+from common.envelope import Envelope
+from common.ids import notification_id
+
+log = structlog.get_logger()
+
+MAIL_FOR = {Outcome.STORED: Template.WELCOME, Outcome.DUPLICATE: Template.ALREADY_REGISTERED}
+"""Who is known already is told so; database_service sees that it is at most once a day."""
+
+
+class Registrations(Protocol):
+    """Where registrations are kept: ``common.database_client`` in production."""
+
+    async def store(self, registration: RegistrationToStore) -> StoredRegistration:
+        """Store a registration exactly once."""
+        ...
+
+
+class Publisher(Protocol):
+    """Where requests go: ``common.publisher`` in production."""
+
+    async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
+        """Publish a message; returns when the broker has confirmed it."""
+        ...
+
+
+async def store_registration(
+    registration: Envelope[RegistrationSubmitted],
+    *,
+    registrations: Registrations,
+    publisher: Publisher,
+) -> None:
+    """Store a registration once and ask for its mail.
+
+    The unacknowledged delivery is the note of what is still to do: a crash anywhere repeats
+    the step. Storing the same id again gives the same answer, and the mail's id derives
+    from the registration's, so the sender recognises the request.
+    """
+    data = registration.data
+    stored = await registrations.store(
+        RegistrationToStore(
+            registration_id=registration.id,
+            name=data.name,
+            surname=data.surname,
+            email=data.email,
+            received_at=data.timestamp or registration.published_at or datetime.now(UTC),
+        )
+    )
+    template = MAIL_FOR[stored.outcome]
+    await publisher.publish(
+        EmailRequested(
+            to=data.email,
+            template=template,
+            user_id=stored.user_id,
+            registration_id=registration.id,
+        ),
+        message_id=notification_id(registration.id, template),
+        correlation_id=registration.correlation_id,
+    )
+    log.info("registration.stored", outcome=stored.outcome, user_id=stored.user_id)
