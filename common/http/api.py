@@ -28,6 +28,9 @@ class Options(TypedDict, total=False):
     body: type[BaseModel]
     """Reads a JSON body; handed over as ``body``."""
 
+    max_body_bytes: int
+    """Largest JSON body, where an operation reads many items; without it, the application's."""
+
     form: type[BaseModel]
     """Reads a form; handed over as ``form``."""
 
@@ -65,7 +68,9 @@ class Operation:
         if model := self.options.get("query"):
             arguments["query"] = read_query(request, model)
         if model := self.options.get("body"):
-            arguments["body"] = await read_json(request, model)
+            limit = self.options.get("max_body_bytes")
+            larger = request.clone(client_max_size=limit) if limit else request
+            arguments["body"] = await read_json(larger, model)
         if model := self.options.get("form"):
             arguments["form"] = await read_form(request, model)
         return await self.handler(request, **arguments)
