@@ -69,3 +69,10 @@ SMTP_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
 )
 SMTP_CONNECTIONS = Gauge("userstream_smtp_connections", "Open connections to the mail server.")
+REPORTS = Counter("userstream_reports_total", "Reports by outcome: ready, failed.", ["outcome"])
+REPORT_RECORDS = Counter("userstream_report_records_total", "Records written to reports.")
+REPORT_SECONDS = Histogram(
+    "userstream_report_seconds",
+    "Time to write one report.",
+    buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600),
+)

@@ -1,0 +1,27 @@
+"""What can go wrong between us and a mail server; ``sender.mailer`` translates it."""
+
+from sender.smtp.replies import Phase
+
+
+class SmtpError(Exception):
+    """Base of these errors; the connection is of no further use."""
+
+
+class LinkDroppedError(SmtpError):
+    """The link ended, fell silent, or said what is not SMTP, in ``phase``."""
+
+    def __init__(self, phase: Phase, reason: str) -> None:
+        super().__init__(f"{reason} ({phase.value})")
+        self.phase = phase
+        self.reason = reason
+
+
+class NotConnectedError(SmtpError):
+    """There is no session: refused connection, greeting, TLS or login."""
+
+
+class Utf8AddressError(SmtpError):
+    """The address needs SMTPUTF8 (RFC 6531) and the server does not offer it.
+
+    The connection is as good as before: nothing was said on it.
+    """

@@ -1,0 +1,133 @@
+"""Commands out, replies in, each with its deadline."""
+
+import asyncio
+import ssl
+from typing import Self
+
+from sender.smtp.errors import LinkDroppedError, NotConnectedError
+from sender.smtp.replies import MalformedReplyError, Phase, Reply, ReplyProtocol
+
+SECONDS = {
+    Phase.CONNECT: 30.0,  # TCP, and TLS once more; the RFC is silent
+    Phase.GREETING: 300.0,
+    Phase.HELLO: 300.0,
+    Phase.STARTTLS: 120.0,
+    Phase.LOGIN: 300.0,
+    Phase.MAIL: 300.0,
+    Phase.RCPT: 300.0,
+    Phase.DATA: 120.0,
+    Phase.TEXT: 600.0,
+    Phase.IDLE: 10.0,
+}
+"""Seconds to wait for a reply: RFC 5321, 4.5.3.2, which calls them minimums.
+
+600 for the final dot because giving up sooner does not stop the server from delivering:
+each mail given up on would be sent twice. ``IDLE`` (NOOP, RSET, QUIT) loses nothing.
+"""
+
+
+class Link:
+    """A connection to a mail server; after any error it is closed."""
+
+    def __init__(self, protocol: ReplyProtocol, transport: asyncio.Transport) -> None:
+        self._protocol = protocol
+        self._transport = transport
+
+    @classmethod
+    async def open(cls, host: str, port: int, tls: ssl.SSLContext | None) -> Self:
+        """Connect, with TLS from the first byte if ``tls`` is given.
+
+        Raises:
+            NotConnectedError: In words for the operator.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(SECONDS[Phase.CONNECT]):
+                transport, protocol = await loop.create_connection(
+                    ReplyProtocol, host, port, ssl=tls
+                )
+        except TimeoutError as error:
+            raise NotConnectedError(f"no connection within {SECONDS[Phase.CONNECT]:g} s") from error
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that can not be one
+            raise NotConnectedError(f"no connection: {_reason(error)}") from error
+        return cls(protocol, transport)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a command can be sent, as far as can be told without sending one.
+
+        Something unread is a farewell ("421 timeout"), or would be taken for another's reply.
+        """
+        return not (self._protocol.ended or self._protocol.unread)
+
+    @property
+    def address_literal(self) -> str:
+        """Our end of the link as RFC 5321, 4.1.3 writes it: a true name that asks no DNS."""
+        address: str = self._transport.get_extra_info("sockname")[0]
+        return f"[IPv6:{address.partition('%')[0]}]" if ":" in address else f"[{address}]"
+
+    async def command(self, phase: Phase, command: str) -> Reply:
+        """Send one command and wait for its reply.
+
+        Raises:
+            LinkDroppedError: None came.
+        """
+        self.write(f"{command}\r\n".encode())
+        return await self.read(phase)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; whether they arrive, the next ``read`` tells.
+
+        Nothing waits for the buffer to drain: a mail is some kilobytes, then a reply is awaited.
+        """
+        if not self._protocol.ended:
+            self._transport.write(data)
+
+    async def read(self, phase: Phase) -> Reply:
+        """Wait for a reply.
+
+        Raises:
+            LinkDroppedError: None came, or what came is not SMTP.
+        """
+        try:
+            return await self._protocol.read(SECONDS[phase])
+        except TimeoutError as error:
+            self.abort()
+            raise LinkDroppedError(phase, f"no reply within {SECONDS[phase]:g} s") from error
+        except (OSError, MalformedReplyError) as error:
+            self.abort()
+            raise LinkDroppedError(phase, _reason(error)) from error
+
+    async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
+        """Go on under TLS.
+
+        Raises:
+            NotConnectedError: The handshake failed, or the certificate is not ``host``'s.
+        """
+        if self._protocol.unread:  # they would be read as if they had come under TLS
+            raise NotConnectedError("TLS failed: somebody put words before it")
+        loop = asyncio.get_running_loop()
+        seconds = SECONDS[Phase.CONNECT]
+        try:
+            transport = await loop.start_tls(
+                self._transport,
+                self._protocol,
+                tls,
+                server_hostname=host,
+                ssl_handshake_timeout=seconds,
+            )
+        except OSError as error:
+            raise NotConnectedError(f"TLS failed: {_reason(error)}") from error
+        if transport is None:
+            raise NotConnectedError("TLS failed: the server closed the connection")
+        self._transport = transport
+
+    def abort(self) -> None:
+        """Close without a word."""
+        self._transport.abort()
+        self._protocol.connection_lost(None)
+
+
+def _reason(error: Exception) -> str:
+    """An error in words; some have none of their own."""
+    return str(error) or type(error).__name__
