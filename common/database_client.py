@@ -1,6 +1,6 @@
 """Asks database_service; calls made at the same time travel together."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self, TypeVar
 from uuid import UUID
@@ -144,7 +144,7 @@ class DatabaseClient:
         parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
         return await self._get("api/reports", ReportList, parameters)
 
-    async def stream_users(self, query: UserReportQuery) -> AsyncIterator[bytes]:
+    async def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:
         """The report's text, piece by piece; ends only when it is whole."""
         parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
         timeout = aiohttp.ClientTimeout(total=None, sock_read=STREAM_SILENCE_SECONDS)

@@ -150,6 +150,35 @@ class ReportRecord(Answer):
     generated_at: Instant | None = None
 
 
+class ReportProgress(Answer):
+    """How a report stands, for the person who waits for it."""
+
+    report_id: UUID
+    report_name: str
+    format: Format
+    status: ReportStatus
+    record_count: int | None = None
+    """Without the header."""
+
+    size_bytes: int | None = None
+    sha256: str | None = None
+    error_message: str | None = None
+    """What went wrong last; with ``requested``, it is tried again."""
+
+    requested_at: Instant
+    generated_at: Instant | None = None
+    download_url: str | None = None
+    """Only when it is ready."""
+
+
+class ReportPage(Answer):
+    """One page of reports as people see them, newest first."""
+
+    reports: list[ReportProgress]
+    next_after: UUID | None
+    """Pass it as ``after`` for the next page; also as ``Link: rel="next"``."""
+
+
 class ReportRecordRequest(Body):
     """Creates the record of a report; the same id again changes nothing."""
 
