@@ -164,7 +164,7 @@ class Broker:
 
     def url(self, user: str = ADMINISTRATOR) -> str:
         """AMQP URL with the rights of a service, or of the administrator."""
-        return f"amqp://{user}:{self.password(user)}@{HOST}:{self.ports.amqp}/"
+        return f"amqp://{user}:{self.password(user)}@{HOST}:{self.ports.amqp}/%2F"
 
     @property
     def management_url(self) -> str:

@@ -51,6 +51,8 @@ class Program:
     """Where its output is appended to."""
     is_ready: Callable[[], bool]
     """Asks once, within about a second, without raising."""
+    explain: Callable[[], str] = str
+    """Asks it why it is not ready; empty if it does not say."""
     ready_within: float = 60
     """Seconds until a start counts as failed."""
     stop_signal: signal.Signals = signal.SIGTERM
@@ -94,10 +96,11 @@ class Running:
         deadline = self.since + self.program.ready_within
         while not self.program.is_ready():
             if self.exit_code is not None:
-                raise LauncherError(f"{self._failure(describe_exit(self.exit_code))}")
+                raise LauncherError(self._failure(describe_exit(self.exit_code)))
             if time.monotonic() > deadline:
                 late = f"is not ready after {self.program.ready_within:.0f} s"
-                raise LauncherError(self._failure(late))
+                said = self.program.explain()
+                raise LauncherError(self._failure(f"{late}: {said}" if said else late))
             time.sleep(POLL_INTERVAL)
 
     def stop(self) -> None:

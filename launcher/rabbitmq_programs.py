@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launcher import apt
 from launcher.errors import LauncherError
+from launcher.locks import waiting_for
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -36,11 +37,14 @@ def find_or_fetch(tools: Path) -> RabbitPrograms:
     if found := installed():
         return found
     unpacked = tools / "rabbitmq"
-    if not unpacked.exists():
-        if not apt.is_available():
-            raise LauncherError(f"RabbitMQ is not on this machine. Type: {_install_line()}")
-        apt.unpack(["rabbitmq-server"], unpacked)
-        _relocate_erlang(unpacked)
+    relocated = unpacked / "relocated"
+    with waiting_for(tools / "rabbitmq.lock"):
+        if not relocated.exists():
+            if not apt.is_available():
+                raise LauncherError(f"RabbitMQ is not on this machine. Type: {_install_line()}")
+            apt.unpack(["rabbitmq-server"], unpacked)
+            _relocate_erlang(unpacked)
+            relocated.touch()
     return _unpacked(unpacked)
 
 

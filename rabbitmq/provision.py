@@ -43,7 +43,7 @@ def provision(
     users = [*BROKER_USERS, *TAGS]
     passwords = {user: keep_secret(secrets_directory / f"{user}.password") for user in users}
     for service in BROKER_USERS:
-        url = f"amqp://{service}:{passwords[service]}@{host}:{port}/"
+        url = f"amqp://{service}:{passwords[service]}@{host}:{port}/%2F"
         _write(secrets_directory / f"{service}.queue_url", url)
     management = f"http://{MONITOR}:{passwords[MONITOR]}@{host}:{management_port}"
     _write(secrets_directory / "management_url", management)

@@ -70,7 +70,7 @@ class TestBroker:
 
     def url(self, service: str) -> str:
         """AMQP URL with the rights of one service."""
-        return f"amqp://{service}:{self.passwords[service]}@{self._address}/"
+        return f"amqp://{service}:{self.passwords[service]}@{self._address}/%2F"
 
     @property
     def monitor_url(self) -> str:

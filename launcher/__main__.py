@@ -1,0 +1,94 @@
+"""Run a command: ``python -m launcher demo``; ``./userstream`` does just that."""
+
+import json
+import sys
+from argparse import Namespace
+
+from launcher import checks, running, watching
+from launcher.arguments import parser
+from launcher.errors import LauncherError
+from launcher.ports import ports
+from launcher.stack import default_data
+from launcher.table import status_lines
+from launcher.terminal import STDERR, Terminal
+
+OK, FAILED = 0, 1
+USAGE = 2
+"""Also what argparse exits with."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command and return the exit code."""
+    given = parser().parse_args(argv)
+    try:
+        ports(given.port_offset)
+    except LauncherError as error:
+        STDERR.fail(str(error))
+        return USAGE
+    given.data = (given.data or default_data(given.port_offset)).absolute()
+    try:
+        return COMMANDS[given.command](given)
+    except LauncherError as error:
+        STDERR.fail(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def _demo(given: Namespace) -> int:
+    runner = running.Runner(
+        offset=given.port_offset, data=given.data, terminal=Terminal(sys.stdout)
+    )
+    runner.run(as_json=False, farewell="Ctrl-C stops everything.")
+    return OK
+
+
+def _up(given: Namespace) -> int:
+    if not given.detach:
+        terminal = STDERR if given.json else Terminal(sys.stdout)
+        runner = running.Runner(offset=given.port_offset, data=given.data, terminal=terminal)
+        runner.run(as_json=given.json)
+        return OK
+    connections = running.detach(offset=given.port_offset, data=given.data, terminal=STDERR)
+    if given.json:
+        print(json.dumps(connections))
+    return OK
+
+
+def _status(given: Namespace) -> int:
+    found = watching.status(given.data)
+    if given.json:
+        print(json.dumps({"running": found is not None, **(found or {})}))
+    elif found is None:
+        print(f"Nothing runs with the data in {given.data}. `./userstream demo` starts it.")
+    else:
+        print("\n".join(status_lines(found)))
+    return OK if found else FAILED
+
+
+def _down(given: Namespace) -> int:
+    if not watching.down(given.data, STDERR):
+        print(f"Nothing runs with the data in {given.data}.", file=sys.stderr)
+    return OK
+
+
+def _logs(given: Namespace) -> int:
+    watching.show_logs(given.data, given.part, Terminal(sys.stdout), follow=given.follow)
+    return OK
+
+
+def _test(given: Namespace) -> int:
+    return checks.run(given.pytest, Terminal(sys.stdout))
+
+
+COMMANDS = {
+    "demo": _demo,
+    "up": _up,
+    "status": _status,
+    "down": _down,
+    "logs": _logs,
+    "test": _test,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

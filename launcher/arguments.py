@@ -1,0 +1,68 @@
+"""The command line of ``./userstream``."""
+
+import argparse
+from pathlib import Path
+
+COMMANDS = {
+    "demo": "set up and start everything, show where it is, stop with Ctrl-C",
+    "up": "the same for scripts; with --detach it returns when everything is ready",
+    "status": "show each part: where it is, whether it is ready, how often it was restarted",
+    "down": "stop what 'up --detach' started",
+    "logs": "show the logs, of one part or of all",
+    "test": "check and test everything; what follows goes to pytest",
+}
+
+EPILOG = """\
+Settings in the environment win over what would be started here: with SMTP_HOST, mails go to
+that server and there is no mailbox; with QUEUE_URL or DB_HOST, no broker or database is
+started. Where Docker is at hand, `docker compose up` starts the same system in containers.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser. Options may stand before or after the command."""
+    top = argparse.ArgumentParser(
+        prog="./userstream",
+        description="Takes registrations from people and never loses one.",
+        epilog=EPILOG,
+        parents=[_options(default=True)],
+        allow_abbrev=False,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=text, parents=[_options()], allow_abbrev=False
+        )
+        if name == "up":
+            command.add_argument("--detach", action="store_true", help="return when ready")
+        if name in {"up", "status"}:
+            command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        if name == "logs":
+            command.add_argument("part", nargs="?", help="sender, rabbitmq, postgres, …")
+            command.add_argument("--follow", "-f", action="store_true", help="go on showing")
+        if name == "test":
+            command.add_argument("pytest", nargs=argparse.REMAINDER, help="arguments of pytest")
+    return top
+
+
+def _options(*, default: bool = False) -> argparse.ArgumentParser:
+    """The options that every command knows.
+
+    Only the top parser has defaults; those of a command would overwrite what stood before it.
+    """
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--port-offset",
+        type=int,
+        metavar="N",
+        default=0 if default else argparse.SUPPRESS,
+        help="add N to every port, so that two stacks run side by side",
+    )
+    options.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        default=None if default else argparse.SUPPRESS,
+        help="keep data and logs there (default: .run/offset-N)",
+    )
+    return options

@@ -1,0 +1,173 @@
+"""``demo`` and ``up``: runs a stack in this process, or in one of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from launcher.environment import PROJECT
+from launcher.errors import LauncherError
+from launcher.ports import require_free
+from launcher.processes import POLL_INTERVAL
+from launcher.stack import Stack, build_stack
+from launcher.state import StateFile
+from launcher.supervisor import Supervisor
+from launcher.table import overview
+from launcher.terminal import Terminal
+
+
+@dataclass(slots=True, kw_only=True)
+class Runner:
+    """Runs one stack in this process until it is told to stop."""
+
+    offset: int
+    data: Path
+    terminal: Terminal
+    phase: str = "starting"
+
+    def run(self, *, as_json: bool, farewell: str = "") -> None:
+        """Start everything, say where it is, keep it running; stop it on SIGINT or SIGTERM.
+
+        Raises:
+            LauncherError: It could not be started. What had been started is stopped.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        state = StateFile(self.data)
+        stack = build_stack(
+            offset=self.offset, data=self.data, given=os.environ, terminal=self.terminal
+        )
+        with _claimed(state, self.data):
+            require_free(stack.listening(), offset=self.offset)
+            supervisor = Supervisor(
+                terminal=self.terminal,
+                on_change=lambda supervisor: state.write(self._state(stack, supervisor)),
+            )
+            try:
+                self._start(stack, supervisor)
+                self.phase = "ready"
+                state.write(self._state(stack, supervisor))
+                if as_json:
+                    print(json.dumps(stack.connections()), flush=True)
+                else:
+                    self.terminal.say(overview(stack.connections(), data=self.data))
+                    self.terminal.say(farewell)
+                supervisor.watch()
+            except KeyboardInterrupt:
+                self.terminal.say("\nStopping, in order. Once more stops at once.")
+            finally:
+                self.phase = "stopping"
+                self._stop(supervisor)
+        self.terminal.say("Everything is stopped. The data is kept for the next start.")
+
+    def _start(self, stack: Stack, supervisor: Supervisor) -> None:
+        if stack.postgres:
+            with self.terminal.step("Preparing PostgreSQL"):
+                stack.postgres.directory.mkdir(parents=True, exist_ok=True)
+                stack.postgres.prepare()
+        if stack.broker:
+            stack.broker.directory.mkdir(parents=True, exist_ok=True)
+            stack.broker.prepare()
+            supervisor.start([stack.broker.epmd()])
+        supervisor.start(stack.infrastructure())
+        if stack.broker:
+            with self.terminal.step("Checking RabbitMQ's queues and bindings"):
+                stack.broker.settle()
+        supervisor.start(stack.services())
+
+    def _stop(self, supervisor: Supervisor) -> None:
+        try:
+            supervisor.stop()
+        except KeyboardInterrupt:
+            supervisor.kill()
+
+    def _state(self, stack: Stack, supervisor: Supervisor) -> dict[str, Any]:
+        return {
+            "supervisor": os.getpid(),
+            "phase": self.phase,
+            "ports": dict(stack.ports),
+            "connections": stack.connections(),
+            "parts": {
+                name: {"pid": part.running and part.running.pid, "restarts": part.restarts}
+                for name, part in supervisor.parts.items()
+            },
+        }
+
+
+def detach(*, offset: int, data: Path, terminal: Terminal) -> dict[str, Any]:
+    """Run a stack in a process of its own; return its connections when it is ready.
+
+    A stack that runs already is as good as a new one.
+
+    Raises:
+        LauncherError: It could not be started.
+    """
+    state = StateFile(data)
+    log = data / "logs" / "launcher.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        shown = log.stat().st_size if log.exists() else 0
+        output = log.open("ab")
+    except PermissionError as error:
+        raise LauncherError(f"{error.filename} can not be written by this user.") from error
+    command = ["up", "--port-offset", str(offset), "--data", str(data)]
+    with output:
+        runner = subprocess.Popen(
+            [sys.executable, "-P", "-m", "launcher", *command],
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        while not (ready := _when_ready(state)):
+            shown = _show(log, shown, terminal)
+            if runner.poll() is not None:
+                _show(log, shown, terminal)
+                if connections := _when_ready(state):  # it said that another one runs
+                    return connections
+                raise LauncherError(f"It did not start. Its log: {log}")
+            time.sleep(POLL_INTERVAL)
+    except KeyboardInterrupt:
+        runner.send_signal(signal.SIGTERM)
+        runner.wait()
+        raise
+    _show(log, shown, terminal)
+    return ready
+
+
+def _when_ready(state: StateFile) -> dict[str, Any] | None:
+    found = state.read()
+    return found["connections"] if found and found["phase"] == "ready" else None
+
+
+def _show(log: Path, shown: int, terminal: Terminal) -> int:
+    """Print what was added to the log, and return how far that goes."""
+    with log.open("rb") as file:
+        file.seek(shown)
+        added = file.read()
+    complete = added[: added.rfind(b"\n") + 1]
+    for line in complete.decode(errors="replace").splitlines():
+        terminal.say(line)
+    return shown + len(complete)
+
+
+def _claimed(state: StateFile, data: Path) -> Any:
+    if claimed := state.claim():
+        return claimed
+    raise LauncherError(
+        f"A stack with the data in {data} runs already (process {state.supervisor()}).\n"
+        "`./userstream status` shows it, `./userstream down` stops it; give both the same"
+        " --port-offset and --data as here. A second one needs its own --port-offset."
+    )
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

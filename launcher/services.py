@@ -1,0 +1,96 @@
+"""The five services as programs: what each is told, and nothing more."""
+
+import http.client
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.environment import PROJECT
+from launcher.ports import HOST
+from launcher.processes import Program
+
+LISTENING = ("BIND_ADDRESS", "LOG_LEVEL", "LOG_FORMAT")
+BROKER = ("QUEUE_URL", "QUEUE_MANAGEMENT_URL")
+CONSUMING = ("MAX_RETRY_ATTEMPTS", "RETRY_DELAY_MS", "PREFETCH")
+DATABASE_SERVICE = ("DATABASE_SERVICE_URL",)
+
+SETTINGS = {
+    "frontend": (*BROKER, *DATABASE_SERVICE, "PUBLIC_URL", "REGISTRATION_ID_SECRET"),
+    "queue_receiver": (*BROKER, *CONSUMING, *DATABASE_SERVICE),
+    "sender": (
+        *(*BROKER, *CONSUMING, *DATABASE_SERVICE),
+        *("SMTP_HOST", "SMTP_PORT", "SMTP_SECURE", "SMTP_USER", "SMTP_PASSWORD"),
+        *("FROM_EMAIL", "FROM_NAME"),
+    ),
+    "database_service": (
+        *("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"),
+        *("DB_POOL_MIN", "DB_POOL_MAX", "DB_SSL"),
+    ),
+    "report_generator": (
+        *(*BROKER, *CONSUMING, *DATABASE_SERVICE),
+        *("REPORT_OUTPUT_DIR", "CSV_DELIMITER", "CSV_QUOTE_CHAR", "INCLUDE_HEADER"),
+        *("MAX_RECORDS_PER_FILE", "ENABLE_COMPRESSION", "RETENTION_DAYS"),
+    ),
+}
+"""Service to the variables it reads besides ``PORT`` and ``LISTENING``."""
+
+READY = "/health/ready"
+
+INHERITED = ("PATH", "HOME", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""Variables of the system, not of the project, that a Python program may need."""
+
+
+def service_environment(
+    service: str, *, defaults: Mapping[str, str], given: Mapping[str, str], port: int
+) -> dict[str, str]:
+    """All variables of one service.
+
+    Args:
+        service: Its name.
+        defaults: What the launcher would say, by the name of the variable.
+        given: The launcher's own environment; it wins, except for ``PORT``.
+        port: Where to listen.
+    """
+    names = (*LISTENING, *SETTINGS[service])
+    environment = {name: given[name] for name in INHERITED if name in given}
+    environment |= {"LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
+    for name in names:
+        if f"{name}_FILE" in given:
+            environment[f"{name}_FILE"] = given[f"{name}_FILE"]
+        elif name in given:
+            environment[name] = given[name]
+        elif name in defaults:
+            environment[name] = defaults[name]
+    return {**environment, "PORT": str(port)}
+
+
+def service_program(
+    service: str, *, python: Path, environment: Mapping[str, str], port: int, log: Path
+) -> Program:
+    """One service; ready when its own ``/health/ready`` says so."""
+    return Program(
+        name=service,
+        argv=(str(python), "-m", service),
+        environment=environment,
+        directory=PROJECT,
+        log=log,
+        is_ready=lambda: answers_ok(port, READY),
+        explain=lambda: _get(port, READY)[1],
+    )
+
+
+def answers_ok(port: int, path: str) -> bool:
+    """Whether a GET there answers 200."""
+    return _get(port, path)[0] == http.HTTPStatus.OK
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    """Status and body of a GET; status 0 if nobody answers within two seconds."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=2)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return 0, ""
+    finally:
+        connection.close()

@@ -1,0 +1,130 @@
+"""Starts all parts, starts again what dies, and stops them in order."""
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from launcher.processes import Program, Running, describe_exit, start
+from launcher.stack import STOP_ORDER
+from launcher.terminal import Terminal
+
+FIRST_PAUSE = 0.2
+"""Seconds before a part that died is started again; doubled each time it dies again."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds."""
+
+PROVEN_AFTER = 60.0
+"""Seconds a part must live for its next death to count as the first."""
+
+WATCH_INTERVAL = 0.1
+"""Seconds between two looks at the parts."""
+
+
+def pause_before_restart(deaths: int) -> float:
+    """Seconds to wait after the given number of deaths in a row."""
+    return min(FIRST_PAUSE * 2.0 ** min(deaths - 1, 16), LONGEST_PAUSE)
+
+
+@dataclass(slots=True)
+class Part:
+    """A program that is kept running."""
+
+    program: Program
+    running: Running | None = None
+    restarts: int = 0
+    """Times it was started again."""
+    deaths: int = 0
+    """Deaths in a row."""
+    start_at: float = 0.0
+    """When it is started again, on the monotonic clock; meaningless while it runs."""
+
+    def note_death(self, now: float) -> str | None:
+        """If it died since the last look: plan its start and say what happened."""
+        if self.running is None or (code := self.running.exit_code) is None:
+            return None
+        lived = now - self.running.since
+        self.running.kill()  # what it may have left behind
+        self.running = None
+        self.deaths = 1 if lived >= PROVEN_AFTER else self.deaths + 1
+        pause = pause_before_restart(self.deaths)
+        self.start_at = now + pause
+        return (
+            f"{self.program.name} {describe_exit(code)} after {lived:.1f} s;"
+            f" starting it again in {pause:.1f} s. Its log: {self.program.log}"
+        )
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is down and its pause is over."""
+        return self.running is None and now >= self.start_at
+
+
+class Supervisor:
+    """Owns the processes of one stack."""
+
+    def __init__(self, *, terminal: Terminal, on_change: Callable[["Supervisor"], None]) -> None:
+        self.parts: dict[str, Part] = {}
+        self._terminal = terminal
+        self._on_change = on_change
+
+    def start(self, programs: Iterable[Program]) -> None:
+        """Start the programs at the same time and return when all are ready.
+
+        Raises:
+            LauncherError: One did not become ready; the others go on until ``stop``.
+        """
+        fresh = [Part(program) for program in programs]
+        for part in fresh:
+            self.parts[part.program.name] = part
+            part.running = start(part.program)
+        self._on_change(self)
+        for part in fresh:
+            if part.running:
+                with self._terminal.step(f"Starting {part.program.name}"):
+                    part.running.wait_until_ready()
+
+    def watch(self) -> None:
+        """Keep all parts running; ends only by an exception, such as KeyboardInterrupt."""
+        while True:
+            self.look(time.monotonic())
+            time.sleep(WATCH_INTERVAL)
+
+    def look(self, now: float) -> None:
+        """Note who died, and start again who is due."""
+        changed = False
+        for part in self.parts.values():
+            if said := part.note_death(now):
+                self.log(said)
+                changed = True
+            elif part.is_due(now):
+                part.running = start(part.program)
+                part.restarts += 1
+                self.log(f"{part.program.name} was started again (pid {part.running.pid}).")
+                changed = True
+        if changed:
+            self._on_change(self)
+
+    def stop(self) -> None:
+        """Stop everything, those first that others need least."""
+        for names in STOP_ORDER:
+            together = [
+                part.running for name in names if (part := self.parts.get(name)) and part.running
+            ]
+            if not together:
+                continue
+            named = ", ".join(running.program.name for running in together)
+            # At the same time: each may take its time to finish what it has in hand.
+            with self._terminal.step(f"Stopping {named}"), ThreadPoolExecutor() as pool:
+                list(pool.map(Running.stop, together))
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for part in self.parts.values():
+            if part.running:
+                part.running.kill()
+
+    def log(self, text: str) -> None:
+        """Say what happened, with the time."""
+        self._terminal.say(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}")
