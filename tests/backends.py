@@ -85,7 +85,8 @@ class TestBroker:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
         token = base64.b64encode(":".join(self.admin).encode()).decode()
         try:
-            connection.request(method, path, json.dumps(body), {"Authorization": f"Basic {token}"})
+            headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+            connection.request(method, path, json.dumps(body), headers)
             response = connection.getresponse()
             content = response.read()
         finally:
