@@ -225,7 +225,8 @@ class Broker:
             "HOME": str(self.directory),
             **self.programs.environment,
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_NODENAME": f"userstream-{self.ports.distribution}@localhost",
+            # The data belongs to this name; each node has its own epmd, so names may repeat.
+            "RABBITMQ_NODENAME": "userstream@localhost",
             "RABBITMQ_DIST_PORT": str(self.ports.distribution),
             "ERL_EPMD_PORT": str(self.ports.epmd),
             "ERL_EPMD_ADDRESS": HOST,
