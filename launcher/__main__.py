@@ -3,13 +3,14 @@
 import json
 import sys
 from argparse import Namespace
+from typing import Any
 
 from launcher import checks, running, watching
 from launcher.arguments import parser
 from launcher.errors import LauncherError
 from launcher.ports import ports
 from launcher.stack import default_data
-from launcher.table import status_lines
+from launcher.table import overview, status_lines
 from launcher.terminal import STDERR, Terminal
 
 OK, FAILED = 0, 1
@@ -36,23 +37,31 @@ def main(argv: list[str]) -> int:
 
 
 def _demo(given: Namespace) -> int:
-    runner = running.Runner(
-        offset=given.port_offset, data=given.data, terminal=Terminal(sys.stdout)
-    )
-    runner.run(as_json=False, farewell="Ctrl-C stops everything.")
+    def announce(connections: dict[str, Any]) -> None:
+        print(
+            overview(connections, data=given.data), "Ctrl-C stops everything.", sep="\n", flush=True
+        )
+
+    _runner(given, Terminal(sys.stdout)).run(announce)
     return OK
 
 
 def _up(given: Namespace) -> int:
-    if not given.detach:
-        terminal = STDERR if given.json else Terminal(sys.stdout)
-        runner = running.Runner(offset=given.port_offset, data=given.data, terminal=terminal)
-        runner.run(as_json=given.json)
-        return OK
-    connections = running.detach(offset=given.port_offset, data=given.data, terminal=STDERR)
-    if given.json:
-        print(json.dumps(connections))
+    def announce(connections: dict[str, Any]) -> None:
+        if given.json:
+            print(json.dumps(connections), flush=True)
+        elif not given.background:
+            print(overview(connections, data=given.data), flush=True)
+
+    if given.detach:
+        announce(running.detach(offset=given.port_offset, data=given.data, terminal=STDERR))
+    else:
+        _runner(given, STDERR).run(announce)
     return OK
+
+
+def _runner(given: Namespace, terminal: Terminal) -> running.Runner:
+    return running.Runner(offset=given.port_offset, data=given.data, terminal=terminal)
 
 
 def _status(given: Namespace) -> int:

@@ -35,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
         )
         if name == "up":
             command.add_argument("--detach", action="store_true", help="return when ready")
+            # How --detach starts the process that stays; its log shows no passwords.
+            command.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
         if name in {"up", "status"}:
             command.add_argument("--json", action="store_true", help="one JSON object on stdout")
         if name == "logs":

@@ -1,11 +1,11 @@
 """``demo`` and ``up``: runs a stack in this process, or in one of its own."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,6 @@ from launcher.processes import POLL_INTERVAL
 from launcher.stack import Stack, build_stack
 from launcher.state import StateFile
 from launcher.supervisor import Supervisor
-from launcher.table import overview
 from launcher.terminal import Terminal
 
 
@@ -31,8 +30,8 @@ class Runner:
     terminal: Terminal
     phase: str = "starting"
 
-    def run(self, *, as_json: bool, farewell: str = "") -> None:
-        """Start everything, say where it is, keep it running; stop it on SIGINT or SIGTERM.
+    def run(self, announce: Callable[[dict[str, Any]], None]) -> None:
+        """Start everything, announce where it is, keep it running until SIGINT or SIGTERM.
 
         Raises:
             LauncherError: It could not be started. What had been started is stopped.
@@ -53,11 +52,7 @@ class Runner:
                 self._start(stack, supervisor)
                 self.phase = "ready"
                 state.write(self._state(stack, supervisor))
-                if as_json:
-                    print(json.dumps(stack.connections()), flush=True)
-                else:
-                    self.terminal.say(overview(stack.connections(), data=self.data))
-                    self.terminal.say(farewell)
+                announce(stack.connections())
                 supervisor.watch()
             except KeyboardInterrupt:
                 self.terminal.say("\nStopping, in order. Once more stops at once.")
@@ -116,7 +111,7 @@ def detach(*, offset: int, data: Path, terminal: Terminal) -> dict[str, Any]:
         output = log.open("ab")
     except PermissionError as error:
         raise LauncherError(f"{error.filename} can not be written by this user.") from error
-    command = ["up", "--port-offset", str(offset), "--data", str(data)]
+    command = ["up", "--port-offset", str(offset), "--data", str(data), "--background"]
     with output:
         runner = subprocess.Popen(
             [sys.executable, "-P", "-m", "launcher", *command],

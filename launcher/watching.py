@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.broker import speaks_amqp
 from launcher.errors import LauncherError
+from launcher.ports import HOST
 from launcher.postgres import serves_postgres
 from launcher.processes import POLL_INTERVAL
 from launcher.services import SETTINGS, answers_ok
@@ -54,7 +55,8 @@ def _part(name: str, state: dict[str, Any]) -> dict[str, Any]:
         return _described(name, state, ready=ready, url=connections["management"])
     if name == "postgres":
         ready = serves_postgres(ports["postgres"])
-        return _described(name, state, ready=ready, url=connections["dsn"])
+        url = f"postgresql://{HOST}:{ports['postgres']}"  # without the password
+        return _described(name, state, ready=ready, url=url)
     ready = answers_ok(ports["mailbox web"], "/readyz")
     return _described(name, state, ready=ready, url=connections["web"])
 
