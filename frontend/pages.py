@@ -22,11 +22,11 @@ from common.contracts.rules import (
 )
 from common.errors import FieldError
 
-NOT_SENT_NOTICE = (
-    "Your registration could not be sent just now, so nothing is promised yet. "
-    "What you typed is still here: please press Register again in a moment."
+UNCONFIRMED_NOTICE = (
+    "Your registration could not be confirmed just now, so nothing is promised yet. What you "
+    "typed is still here: please press Register again. That will not register you twice."
 )
-"""For the form that comes back with a 503."""
+"""For the form that comes back with a 503, and for its script when it gives up."""
 
 NOT_READABLE_NOTICE = (
     "The current state can not be read right now. Nothing is lost: what was accepted is kept safe "
@@ -67,6 +67,10 @@ class Field:
     def too_long(self) -> str:
         """What to say when there are more than ``max_length`` characters."""
         return f"Use at most {self.max_length} characters."
+
+    def named(self, text: str) -> str:
+        """A complaint as it stands away from its input, where it must say what it is about."""
+        return text if self.label.lower() in text.lower() else f"{self.label}: {text}"
 
 
 FIELDS = (
@@ -109,7 +113,7 @@ UNREADABLE = "unreadable"
 
 PROGRESS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
-        UNREADABLE: ("done", "waiting", "waiting"),
+        UNREADABLE: ("done", "unknown", "unknown"),
         JourneyStatus.PENDING: ("done", "current", "waiting"),
         JourneyStatus.STORED: ("done", "done", "current"),
         JourneyStatus.MAILED: ("done", "done", "done"),
@@ -136,6 +140,7 @@ def render_form(
         refusals=[error.detail for error in errors if error.pointer not in known],
         nonce=nonce,
         notice=notice,
+        unconfirmed=UNCONFIRMED_NOTICE,
     )
 
 

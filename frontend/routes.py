@@ -31,7 +31,7 @@ from common.http.validation import read_form_fields, validate
 from common.publisher import Publisher
 from frontend.events import TooManyWatchersError, Watchers
 from frontend.identity import Identities
-from frontend.pages import FormValues, render_form, render_status
+from frontend.pages import UNCONFIRMED_NOTICE, FormValues, render_form, render_status
 
 log = structlog.get_logger()
 
@@ -83,12 +83,9 @@ async def submit_form(request: web.Request) -> web.Response:
     except InvalidError as error:
         return _page(render_form(values, error.errors, nonce), status=422)
     except UnavailableError as error:
-        notice = (
-            "Your registration could not be taken just now, and nothing was sent. "
-            "What you typed is still here: please try again in a moment."
-        )
         headers = {"Retry-After": str(error.retry_after_seconds)}
-        return _page(render_form(values, (), nonce, notice), status=503, headers=headers)
+        page = render_form(values, (), nonce, UNCONFIRMED_NOTICE)
+        return _page(page, status=503, headers=headers)
     # Relative: people stay on the host under which they reached the form.
     return web.Response(status=303, headers={"Location": f"/registrations/{registration_id}"})
 

@@ -36,8 +36,9 @@ for (const input of inputs) {
   input.addEventListener("blur", () => {
     if (input.value === "" && !touched.has(input)) return; // only passing by
     touched.add(input);
-    show(input, complaint(input));
-    announcer.textContent = complaint(input);
+    const text = complaint(input);
+    show(input, text);
+    announcer.textContent = text && named(input, text);
   });
 }
 form.addEventListener("submit", (event) => {
@@ -60,7 +61,8 @@ async function register(body) {
   for (let attempt = 1; ; attempt += 1) {
     const answer = await post(body);
     if (answer.status === 202) {
-      location.assign((await answer.json()).statusUrl);
+      // The path alone: people stay on the host under which they reached the form.
+      location.assign(new URL((await answer.json()).statusUrl, location).pathname);
       return true;
     }
     const problem = await answer.json().catch(() => ({}));
@@ -71,7 +73,7 @@ async function register(body) {
       return false;
     }
     if (attempt === ATTEMPTS) {
-      tell("Your registration could not be sent, so nothing is promised yet. What you typed is still here: please press Register again in a moment.");
+      tell(notice.dataset.unconfirmed);
       notice.focus();
       return false;
     }
@@ -102,7 +104,7 @@ async function post(body) {
 async function waitAfter(answer, attempt) {
   const asked = Number(answer.headers.get("Retry-After")) || 2 ** (attempt - 1);
   const seconds = Math.min(asked, LONGEST_WAIT_S);
-  tell(`No confirmation yet. What you typed is kept, and sending it twice does not register you twice. Trying again in ${seconds} s (try ${attempt + 1} of ${ATTEMPTS}).`);
+  tell(`There is no answer yet. What you typed is kept, and goes out again in ${seconds} s by itself (try ${attempt + 1} of ${ATTEMPTS}).`);
   await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 }
 
@@ -114,7 +116,7 @@ function refuse(problem) {
     errors.find((error) => error.pointer === `/${input.name}`)?.detail ?? "",
   ]));
   if (report(complaints)) {
-    tell(problem.detail ?? "Something went wrong here. Please press Register again in a moment.");
+    tell(problem.detail ?? notice.dataset.unconfirmed);
     notice.focus();
   }
 }
@@ -167,9 +169,15 @@ function link(input, text) {
   const item = document.createElement("li");
   const anchor = document.createElement("a");
   anchor.href = `#${input.id}`;
-  anchor.textContent = text;
+  anchor.textContent = named(input, text);
   item.append(anchor);
   return item;
+}
+
+/** A complaint as it stands away from its input, where it must say what it is about. */
+function named(input, text) {
+  const name = input.labels[0].textContent;
+  return text.toLowerCase().includes(name.toLowerCase()) ? text : `${name}: ${text}`;
 }
 
 function tell(text) {

@@ -7,8 +7,8 @@
 const LOST_AFTER_MS = 4_000;
 /** A shorter break (a restart, a stream that was renewed) is not worth a word. */
 
-const REOPEN_AFTER_MS = 5_000;
-/** The browser reconnects by itself, except after an answer that is no stream. */
+const LOOK_AFTER_MS = 3_000;
+/** Where there is no stream to be had, the state is asked for instead, before a word is lost. */
 
 const page = document.getElementById("journey");
 const notice = document.getElementById("notice");
@@ -24,25 +24,42 @@ function listen() {
   const events = new EventSource(page.dataset.events);
   events.addEventListener("open", connected);
   events.addEventListener("journey", (event) => {
-    connected();
-    notice.hidden = true;
-    follow(JSON.parse(event.data));
+    heard(JSON.parse(event.data));
     if (finished()) events.close(); // else the browser would ask again for ever
   });
   events.addEventListener("unavailable", () => {
     connected();
-    notice.hidden = false;
-    announcer.textContent = notice.textContent;
+    warn();
   });
   events.addEventListener("error", () => {
-    lost ??= setTimeout(() => (notice.hidden = false), LOST_AFTER_MS);
-    if (events.readyState === EventSource.CLOSED) setTimeout(listen, REOPEN_AFTER_MS);
+    lost ??= setTimeout(warn, LOST_AFTER_MS);
+    // The browser reconnects by itself, except after an answer that is no stream.
+    if (events.readyState === EventSource.CLOSED) setTimeout(look, LOOK_AFTER_MS);
   });
+}
+
+/** Ask once, then try to listen again. */
+async function look() {
+  const answer = await fetch(page.dataset.journey).catch(() => undefined);
+  if (answer?.ok) heard(await answer.json());
+  if (!finished()) listen();
+}
+
+function heard(journey) {
+  connected();
+  notice.hidden = true;
+  follow(journey);
 }
 
 function connected() {
   clearTimeout(lost);
   lost = undefined;
+}
+
+function warn() {
+  if (!notice.hidden) return;
+  notice.hidden = false;
+  announcer.textContent = notice.textContent;
 }
 
 /** Whether no step is left to come. */
