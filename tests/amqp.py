@@ -1,0 +1,76 @@
+"""What another program may do at the broker: publish any bytes, look into queues."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from common.contracts.registrations import RegistrationSubmitted
+
+PATIENCE_SECONDS = 30.0
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[AbstractChannel]:
+    """A channel of its own with confirms."""
+    connection = await aio_pika.connect(url)
+    async with connection:
+        yield await connection.channel(publisher_confirms=True, on_return_raises=True)
+
+
+async def publish(
+    url: str, exchange: str, body: bytes, *, routing_key: str = "", **properties: Any
+) -> None:
+    """Publish as a foreign program would."""
+    async with opened(url) as channel:
+        target = await channel.get_exchange(exchange, ensure=False)
+        message = aio_pika.Message(body, delivery_mode=2, **properties)
+        await target.publish(message, routing_key or "anything")
+
+
+async def depth(url: str, queue: str) -> int:
+    """Messages ready in a queue."""
+    async with opened(url) as channel:
+        declared = await channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+
+async def take(url: str, queue: str) -> AbstractIncomingMessage:
+    """Take the next message out of a queue, waiting for it."""
+    async with opened(url) as channel:
+        source = await channel.get_queue(queue, ensure=False)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            message = await source.get(no_ack=True, fail=False)
+            if message is not None:
+                return message
+            await asyncio.sleep(0.05)
+    raise AssertionError(f"{queue} stayed empty for {PATIENCE_SECONDS:g} s")
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[Any]] | Callable[[], Any],
+    what: str,
+    seconds: float = PATIENCE_SECONDS,
+) -> Any:
+    """Poll until ``condition`` is true; the failure names the last value seen."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s: {value!r}"
+        await asyncio.sleep(0.05)
+
+
+def a_registration(**changes: Any) -> RegistrationSubmitted:
+    """A valid registration with an address of its own."""
+    values = {"name": "Ada", "surname": "Lovelace", "email": f"ada-{uuid4().hex}@example.org"}
+    return RegistrationSubmitted.model_validate(values | changes)

@@ -1,0 +1,347 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.consumer import Consumer, consuming, republished_to
+from common.contracts.registrations import RegistrationSubmitted
+from common.envelope import Envelope
+from common.errors import (
+    DatabaseServiceUnavailableError,
+    PermanentError,
+    SettingError,
+    TopologyMissingError,
+    UnavailableError,
+)
+from common.publisher import Publisher
+from common.topology import USER_REGISTRATION
+from tests.amqp import a_registration, depth, eventually, publish, take
+from tests.backends import TestBroker
+
+QUEUE = USER_REGISTRATION.queue
+DEAD = USER_REGISTRATION.dead_letter_queue
+
+Registration = Envelope[RegistrationSubmitted]
+
+
+class Recorder:
+    """A handler that remembers what it was given and does as it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Registration] = []
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+
+    async def __call__(self, envelope: Registration) -> None:
+        self.seen.append(envelope)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def ids(self) -> list[UUID]:
+        return [envelope.id for envelope in self.seen]
+
+
+@asynccontextmanager
+async def a_consumer(
+    broker: TestBroker, handler: Callable[[Any], Awaitable[None]], *, prefetch: int = 10
+) -> AsyncIterator[Consumer]:
+    url = broker.url("queue_receiver")
+    async with (
+        Publisher.open(
+            url, service="queue_receiver", exchanges=republished_to(USER_REGISTRATION)
+        ) as publisher,
+        consuming(
+            url,
+            {RegistrationSubmitted: handler},
+            service="queue_receiver",
+            publisher=publisher,
+            prefetch=prefetch,
+            retry_delays=[timedelta(milliseconds=50), timedelta(milliseconds=100)],
+        ) as consumer,
+    ):
+        yield consumer
+
+
+async def submit(broker: TestBroker, **properties: Any) -> UUID:
+    message_id = uuid4()
+    body = a_registration().model_dump_json(by_alias=True).encode()
+    properties = {"message_id": str(message_id)} | properties
+    await publish(broker.admin_url, USER_REGISTRATION.name, body, **properties)
+    return message_id
+
+
+async def test_a_handled_message_is_gone(empty_broker: TestBroker) -> None:
+    handler = Recorder()
+
+    async with a_consumer(empty_broker, handler):
+        message_id = await submit(empty_broker, correlation_id="c-7")
+        await eventually(lambda: handler.seen, "handling")
+
+    assert handler.ids == [message_id]
+    assert handler.seen[0].correlation_id == "c-7"
+    assert await depth(empty_broker.admin_url, QUEUE) == 0
+    assert await depth(empty_broker.admin_url, DEAD) == 0
+
+
+MALFORMED: dict[str, tuple[bytes, dict[str, Any], str]] = {
+    "nothing": (b"", {}, "malformed"),
+    "truncated": (b'{"name": "Ada', {}, "malformed"),
+    "not an object": (b"[1, 2]", {}, "malformed"),
+    "binary": (bytes(range(256)), {}, "malformed"),
+    "nested": (b"[" * 60_000, {}, "malformed"),
+    "a name twice": (
+        b'{"name":"A","name":"B","surname":"C","email":"a@example.org"}',
+        {},
+        "malformed",
+    ),
+    "NUL": (b'{"name":"A\\u0000","surname":"C","email":"a@example.org"}', {}, "malformed"),
+    "half a surrogate": (
+        b'{"name":"\\ud800","surname":"C","email":"a@example.org"}',
+        {},
+        "malformed",
+    ),
+    "wrong types": (b'{"name":1,"surname":null,"email":[]}', {}, "malformed"),
+    "a field is missing": (b'{"name":"Ada"}', {}, "malformed"),
+    "not an address": (b'{"name":"A","surname":"B","email":"nobody"}', {}, "malformed"),
+    "compressed": (b"\x1f\x8b", {"content_encoding": "gzip"}, "malformed"),
+    "too large": (b'"' + b"x" * 65_536 + b'"', {}, "too_large"),
+    "a later version": (b"{}", {"type": "user.registration.submitted.v9"}, "unknown_version"),
+    "another contract": (b"{}", {"type": "report.requested.v1"}, "unknown_version"),
+    "headers of odd types": (
+        b"{",
+        {"headers": {"x-attempt": "seven", "x-death": "gone", "traceparent": 5, "x-first-seen": 1}},
+        "malformed",
+    ),
+    "ids of odd form": (b"{", {"message_id": "\n", "correlation_id": "\x00" * 200}, "malformed"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+async def test_what_is_no_registration_is_dead_lettered_with_its_reason(
+    kind: str, empty_broker: TestBroker
+) -> None:
+    body, properties, code = MALFORMED[kind]
+    handler = Recorder()
+
+    async with a_consumer(empty_broker, handler):
+        await publish(empty_broker.admin_url, USER_REGISTRATION.name, body, **properties)
+        dead = await take(empty_broker.admin_url, DEAD)
+        good = await submit(empty_broker)
+        await eventually(lambda: handler.ids == [good], "handling the next message")
+
+    assert dead.body == body
+    assert dead.headers["x-error-code"] == code
+    assert dead.headers["x-failed-service"] == "queue_receiver"
+    assert dead.headers["x-attempts"] == 1
+    assert dead.headers["x-original-routing-key"] == "anything"
+    assert dead.headers["x-first-seen"]
+    assert "x-death" not in dead.headers
+    assert "nobody" not in str(dead.headers["x-error-detail"])
+
+
+async def test_a_foreign_id_gives_the_same_work_the_same_identity(
+    empty_broker: TestBroker,
+) -> None:
+    handler = Recorder()
+    body = a_registration().model_dump_json().encode()
+
+    async with a_consumer(empty_broker, handler):
+        for _ in range(2):
+            await publish(
+                empty_broker.admin_url, USER_REGISTRATION.name, body, message_id="order-7"
+            )
+        await eventually(lambda: len(handler.seen) == 2, "handling the named ones")
+        for _ in range(2):  # as the management UI does; aiormq would add an id
+            empty_broker.management(
+                "POST",
+                f"/api/exchanges/%2F/{USER_REGISTRATION.name}/publish",
+                {
+                    "properties": {},
+                    "routing_key": "anything",
+                    "payload": body.decode(),
+                    "payload_encoding": "string",
+                },
+            )
+        await eventually(lambda: len(handler.seen) == 4, "handling all")
+
+    named, unnamed = set(handler.ids[:2]), set(handler.ids[2:])
+    assert len(named) == len(unnamed) == 1
+    assert named != unnamed
+
+
+async def test_a_failing_message_waits_at_each_step_and_is_then_dead_lettered(
+    empty_broker: TestBroker,
+) -> None:
+    handler = Recorder()
+    handler.error = RuntimeError("no luck")
+
+    async with a_consumer(empty_broker, handler):
+        message_id = await submit(
+            empty_broker, headers={"x-death": [{"queue": "a"}]}, correlation_id="c-9"
+        )
+        dead = await take(empty_broker.admin_url, DEAD)
+
+    assert handler.ids == [message_id] * 3
+    assert [envelope.attempt for envelope in handler.seen] == [1, 2, 3]
+    assert [envelope.last_attempt for envelope in handler.seen] == [False, False, True]
+    assert dead.message_id == str(message_id)
+    assert dead.correlation_id == "c-9"
+    assert dead.headers["x-error-code"] == "unexpected_error"
+    assert dead.headers["x-attempts"] == 3
+
+
+async def test_a_message_that_can_never_work_is_dead_lettered_at_once(
+    empty_broker: TestBroker,
+) -> None:
+    handler = Recorder()
+    handler.error = PermanentError("no")
+
+    async with a_consumer(empty_broker, handler):
+        await submit(empty_broker)
+        dead = await take(empty_broker.admin_url, DEAD)
+
+    assert len(handler.seen) == 1
+    assert dead.headers["x-error-code"] == "rejected"
+    assert dead.headers["x-error-detail"] == "no"
+
+
+async def test_an_outage_pauses_the_consumer_and_burns_no_attempt(
+    empty_broker: TestBroker,
+) -> None:
+    handler = Recorder()
+    handler.error = DatabaseServiceUnavailableError("gone")
+
+    async with a_consumer(empty_broker, handler, prefetch=3) as consumer:
+        ids = {await submit(empty_broker) for _ in range(8)}
+        await eventually(lambda: handler.seen, "the first failure")
+        with pytest.raises(UnavailableError):
+            await eventually(consumer.check, "pausing")
+        held = set(handler.ids)
+
+        handler.error = None
+        handler.seen.clear()
+        await eventually(lambda: set(handler.ids) >= ids, "working off everything")
+        await consumer.check()
+
+    assert held
+    assert {envelope.attempt for envelope in handler.seen} == {1}
+    assert await depth(empty_broker.admin_url, DEAD) == 0
+    assert await depth(empty_broker.admin_url, QUEUE) == 0
+
+
+async def test_only_one_delivery_probes_during_an_outage(empty_broker: TestBroker) -> None:
+    handler = Recorder()
+    handler.error = DatabaseServiceUnavailableError("gone")
+    handler.gate = asyncio.Event()
+
+    async with a_consumer(empty_broker, handler, prefetch=5):
+        for _ in range(5):
+            await submit(empty_broker)
+        await eventually(lambda: len(handler.seen) == 5, "taking all five")
+        handler.gate.set()
+        await eventually(lambda: len(handler.seen) == 6, "the first probe")
+        handler.gate.clear()
+        await eventually(lambda: len(handler.seen) == 7, "the second probe")
+        await asyncio.sleep(1.5)  # longer than the first pause: nobody else may come along
+        probes = len(handler.seen)
+        handler.error = None
+        handler.gate.set()
+        await eventually(lambda: _empty(empty_broker), "working off everything")
+
+    assert probes == 7
+
+
+async def test_consuming_goes_on_after_the_broker_was_killed(empty_broker: TestBroker) -> None:
+    handler = Recorder()
+
+    async with a_consumer(empty_broker, handler) as consumer:
+        first = await submit(empty_broker)
+        await eventually(lambda: first in handler.ids, "handling the first")
+        empty_broker.kill()
+        empty_broker.start()
+        second = await eventually(lambda: _submitted(empty_broker), "submitting the second")
+        await eventually(lambda: second in handler.ids, "handling the second")
+        await eventually(lambda: _healthy(consumer), "being ready again")
+
+
+async def test_consuming_goes_on_after_its_queue_was_deleted_and_made_again(
+    empty_broker: TestBroker,
+) -> None:
+    handler = Recorder()
+    definitions = empty_broker.management("GET", "/api/definitions")
+
+    async with a_consumer(empty_broker, handler) as consumer:
+        await eventually(lambda: _healthy(consumer), "being ready")
+        empty_broker.management("DELETE", f"/api/queues/%2F/{QUEUE}")
+        try:
+
+            async def names_it() -> bool:
+                try:
+                    await consumer.check()
+                except TopologyMissingError as error:
+                    return QUEUE in error.detail
+                except UnavailableError:
+                    return False
+                return False
+
+            await eventually(names_it, "naming the missing queue")
+        finally:
+            empty_broker.management("POST", "/api/definitions", definitions)
+        message_id = await submit(empty_broker)
+        await eventually(lambda: message_id in handler.ids, "handling after the repair")
+
+
+async def test_draining_finishes_what_runs_and_leaves_the_rest(empty_broker: TestBroker) -> None:
+    handler = Recorder()
+    handler.gate = asyncio.Event()
+
+    async with a_consumer(empty_broker, handler, prefetch=2):
+        for _ in range(5):
+            await submit(empty_broker)
+        await eventually(lambda: len(handler.seen) == 2, "two in hand")
+        asyncio.get_running_loop().call_later(0.3, handler.gate.set)
+
+    assert len(handler.seen) == 2
+    assert await depth(empty_broker.admin_url, QUEUE) == 3
+
+
+async def test_more_retries_than_steps_are_refused_at_start(empty_broker: TestBroker) -> None:
+    async with Publisher.open(
+        empty_broker.url("queue_receiver"), service="queue_receiver", exchanges=[]
+    ) as publisher:
+        with pytest.raises(SettingError, match="MAX_RETRY_ATTEMPTS is 4"):
+            async with consuming(
+                empty_broker.url("queue_receiver"),
+                {RegistrationSubmitted: Recorder()},
+                service="queue_receiver",
+                publisher=publisher,
+                prefetch=1,
+                retry_delays=[timedelta(seconds=1)] * 4,
+            ):
+                pass
+
+
+async def _healthy(consumer: Consumer) -> bool:
+    try:
+        await consumer.check()
+    except UnavailableError:
+        return False
+    return True
+
+
+async def _submitted(broker: TestBroker) -> UUID | None:
+    try:
+        return await submit(broker)
+    except Exception:  # noqa: BLE001 - whatever a broker says while it starts
+        return None
+
+
+async def _empty(broker: TestBroker) -> bool:
+    return await depth(broker.admin_url, QUEUE) == 0
