@@ -13,7 +13,7 @@ from common.http.api import Api
 from common.http.documentation import add_documentation
 from common.http.health import Readiness, add_health
 from common.http.openapi import openapi
-from common.http.problems import Handler, ProblemPage, problem_middleware
+from common.http.problems import RESPONSE_STARTED, Handler, ProblemPage, problem_middleware
 from common.http.validation import MAX_BODY_BYTES
 
 log = structlog.get_logger()
@@ -24,6 +24,8 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
     "form-action 'self'"
 )
+
+_REQUEST_ID = web.RequestKey("request_id", str)
 
 _QUIET = ("/health", "/metrics", "/static")
 """Paths whose answers are not worth a line: they are asked every few seconds."""
@@ -78,7 +80,7 @@ async def _metrics(_request: web.Request) -> web.Response:
 async def _observed(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its ids; count, time and log its answer."""
     started = time.perf_counter()
-    request["request_id"] = enter_request(request.headers).request_id
+    request[_REQUEST_ID] = enter_request(request.headers).request_id
     response = await handler(request)
     seconds = time.perf_counter() - started
     resource = request.match_info.route.resource
@@ -97,8 +99,8 @@ async def _observed(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
-    request["response_started"] = True
+    request[RESPONSE_STARTED] = True
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers[hdrs.SERVER] = "UserStream"  # without versions
-    response.headers[REQUEST_ID] = request.get("request_id", "")
+    response.headers[REQUEST_ID] = request.get(_REQUEST_ID, "")

@@ -23,6 +23,9 @@ log = structlog.get_logger()
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ProblemPage = Callable[[UserStreamError], str]
 
+RESPONSE_STARTED = web.RequestKey("response_started", bool)
+"""Set once the head of the answer is out."""
+
 _BY_STATUS: dict[int, type[UserStreamError]] = {
     400: MalformedError,
     404: NotFoundError,
@@ -79,7 +82,7 @@ def problem_middleware(page: ProblemPage | None) -> Callable[..., Awaitable[web.
 def _answer(
     request: web.Request, error: UserStreamError, page: ProblemPage | None
 ) -> web.StreamResponse:
-    if request.get("response_started"):
+    if request.get(RESPONSE_STARTED):
         # Half an answer is out: only a broken connection tells the reader that it is half.
         log.warning("http.stream_broken", code=error.code)
         if request.transport is not None:
