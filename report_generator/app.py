@@ -1,0 +1,95 @@
+"""Builds the report generator. The only place where its parts meet."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+
+import structlog
+from aiohttp import web
+
+from common.broker_check import BrokerCheck
+from common.consumer import consuming, republished_to
+from common.contracts.notifications import EmailRequested
+from common.contracts.reports import ReportRequested
+from common.database_client import DatabaseClient
+from common.errors import StorageError
+from common.http.app import base_app
+from common.http.health import Readiness
+from common.publisher import Publisher
+from report_generator.files import ReportDirectory
+from report_generator.handlers import generate_report
+from report_generator.routes import DATABASE, DIRECTORY, PUBLISHER, api
+from report_generator.settings import Settings
+
+log = structlog.get_logger()
+
+SERVICE = "report_generator"
+
+
+def build_app(settings: Settings) -> web.Application:
+    """The report generator, not yet started: nothing connects before the loop runs."""
+    readiness = Readiness()
+    directory = ReportDirectory(settings.report_output_dir)
+
+    async def lifespan(app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await _prepare(directory)
+            database = await stack.enter_async_context(
+                DatabaseClient.open(settings.database_service_url)
+            )
+            publisher = await stack.enter_async_context(
+                Publisher.open(
+                    str(settings.queue_url),
+                    service=SERVICE,
+                    exchanges=[
+                        ReportRequested.route.name,
+                        EmailRequested.route.name,
+                        *republished_to(ReportRequested.route),
+                    ],
+                )
+            )
+            handler = partial(
+                generate_report,
+                database=database,
+                publisher=publisher,
+                directory=directory,
+                style=settings.style,
+                links_from=settings.links_from,
+            )
+            consumer = await stack.enter_async_context(
+                consuming(
+                    str(settings.queue_url),
+                    {ReportRequested: handler},
+                    service=SERVICE,
+                    publisher=publisher,
+                    prefetch=settings.prefetch,
+                    retry_delays=settings.retry_delays(),
+                )
+            )
+            app[DATABASE], app[PUBLISHER], app[DIRECTORY] = database, publisher, directory
+            readiness.add("publisher", publisher.check)
+            readiness.add("consumer", consumer.check)
+            readiness.add("database_service", database.check)
+            readiness.add("output_directory", partial(asyncio.to_thread, directory.check))
+            if settings.queue_management_url:
+                readiness.add("topology", BrokerCheck(settings.queue_management_url).check)
+            yield  # and close in reverse: stop consuming, let handlers finish, disconnect
+
+    app = base_app(
+        SERVICE,
+        api,
+        description="Makes reports of users as CSV files, to be downloaded.",
+        readiness=readiness,
+    )
+    app.cleanup_ctx.append(lifespan)
+    return app
+
+
+async def _prepare(directory: ReportDirectory) -> None:
+    # A directory that can not be made does not stop the start: /health/ready says what is
+    # wrong with it, and goes green when it is put right.
+    with suppress(StorageError):
+        removed = await asyncio.to_thread(directory.prepare)
+        if removed:
+            log.info("report.drafts_removed", count=removed)

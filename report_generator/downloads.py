@@ -1,0 +1,95 @@
+"""Sends a file over HTTP: whole or in part, under a name that people recognise."""
+
+import asyncio
+import os
+from datetime import date
+from typing import BinaryIO
+from urllib.parse import quote
+
+from aiohttp import hdrs, web
+
+from common.errors import RangeNotSatisfiableError, StorageError
+from common.http.problems import problem
+from report_generator.files import BLOCK_BYTES
+
+
+async def send_file(
+    request: web.Request, file: BinaryIO, *, sha256: str, filename: str
+) -> web.StreamResponse:
+    """Answer with the file, one block in memory at a time; closes it.
+
+    Its hash is the ETag, so a download that broke off can go on where it stopped (RFC 9110,
+    13.1.5 and 14), on another instance too.
+    """
+    with file:
+        etag = f'"{sha256}"'
+        if _is_known(request, etag):
+            return web.Response(status=304, headers={hdrs.ETAG: etag})
+        size = os.fstat(file.fileno()).st_size
+        try:
+            start, end = _part(request, size, etag)
+        except RangeNotSatisfiableError as error:
+            refusal = problem(error)
+            refusal.headers[hdrs.CONTENT_RANGE] = f"bytes */{size}"
+            return refusal
+        response = web.StreamResponse(
+            headers={
+                hdrs.CONTENT_TYPE: "text/csv; charset=utf-8",
+                hdrs.CONTENT_DISPOSITION: content_disposition(filename),
+                hdrs.ACCEPT_RANGES: "bytes",
+                hdrs.ETAG: etag,
+            }
+        )
+        if end - start < size:
+            response.set_status(206)
+            response.headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{end - 1}/{size}"
+        response.content_length = end - start
+        await response.prepare(request)
+        if request.method != hdrs.METH_HEAD:
+            await _copy(file, response, start, end)
+        return response
+
+
+def file_name(report_name: str, day: date) -> str:
+    """The name a downloaded report gets, such as ``users-2026-11-21.csv``."""
+    # Leading dots would hide the file.
+    return f"{report_name.strip(' .') or 'report'}-{day.isoformat()}.csv"
+
+
+def content_disposition(filename: str) -> str:
+    """``attachment`` with the name; for one beyond ASCII also in the form of RFC 8187."""
+    plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in filename)
+    extended = f"; filename*=UTF-8''{quote(filename, safe='')}" if plain != filename else ""
+    return f'attachment; filename="{plain}"{extended}'
+
+
+def _is_known(request: web.Request, etag: str) -> bool:
+    given = request.headers.get(hdrs.IF_NONE_MATCH, "")
+    return any(tag.strip().removeprefix("W/") in {etag, "*"} for tag in given.split(","))
+
+
+def _part(request: web.Request, size: int, etag: str) -> tuple[int, int]:
+    """First byte to send and the one after the last; a range we do not read means all."""
+    if request.headers.get(hdrs.IF_RANGE, etag) != etag:
+        return 0, size
+    try:
+        asked = request.http_range
+    except ValueError:
+        return 0, size
+    if asked.start is None and asked.stop is None:
+        return 0, size
+    start, end, _ = asked.indices(size)
+    if start >= end:
+        raise RangeNotSatisfiableError(f"The file has {size} bytes.")
+    return start, end
+
+
+async def _copy(file: BinaryIO, response: web.StreamResponse, start: int, end: int) -> None:
+    file.seek(start)
+    while start < end:
+        block = await asyncio.to_thread(file.read, min(BLOCK_BYTES, end - start))
+        if not block:
+            raise StorageError("The file became shorter while it was sent.")
+        await response.write(block)
+        start += len(block)
+    await response.write_eof()

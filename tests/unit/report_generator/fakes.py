@@ -1,0 +1,80 @@
+"""Stands in for database_service and the broker, and remembers what it was told."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from common.contracts.base import Contract
+from common.contracts.reports import (
+    ReportList,
+    ReportListQuery,
+    ReportRecord,
+    ReportRecordRequest,
+    ReportRecordUpdate,
+    ReportStatus,
+    UserReportQuery,
+)
+from common.errors import NotFoundError, UserStreamError
+
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+CONTENT = b'ID,Name\r\n1,"A\nda"\r\n2,Grace\r\n'
+
+
+@dataclass
+class FakeDatabase:
+    """Records of reports in memory, and always the same users."""
+
+    records: dict[UUID, ReportRecord] = field(default_factory=dict)
+    content: bytes = CONTENT
+    history: list[ReportStatus] = field(default_factory=list)
+    queries: list[UserReportQuery] = field(default_factory=list)
+    stream_error: Exception | None = None
+    """Raised in the middle of the stream."""
+    update_errors: dict[ReportStatus, UserStreamError] = field(default_factory=dict)
+
+    async def insert_report(self, report: ReportRecordRequest) -> ReportRecord:
+        new = ReportRecord(**report.model_dump(by_alias=False), status=ReportStatus.REQUESTED)
+        return self.records.setdefault(report.report_id, new)
+
+    async def update_report(self, report_id: UUID, update: ReportRecordUpdate) -> ReportRecord:
+        if error := self.update_errors.get(update.status):
+            raise error
+        changes = update.model_dump(by_alias=False)
+        if update.status is ReportStatus.READY:
+            changes["generated_at"] = NOW
+        self.records[report_id] = self.records[report_id].model_copy(update=changes)
+        self.history.append(update.status)
+        return self.records[report_id]
+
+    async def select_report(self, report_id: UUID) -> ReportRecord:
+        try:
+            return self.records[report_id]
+        except KeyError:
+            raise NotFoundError from None
+
+    async def select_reports(self, query: ReportListQuery) -> ReportList:
+        found = list(self.records.values())[: query.limit]
+        more = len(found) < len(self.records)
+        return ReportList(reports=found, next_after=found[-1].report_id if more else None)
+
+    async def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:
+        self.queries.append(query)
+        yield self.content[:7]
+        if self.stream_error is not None:
+            raise self.stream_error
+        yield self.content[7:]
+
+
+@dataclass
+class FakePublisher:
+    """A broker that confirms, or not."""
+
+    published: list[tuple[Contract, UUID]] = field(default_factory=list)
+    error: UserStreamError | None = None
+
+    async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
+        assert correlation_id
+        if self.error is not None:
+            raise self.error
+        self.published.append((data, message_id))
