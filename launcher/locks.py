@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 
 @contextmanager
@@ -17,21 +16,20 @@ def waiting_for(path: Path) -> Iterator[None]:
         yield
 
 
-def take(path: Path) -> TextIO | None:
-    """The lock, held until the file is closed or the process ends; None if another has it.
+def take(path: Path) -> bool:
+    """Take the lock until this process ends; False if another process has it.
 
-    Its file names the holder's process.
+    Its file names the holder.
     """
-    file = path.open("a+")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
-        return None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+        os.close(file)
+        return False
+    os.ftruncate(file, 0)
+    os.write(file, str(os.getpid()).encode())
+    return True
 
 
 def holder(path: Path) -> int | None:

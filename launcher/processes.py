@@ -105,11 +105,19 @@ class Running:
 
     def stop(self) -> None:
         """Ask it to end, and end it by force when it does not in time."""
+        self.ask_to_end()
+        self.wait_for_end()
+
+    def ask_to_end(self) -> None:
+        """Send its stop signal and return at once."""
         if self.exit_code is None:
             with suppress(ProcessLookupError):
                 self.popen.send_signal(self.program.stop_signal)
-            with suppress(subprocess.TimeoutExpired):
-                self.popen.wait(self.program.stop_within)
+
+    def wait_for_end(self) -> None:
+        """Return when it has ended, by force if it does not in time."""
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(self.program.stop_within)
         self.kill()
 
     def kill(self) -> None:

@@ -42,23 +42,25 @@ class Runner:
         stack = build_stack(
             offset=self.offset, data=self.data, given=os.environ, terminal=self.terminal
         )
-        with _claimed(state, self.data):
-            require_free(stack.listening(), offset=self.offset)
-            supervisor = Supervisor(
-                terminal=self.terminal,
-                on_change=lambda supervisor: state.write(self._state(stack, supervisor)),
-            )
-            try:
-                self._start(stack, supervisor)
-                self.phase = "ready"
-                state.write(self._state(stack, supervisor))
-                announce(stack.connections())
-                supervisor.watch()
-            except KeyboardInterrupt:
-                self.terminal.say("\nStopping, in order. Once more stops at once.")
-            finally:
-                self.phase = "stopping"
-                self._stop(supervisor)
+        # Held to the very end of this process: who waits for it finds nothing left.
+        _claim(state, self.data)
+        require_free(stack.listening(), offset=self.offset)
+        supervisor = Supervisor(
+            terminal=self.terminal,
+            on_change=lambda supervisor: state.write(self._state(stack, supervisor)),
+        )
+        try:
+            self._start(stack, supervisor)
+            self.phase = "ready"
+            state.write(self._state(stack, supervisor))
+            announce(stack.connections())
+            supervisor.watch()
+        except KeyboardInterrupt:
+            self.terminal.say("\nStopping, in order. Once more stops at once.")
+        finally:
+            self.phase = "stopping"
+            state.write(self._state(stack, supervisor))
+            self._stop(supervisor)
         self.terminal.say("Everything is stopped. The data is kept for the next start.")
 
     def _start(self, stack: Stack, supervisor: Supervisor) -> None:
@@ -104,6 +106,9 @@ def detach(*, offset: int, data: Path, terminal: Terminal) -> dict[str, Any]:
         LauncherError: It could not be started.
     """
     state = StateFile(data)
+    if connections := _when_ready(state):
+        terminal.say(f"It runs already (process {state.supervisor()}).")
+        return connections
     log = data / "logs" / "launcher.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -126,8 +131,6 @@ def detach(*, offset: int, data: Path, terminal: Terminal) -> dict[str, Any]:
             shown = _show(log, shown, terminal)
             if runner.poll() is not None:
                 _show(log, shown, terminal)
-                if connections := _when_ready(state):  # it said that another one runs
-                    return connections
                 raise LauncherError(f"It did not start. Its log: {log}")
             time.sleep(POLL_INTERVAL)
     except KeyboardInterrupt:
@@ -154,9 +157,9 @@ def _show(log: Path, shown: int, terminal: Terminal) -> int:
     return shown + len(complete)
 
 
-def _claimed(state: StateFile, data: Path) -> Any:
-    if claimed := state.claim():
-        return claimed
+def _claim(state: StateFile, data: Path) -> None:
+    if state.claim():
+        return
     raise LauncherError(
         f"A stack with the data in {data} runs already (process {state.supervisor()}).\n"
         "`./userstream status` shows it, `./userstream down` stops it; give both the same"

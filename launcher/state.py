@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from launcher.locks import holder, take
 
@@ -16,8 +16,8 @@ class StateFile:
         self._file = data / "state.json"
         self._lock = data / "lock"
 
-    def claim(self) -> TextIO | None:
-        """The right to run the stack, while the returned file is open; None if it runs."""
+    def claim(self) -> bool:
+        """Take the right to run the stack until this process ends; False if it runs already."""
         claimed = take(self._lock)
         if claimed:
             self._file.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -114,10 +113,12 @@ class Supervisor:
             ]
             if not together:
                 continue
-            named = ", ".join(running.program.name for running in together)
-            # At the same time: each may take its time to finish what it has in hand.
-            with self._terminal.step(f"Stopping {named}"), ThreadPoolExecutor() as pool:
-                list(pool.map(Running.stop, together))
+            with self._terminal.step(f"Stopping {', '.join(r.program.name for r in together)}"):
+                # All are asked first: each may take its time to finish what it has in hand.
+                for running in together:
+                    running.ask_to_end()
+                for running in together:
+                    running.wait_for_end()
 
     def kill(self) -> None:
         """End everything at once."""
