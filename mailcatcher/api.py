@@ -202,10 +202,9 @@ async def _answer_list(
 
 def summary(store: MailStore, mail_id: str) -> dict[str, Any] | None:
     """A mail as lists show it; None if it was deleted meanwhile."""
-    entry, raw = store.entry(mail_id), store.read(mail_id)
-    if entry is None or raw is None:
+    entry, digest = store.entry(mail_id), store.digest(mail_id)
+    if entry is None or digest is None:
         return None
-    content = read_content(raw)
     return {
         "ID": entry.id,
         "MessageID": clean(entry.headers.message_id),
@@ -216,8 +215,8 @@ def summary(store: MailStore, mail_id: str) -> dict[str, Any] | None:
         "Username": "",
         "Tags": [],
         "Size": entry.size,
-        "Attachments": sum(not part.inline for part in content.attachments),
-        "Snippet": content.snippet(),
+        "Attachments": digest.attachments,
+        "Snippet": digest.snippet,
     }
 
 

@@ -13,13 +13,27 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 from mailcatcher.headers import HEADER_LIMIT, Headers
+from mailcatcher.message import read_content
 
 _FILE_NAME = re.compile(r"([0-9a-f]{16})\.eml")
 _TEMPORARY = ".incoming"
+
+
+DIGESTS_KEPT = 10_000
+"""Mails whose beginning is remembered, so that a list asked for again is not parsed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What a list shows of a mail's content."""
+
+    attachments: int
+    snippet: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +54,8 @@ class Entry:
 class MailStore:
     """Every mail kept, newest first.
 
-    Methods run in the event loop's thread, except ``entry`` and ``read``, which touch
-    nothing but files and single keys and may run in any.
+    Methods run in the event loop's thread, except ``entry``, ``read`` and ``digest``,
+    which touch nothing but files and single keys and may run in any.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -53,6 +67,7 @@ class MailStore:
         self._version = time.time_ns()
         self._changed = asyncio.Event()
         self._last = 0
+        self.digest = lru_cache(maxsize=DIGESTS_KEPT)(self._digest)
 
     def open(self) -> None:
         """Find the mails of earlier runs; what a crash left half written is removed.
@@ -120,6 +135,13 @@ class MailStore:
             return self._path(mail_id).read_bytes()
         except OSError:
             return None
+
+    def _digest(self, mail_id: str) -> Digest | None:
+        """What lists show of a mail's content, None if there is none such (or no longer)."""
+        if (raw := self.read(mail_id)) is None:
+            return None
+        content = read_content(raw)
+        return Digest(sum(not part.inline for part in content.attachments), content.snippet())
 
     def delete(self, mail_ids: Iterable[str]) -> list[str]:
         """Forget these mails and return the ids that existed; ``remove_files`` ends the work."""
