@@ -63,14 +63,12 @@ class Headers:
 
     def cut(self) -> Self:
         """The same with every value short enough to stay in memory."""
-        return replace(
-            self,
-            **{
-                name: value[:VALUE_LIMIT]
-                for name in self.__slots__
-                if len(value := getattr(self, name)) > VALUE_LIMIT
-            },
-        )
+        long = {
+            name: value[:VALUE_LIMIT]
+            for name in self.__slots__
+            if len(value := getattr(self, name)) > VALUE_LIMIT
+        }
+        return replace(self, **long) if long else self
 
     @property
     def addresses(self) -> str:

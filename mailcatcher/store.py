@@ -23,7 +23,6 @@ from mailcatcher.message import read_content
 _FILE_NAME = re.compile(r"([0-9a-f]{16})\.eml")
 _TEMPORARY = ".incoming"
 
-
 DIGESTS_KEPT = 10_000
 """Mails whose beginning is remembered, so that a list asked for again is not parsed again."""
 
