@@ -5,11 +5,11 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
 
 from common.contracts.base import Answer, Body, Contract
 from common.contracts.registrations import MAX_BULK
-from common.contracts.rules import EmailAddress, Instant, Text
+from common.contracts.rules import EmailAddress, Instant, RowId, Text
 from common.topology import EMAIL_NOTIFICATIONS, Route
 
 Data = Annotated[dict[str, str | int | float | bool | None], Field(max_length=50)]
@@ -45,7 +45,7 @@ class EmailRequested(Contract):
     """Instead of the template's own."""
 
     data: Data = {}
-    user_id: int | None = None
+    user_id: RowId | None = None
     registration_id: UUID | None = None
 
 
@@ -96,7 +96,7 @@ class ClaimRequest(Body):
 
     template: Template
     recipient: EmailAddress
-    user_id: int | None = None
+    user_id: RowId | None = None
     registration_id: UUID | None = None
 
 
@@ -135,11 +135,21 @@ class ClaimResults(Answer):
     results: list[ClaimResult]
 
 
+def _is_outcome(status: DeliveryStatus) -> DeliveryStatus:
+    if status in (DeliveryStatus.SENDING, DeliveryStatus.SUPPRESSED):
+        raise ValueError("An attempt ends as sent, deferred, failed or unsure.")
+    return status
+
+
 class DeliveryOutcome(Body):
-    """How one attempt ended; only the holder of the lease may say so."""
+    """How one attempt ended; the word of the lease that holds the mail counts."""
 
     lease_id: UUID
-    status: DeliveryStatus
+    status: Annotated[
+        DeliveryStatus,
+        AfterValidator(_is_outcome),
+        WithJsonSchema({"type": "string", "enum": ["sent", "deferred", "failed", "unsure"]}),
+    ]
     reply_code: Annotated[int, Field(ge=0, le=999)] | None = None
     """SMTP reply code (RFC 5321, 4.2), where the server gave one."""
 
@@ -164,7 +174,7 @@ class OutcomeResult(Answer):
 
     message_id: UUID
     recorded: bool
-    """False: the lease had passed to another sender, whose word counts."""
+    """False: the lease had passed to another sender, whose word counts, or was never granted."""
 
 
 class OutcomeResults(Answer):

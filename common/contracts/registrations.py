@@ -63,7 +63,10 @@ class RegistrationToStore(Body):
 
 
 class RegistrationsToStore(Body):
-    """A bulk request; each item succeeds or fails alone."""
+    """A bulk request, stored whole or not at all.
+
+    Where one item is refused, the caller sends each alone, as ``DatabaseClient`` does.
+    """
 
     registrations: Annotated[list[RegistrationToStore], Field(min_length=1, max_length=MAX_BULK)]
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from common.contracts.base import Answer, Body, Contract
-from common.contracts.rules import EmailAddress, Instant, Text
+from common.contracts.rules import MAX_BIGINT, EmailAddress, Instant, Text
 from common.topology import REPORT_REQUESTS, Route
 
 
@@ -192,9 +192,9 @@ class ReportRecordUpdate(Body):
     """What became of a report."""
 
     status: ReportStatus
-    record_count: Annotated[int, Field(ge=0)] | None = None
+    record_count: Annotated[int, Field(ge=0, le=MAX_BIGINT)] | None = None
     file_path: Annotated[Text, StringConstraints(max_length=200)] | None = None
-    size_bytes: Annotated[int, Field(ge=0)] | None = None
+    size_bytes: Annotated[int, Field(ge=0, le=MAX_BIGINT)] | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     error_message: Annotated[Text, StringConstraints(max_length=500)] | None = None
 

@@ -12,6 +12,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BeforeValidator,
+    Field,
     StringConstraints,
     WithJsonSchema,
 )
@@ -144,3 +145,9 @@ def _in_utc(value: datetime) -> datetime:
 
 Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 """A point in time, kept in UTC."""
+
+MAX_BIGINT = 2**63 - 1
+"""The largest number that the database can keep."""
+
+RowId = Annotated[int, Field(ge=1, le=MAX_BIGINT)]
+"""The number of a user, given by the database."""

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from common.contracts.base import Answer, Body
-from common.contracts.rules import EmailAddress, Instant, PersonName
+from common.contracts.rules import MAX_BIGINT, EmailAddress, Instant, PersonName
 
 
 class UserRequest(Body):
@@ -38,7 +38,7 @@ class UserList(Answer):
 class UserListQuery(Body):
     """Which page: by keyset (``after``), or by number where somebody insists (``page``)."""
 
-    after: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    after: Annotated[int, Field(ge=0, le=MAX_BIGINT)] | None = None
     """The last id of the page before. Any page costs as much as the first."""
 
     page: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
