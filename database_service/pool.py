@@ -1,0 +1,192 @@
+"""Connections to PostgreSQL: pooled, with deadlines, and back by themselves after an outage."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Self, TypeAlias, TypeVar
+
+import asyncpg
+import structlog
+
+from common.errors import DatabaseUnavailableError
+from database_service.migrations import migrate, read_migrations
+from database_service.settings import Settings
+from database_service.translation import LostRaceError, reason, translated
+
+log = structlog.get_logger()
+
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
+Result = TypeVar("Result")
+
+ACQUIRE_SECONDS = 5.0
+"""Longest wait for a free connection; with it, every answer is within the caller's 10 s."""
+
+COMMAND_SECONDS = 4.0
+"""Longest time for one statement; the slowest, a bulk store of 500, takes some 20 ms."""
+
+CHECK_SECONDS = 2.0
+"""Longest time for the readiness check's statement."""
+
+CONNECT_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds between attempts to connect at start; the last one goes on for ever."""
+
+RACES = 8
+"""How often a transaction that lost a race is done again before the caller hears of it."""
+
+SESSION = {
+    "application_name": "userstream database_service",
+    # An answer means that it is on disk, whatever the server's own setting is.
+    "synchronous_commit": "on",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    # The tables grow from empty to millions under one session: a plan made for the empty
+    # table, kept and used again, would read all of it for each of 500 addresses.
+    "plan_cache_mode": "force_custom_plan",
+    "jit": "off",
+    # The locks of a process that was stopped half-way are not held for ever.
+    "idle_in_transaction_session_timeout": "30s",
+}
+
+
+class Database:
+    """PostgreSQL as the repositories see it; usable once it is connected and migrated."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._waiting_for = "Connecting to PostgreSQL."
+        self._streams = asyncio.Semaphore(max(1, settings.db_pool_max // 2))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+        """A connected and migrated database, for tests and scripts."""
+        database = cls(settings)
+        try:
+            await database.prepare()
+            yield database
+        finally:
+            await database.close()
+
+    async def prepare(self) -> None:
+        """Connect and migrate; while PostgreSQL is away, try again and again.
+
+        Raises:
+            MigrationError: A person must act.
+        """
+        for attempt in range(1_000_000_000):
+            try:
+                with translated():
+                    await self._connect()
+            except (DatabaseUnavailableError, LostRaceError) as error:
+                cause = error.__cause__ or error
+                self._waiting_for = f"PostgreSQL can not be reached: {reason(cause)}."
+                log.warning("database.unavailable", reason=reason(cause), attempt=attempt + 1)
+            else:
+                return
+            await asyncio.sleep(CONNECT_PAUSES[min(attempt, len(CONNECT_PAUSES) - 1)])
+
+    async def _connect(self) -> None:
+        migrations = read_migrations()
+        pool = self._new_pool()
+        try:
+            await pool
+            self._waiting_for = "Migrations are pending: the tables are being prepared."
+            async with pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+                applied = await migrate(connection, migrations)
+        except BaseException:
+            pool.terminate()
+            raise
+        self._pool = pool
+        log.info("database.connected", migrations_applied=applied)
+
+    def _new_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        settings = self._settings
+        return asyncpg.create_pool(
+            host=settings.db_host,
+            port=settings.db_port,
+            database=settings.db_name,
+            user=settings.db_user,
+            password=settings.db_password.get_secret_value(),
+            ssl=settings.ssl,
+            min_size=settings.db_pool_min,
+            max_size=settings.db_pool_max,
+            timeout=ACQUIRE_SECONDS,
+            command_timeout=COMMAND_SECONDS,
+            server_settings=SESSION,
+        )
+
+    async def close(self) -> None:
+        """Close all connections; those in use are given a moment."""
+        pool, self._pool = self._pool, None
+        self._waiting_for = "The service is stopping."
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(ACQUIRE_SECONDS):
+                await pool.close()
+        except TimeoutError:
+            pool.terminate()
+
+    async def check(self) -> None:
+        """Raise DatabaseUnavailableError unless PostgreSQL answers and the tables are there."""
+        async with self.connection() as connection:
+            await connection.fetchval("SELECT 1", timeout=CHECK_SECONDS)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection; every statement commits by itself.
+
+        Raises:
+            DatabaseUnavailableError: PostgreSQL is away, or no connection became free in time.
+            InvalidError: A value can not be stored.
+            LostRaceError: A statement was rolled back in favour of another transaction.
+        """
+        if self._pool is None:
+            raise DatabaseUnavailableError(self._waiting_for)
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+                try:
+                    yield connection
+                except TimeoutError:
+                    # It may hang for good; the pool makes a new one when it needs one.
+                    connection.terminate()
+                    raise
+                except asyncpg.InterfaceError as error:
+                    if not connection.is_closed():
+                        raise
+                    raise ConnectionError("The connection was closed under us.") from error
+
+    async def in_transaction(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """The result of ``work``, done in one transaction; again if that loses a race.
+
+        Raises:
+            DatabaseUnavailableError: PostgreSQL is away. If that happened at the commit, nobody
+                knows whether it was stored: what ``work`` does must be safe to do again.
+        """
+        for race in range(RACES):
+            try:
+                async with self.connection() as connection, connection.transaction():
+                    return await work(connection)
+            except LostRaceError:
+                log.info("database.race_lost", race=race + 1)
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**race))  # noqa: S311 - spreads load
+        raise DatabaseUnavailableError(f"Others were first {RACES} times. Nothing was stored.")
+
+    @asynccontextmanager
+    async def streaming_connection(self) -> AsyncIterator[Connection]:
+        """A connection for reading for long; at most half of all, so that short work goes on."""
+        try:
+            async with asyncio.timeout(ACQUIRE_SECONDS):
+                await self._streams.acquire()
+        except TimeoutError as error:
+            raise DatabaseUnavailableError(
+                "Too many reports are being read at the same time. Ask again later."
+            ) from error
+        try:
+            async with self.connection() as connection:
+                yield connection
+        finally:
+            self._streams.release()

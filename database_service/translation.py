@@ -1,0 +1,67 @@
+"""PostgreSQL's errors in our words: away, not possible with that value, or lost a race."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+
+from common.errors import DatabaseUnavailableError, InvalidError
+
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,  # disk full, too many connections, out of memory
+    asyncpg.OperatorInterventionError,  # shutdown, starting up, cancelled
+    asyncpg.PostgresSystemError,  # I/O errors
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, or a disk put read-only
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # wrong password
+    asyncpg.InvalidCatalogNameError,  # the database does not exist yet
+    asyncpg.LockNotAvailableError,
+)
+"""What ends by itself, or when a person repairs PostgreSQL; no request is to blame."""
+
+LOST_RACE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+"""PostgreSQL rolled one of two transactions back so that the other could go on."""
+
+UNSTORABLE = (
+    asyncpg.DataError,
+    asyncpg.CheckViolationError,
+    asyncpg.NotNullViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+"""A value that no column can hold; the contracts refuse nearly all of them before."""
+
+
+class LostRaceError(Exception):
+    """Another transaction was first; nothing was stored, and the whole can be done again."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise our errors instead of PostgreSQL's.
+
+    Raises:
+        DatabaseUnavailableError: PostgreSQL is away, full or shutting down.
+        InvalidError: A value can not be stored.
+        LostRaceError: The transaction was rolled back in favour of another.
+    """
+    try:
+        yield
+    except LOST_RACE as error:
+        raise LostRaceError from error
+    except AWAY as error:
+        raise DatabaseUnavailableError(
+            f"PostgreSQL can not do it right now: {reason(error)}. Nothing of a request that "
+            "gets this answer is promised; ask again."
+        ) from error
+    except UNSTORABLE as error:
+        raise InvalidError("PostgreSQL can not store one of the values; nothing was.") from error
+
+
+def reason(error: BaseException) -> str:
+    """What happened, without values: the kind of the error and its SQLSTATE."""
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(error).__name__).strip()
+    state = getattr(error, "sqlstate", None)
+    return f"{words.removesuffix(' error')} ({state})" if state else words.removesuffix(" error")
