@@ -1,0 +1,1 @@
+"""HTTP, one module per thing; each validates, asks its repository and answers."""

@@ -1,0 +1,87 @@
+"""Notifications over HTTP: claims, outcomes, and how a mail stands."""
+
+from uuid import UUID
+
+from aiohttp import web
+
+from common.contracts.base import Body
+from common.contracts.notifications import (
+    ClaimRequests,
+    ClaimResults,
+    DeliveryOutcome,
+    DeliveryOutcomeOf,
+    DeliveryOutcomes,
+    Notification,
+    OutcomeResult,
+    OutcomeResults,
+)
+from common.errors import DatabaseUnavailableError, NotFoundError
+from common.http.api import Api, answer
+from database_service.repositories.notifications import NotificationRepository
+from database_service.routes.registrations import MAX_BULK_BYTES
+
+NOTIFICATIONS = web.AppKey("notifications", NotificationRepository)
+
+api = Api()
+
+
+class NotificationPath(Body):
+    """Names a notification by the id of its message."""
+
+    notification_id: UUID
+
+
+@api.post(
+    "/api/notifications/claims",
+    body=ClaimRequests,
+    max_body_bytes=MAX_BULK_BYTES,
+    returns={200: ClaimResults},
+    raises=(DatabaseUnavailableError,),
+)
+async def claim_notifications(request: web.Request, *, body: ClaimRequests) -> web.StreamResponse:
+    """Ask for the right to send mails, or renew it; a lease is 30 s."""
+    results = await request.app[NOTIFICATIONS].insert_claims(body.claims)
+    return answer(ClaimResults(results=results))
+
+
+@api.post(
+    "/api/notifications/outcomes",
+    body=DeliveryOutcomes,
+    max_body_bytes=MAX_BULK_BYTES,
+    returns={200: OutcomeResults},
+    raises=(DatabaseUnavailableError,),
+)
+async def record_outcomes(request: web.Request, *, body: DeliveryOutcomes) -> web.StreamResponse:
+    """Say how attempts to send ended."""
+    results = await request.app[NOTIFICATIONS].update_outcomes(body.outcomes)
+    return answer(OutcomeResults(results=results))
+
+
+@api.put(
+    "/api/notifications/{notification_id}",
+    path=NotificationPath,
+    body=DeliveryOutcome,
+    returns={200: OutcomeResult},
+    raises=(DatabaseUnavailableError, NotFoundError),
+)
+async def record_outcome(
+    request: web.Request, *, path: NotificationPath, body: DeliveryOutcome
+) -> web.StreamResponse:
+    """Say how one attempt to send ended."""
+    outcome = DeliveryOutcomeOf(message_id=path.notification_id, **body.model_dump(by_alias=False))
+    repository = request.app[NOTIFICATIONS]
+    (result,) = await repository.update_outcomes([outcome])
+    if not result.recorded:
+        await repository.select_notification(path.notification_id)  # or it does not exist
+    return answer(result)
+
+
+@api.get(
+    "/api/notifications/{notification_id}",
+    path=NotificationPath,
+    returns={200: Notification},
+    raises=(DatabaseUnavailableError, NotFoundError),
+)
+async def get_notification(request: web.Request, *, path: NotificationPath) -> web.StreamResponse:
+    """How a mail stands, attempt by attempt."""
+    return answer(await request.app[NOTIFICATIONS].select_notification(path.notification_id))
