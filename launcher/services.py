@@ -19,16 +19,16 @@ SETTINGS = {
     "sender": (
         *(*BROKER, *CONSUMING, *DATABASE_SERVICE),
         *("SMTP_HOST", "SMTP_PORT", "SMTP_SECURE", "SMTP_USER", "SMTP_PASSWORD"),
-        *("FROM_EMAIL", "FROM_NAME"),
+        *("SMTP_CA_FILE", "SMTP_CONNECTIONS", "SMTP_HELLO_NAME", "FROM_EMAIL", "FROM_NAME"),
     ),
     "database_service": (
         *("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"),
-        *("DB_POOL_MIN", "DB_POOL_MAX", "DB_SSL"),
+        *("DB_POOL_MIN", "DB_POOL_MAX", "DB_SSL", "DB_SSL_CA"),
     ),
     "report_generator": (
         *(*BROKER, *CONSUMING, *DATABASE_SERVICE),
         *("REPORT_OUTPUT_DIR", "CSV_DELIMITER", "CSV_QUOTE_CHAR", "INCLUDE_HEADER"),
-        *("MAX_RECORDS_PER_FILE", "ENABLE_COMPRESSION", "RETENTION_DAYS"),
+        *("PUBLIC_URL", "MAX_RECORDS_PER_FILE", "ENABLE_COMPRESSION", "RETENTION_DAYS"),
     ),
 }
 """Service to the variables it reads besides ``PORT`` and ``LISTENING``."""
