@@ -14,6 +14,8 @@ import secrets
 from pathlib import Path
 
 from common.topology import BROKER_USERS, MONITOR, user_definitions
+from common.topology import definitions as topology_definitions
+from rabbitmq.hand_out import hand_out
 
 ADMINISTRATOR = "userstream"
 """The person at the management page; no service uses it."""
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument("--host", required=True, help="the broker's name as services see it")
     parser.add_argument("--port", type=int, default=5672)
     parser.add_argument("--management-port", type=int, default=15672)
+    parser.add_argument("--hand-out", type=Path, help="where each container has its own volume")
     given = parser.parse_args()
     provision(
         definitions=given.definitions,
@@ -102,6 +105,13 @@ def main() -> None:
         port=given.port,
         management_port=given.management_port,
     )
+    _write(
+        given.definitions / "topology.json",
+        json.dumps(topology_definitions(), indent=2),
+        mode=0o644,
+    )
+    if given.hand_out:
+        hand_out(given.secrets, given.hand_out)
 
 
 if __name__ == "__main__":
