@@ -144,7 +144,6 @@ class Stack:
         settings = {
             "LOG_FORMAT": "json",
             "DATABASE_SERVICE_URL": f"http://{HOST}:{self.ports['database_service']}",
-            "PUBLIC_URL": self._url("frontend"),
             "REGISTRATION_ID_SECRET": secret,
             "REPORT_OUTPUT_DIR": str(self.data / "reports"),
             "FROM_EMAIL": "userstream@example.org",
