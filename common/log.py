@@ -2,11 +2,17 @@
 
 import logging
 import sys
-from typing import Literal
+import traceback
+from collections.abc import Iterator
+from typing import Any, Literal, TextIO
 
 import structlog
 
 from common.context import current_ids
+from common.errors import UserStreamError
+
+EXCEPTION_FRAMES = 20
+"""Lines of code shown of each exception, the innermost ones."""
 
 
 def configure_logging(
@@ -20,9 +26,12 @@ def configure_logging(
         _add_ids(service),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=_write_exception)]
         if for_the_eye
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [
+            structlog.processors.ExceptionRenderer(_describe_exception),
+            structlog.processors.JSONRenderer(),
+        ]
     )
     structlog.configure(
         processors=[*shared, *renderer],
@@ -43,6 +52,46 @@ def _add_ids(service: str) -> structlog.typing.Processor:
         return event
 
     return add
+
+
+def _describe_exception(exc_info: structlog.typing.ExcInfo) -> list[dict[str, Any]]:
+    """An exception and what it came from: kinds and places.
+
+    Neither variables nor the texts of foreign exceptions, as structlog would show: both quote
+    what people typed (pydantic its input, asyncpg the values of a statement).
+    """
+    return [
+        {
+            "type": f"{type(error).__module__}.{type(error).__qualname__}",
+            "reason": _reason(error),
+            "frames": [
+                f"{frame.filename}:{frame.lineno} in {frame.name}"
+                for frame in traceback.extract_tb(error.__traceback__, -EXCEPTION_FRAMES)
+            ],
+        }
+        for error in _chain(exc_info[1])
+    ]
+
+
+def _write_exception(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    for described in _describe_exception(exc_info):
+        out.write(f"\n  {described['type']} {described['reason']}")
+        out.writelines(f"\n    {frame}" for frame in described["frames"])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _reason(error: BaseException) -> str:
+    """Words that were written for a log, where there are any."""
+    if isinstance(error, UserStreamError):
+        return error.detail
+    return (error.strerror or "") if isinstance(error, OSError) else ""
 
 
 def _route_library_logs(
