@@ -59,7 +59,7 @@ BATCH_SIZE = Histogram(
 )
 EMAILS = Counter(
     "userstream_emails_total",
-    "Mails by what became of them: sent, failed, deferred, unsure, unavailable, skipped.",
+    "Attempts by what became of them: sent, failed, deferred, unsure; skipped if sent before.",
     ["template", "status"],
 )
 SMTP_SECONDS = Histogram(

@@ -1,0 +1,109 @@
+"""Builds the sender. The only place where its parts meet."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+
+from common.broker_check import BrokerCheck
+from common.consumer import consuming, republished_to
+from common.contracts.notifications import EmailRequested
+from common.database_client import DatabaseClient
+from common.errors import SettingError
+from common.http.app import base_app
+from common.http.health import Readiness
+from common.publisher import Publisher
+from sender.handlers import send_email
+from sender.mailer import SmtpMailer
+from sender.mime import MailWriter
+from sender.render import Renderer
+from sender.routes import DATABASE, PUBLISHER, RENDERER, api
+from sender.settings import RETRY_FACTOR, Settings
+from sender.smtp.opening import Server
+
+SERVICE = "sender"
+
+
+def build_app(settings: Settings) -> web.Application:
+    """The sender, not yet started: nothing connects before the loop runs."""
+    readiness = Readiness()
+    server = mail_server(settings)
+    renderer = Renderer(brand=settings.from_name)
+    writer = MailWriter(renderer, from_email=settings.from_email, from_name=settings.from_name)
+
+    async def lifespan(app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            database = await stack.enter_async_context(
+                DatabaseClient.open(settings.database_service_url)
+            )
+            publisher = await stack.enter_async_context(
+                Publisher.open(
+                    str(settings.queue_url),
+                    service=SERVICE,
+                    exchanges=[EmailRequested.route.name, *republished_to(EmailRequested.route)],
+                )
+            )
+            mailer = await stack.enter_async_context(
+                SmtpMailer.open(server, connections=settings.smtp_connections)
+            )
+            consumer = await stack.enter_async_context(
+                consuming(
+                    str(settings.queue_url),
+                    {
+                        EmailRequested: partial(
+                            send_email, writer=writer, mailer=mailer, deliveries=database
+                        )
+                    },
+                    service=SERVICE,
+                    publisher=publisher,
+                    prefetch=settings.prefetch,
+                    retry_delays=settings.retry_delays(RETRY_FACTOR),
+                )
+            )
+            app[DATABASE] = database
+            app[PUBLISHER] = publisher
+            readiness.add("publisher", publisher.check)
+            readiness.add("consumer", consumer.check)
+            readiness.add("database_service", database.check)
+            readiness.add("smtp", mailer.check)
+            if settings.queue_management_url:
+                readiness.add("topology", BrokerCheck(settings.queue_management_url).check)
+            yield  # and close in reverse: stop consuming, let handlers finish, disconnect
+
+    app = base_app(
+        SERVICE,
+        api,
+        description="Sends mails and tells how each of them went.",
+        readiness=readiness,
+    )
+    app[RENDERER] = renderer
+    app.cleanup_ctx.append(lifespan)
+    return app
+
+
+def mail_server(settings: Settings) -> Server:
+    """The mail server of the settings.
+
+    Raises:
+        SettingError: The certificates can not be read.
+    """
+    return Server(
+        host=settings.smtp_host,
+        port=settings.smtp_port,
+        security=settings.smtp_secure,
+        tls=_tls(settings.smtp_ca_file),
+        user=settings.smtp_user,
+        password=settings.smtp_password.get_secret_value(),
+        hello_name=settings.smtp_hello_name,
+    )
+
+
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
+    """Checks certificates and names; TLS 1.2 at least."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # unreadable, or no PEM
+        raise SettingError(f"SMTP_CA_FILE can not be used: {error}.") from error

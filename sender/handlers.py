@@ -1,0 +1,132 @@
+"""Everything the sender does with messages."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from common import metrics
+from common.contracts.notifications import DeliveryStatus, EmailRequested
+from common.envelope import Envelope
+from common.errors import (
+    MailDeferredError,
+    MailServerUnavailableError,
+    MailUnsureError,
+    UserStreamError,
+)
+from sender.lease import Deliveries, Lease, take_lease
+from sender.mailer import Outcome
+from sender.smtp.connection import Mail
+
+log = structlog.get_logger()
+
+LAST_WORDS_SECONDS = 3.0
+"""How long noting an interrupted attempt may take; less than the consumer grants."""
+
+_STOPPED = Outcome(DeliveryStatus.DEFERRED, reason="The sender was stopped before the text went.")
+_STOPPED_AFTER_TEXT = Outcome(
+    DeliveryStatus.UNSURE, reason="The sender was stopped before the server answered."
+)
+
+
+class Mailer(Protocol):
+    """Something that can deliver an e-mail: ``sender.mailer`` in production."""
+
+    async def ensure(self) -> None:
+        """Return if mails can go out; raises MailServerUnavailableError."""
+        ...
+
+    async def send(self, mail: Mail, *, before_text: Callable[[], None]) -> Outcome:
+        """Deliver; calls ``before_text`` where nothing can be called back any more."""
+        ...
+
+
+class Writer(Protocol):
+    """Something that writes mails: ``sender.mime`` in production."""
+
+    def write(self, request: EmailRequested, *, message_id: UUID) -> Mail:
+        """The mail; raises TemplateDataMissingError."""
+        ...
+
+
+async def send_email(
+    envelope: Envelope[EmailRequested],
+    *,
+    writer: Writer,
+    mailer: Mailer,
+    deliveries: Deliveries,
+) -> None:
+    """Send the e-mail, unless this message was sent before.
+
+    What a crash leaves behind, always with the delivery unacknowledged, so that it comes again:
+
+    * before the text went out: a lease that runs out within 30 s, then the mail is sent;
+    * after the text, before the record: the mail is sent again with the same ``Message-ID``.
+      SMTP has no transaction that could prevent it (RFC 5321, 4.5.3.2.6);
+    * after the record: the claim answers ``sent``, and nothing is sent.
+
+    Raises:
+        TemplateDataMissingError: The request can not be made into a mail.
+        MailServerUnavailableError: No mail would be accepted now.
+        MailDeferredError: The mail server put this one off.
+        MailUnsureError: The mail server may have this one.
+    """
+    template = envelope.data.template
+    mail = writer.write(envelope.data, message_id=envelope.id)
+    # Before the claim: an outage would otherwise leave an attempt behind with each probe.
+    await mailer.ensure()
+    lease = await take_lease(envelope, deliveries)
+    if lease is None:
+        metrics.EMAILS.labels(template, "skipped").inc()
+        return
+    async with lease:
+        outcome = await _hand_over(mail, mailer, lease)
+    metrics.EMAILS.labels(template, outcome.status).inc()
+    _tell(envelope, outcome)
+
+
+async def _hand_over(mail: Mail, mailer: Mailer, lease: Lease) -> Outcome:
+    """Send and record; an attempt that is broken off gives its lease back where it can."""
+    outcome: Outcome | None = None
+    try:
+        outcome = await mailer.send(mail, before_text=lease.commit)
+        await lease.record(outcome)
+    except MailServerUnavailableError as error:
+        with suppress(UserStreamError):  # without it, the lease runs out by itself
+            await lease.record_once(Outcome(DeliveryStatus.DEFERRED, reason=error.detail))
+        raise
+    except asyncio.CancelledError:
+        last_words = outcome or (_STOPPED_AFTER_TEXT if lease.committed else _STOPPED)
+        log.warning("email.interrupted", status=last_words.status)
+        with suppress(TimeoutError, UserStreamError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await asyncio.shield(lease.record_once(last_words))
+        raise
+    return outcome
+
+
+def _tell(envelope: Envelope[EmailRequested], outcome: Outcome) -> None:
+    """Log how it went, and raise what has to happen to the message.
+
+    A refused recipient is no error of ours: recorded, and nothing is left to do.
+    """
+    facts = {
+        "template": envelope.data.template,
+        "reply": outcome.summary,
+        "attempt": envelope.attempt,
+        "user_id": envelope.data.user_id,
+    }
+    match outcome.status:
+        case DeliveryStatus.SENT:
+            log.info("email.sent", **facts)
+        case DeliveryStatus.DEFERRED:
+            log.warning("email.deferred", **facts)
+            raise MailDeferredError(f"The mail server put the mail off: {outcome.summary}")
+        case DeliveryStatus.UNSURE:
+            log.warning("email.unsure", **facts)
+            raise MailUnsureError(f"The mail may have been accepted: {outcome.summary}")
+        case _:
+            log.warning("email.failed", **facts)

@@ -1,0 +1,179 @@
+"""The right to send one mail: taken from database_service, renewed while it is in use."""
+
+import asyncio
+from types import TracebackType
+from typing import Protocol, Self
+from uuid import UUID, uuid4
+
+import structlog
+
+from common.contracts.notifications import (
+    Claim,
+    ClaimRequest,
+    ClaimResult,
+    DeliveryOutcomeOf,
+    EmailRequested,
+)
+from common.envelope import Envelope
+from common.errors import TransientError, UnavailableError, UserStreamError
+from sender.mailer import Outcome
+
+log = structlog.get_logger()
+
+LEASE_SECONDS = 30.0
+"""How long database_service keeps a mail for us after each claim."""
+
+RENEW_SECONDS = 10.0
+"""A third of the lease: two renewals may fail before it is lost."""
+
+LONGEST_BUSY_SECONDS = LEASE_SECONDS
+SHORTEST_BUSY_SECONDS = 0.05
+"""Bounds for the wait while another sender holds the lease."""
+
+LONGEST_RECORD_PAUSE_SECONDS = 30.0
+REPLY_TEXT_LIMIT = 1000
+
+
+class LeaseLostError(TransientError):
+    """This process stood still for longer than the lease: another may have sent the mail."""
+
+    code = "lease_lost"
+
+
+class Deliveries(Protocol):
+    """Where deliveries are kept: ``common.database_client`` in production."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimResult:
+        """Ask for the right to send a mail, or renew it."""
+        ...
+
+    async def record_outcome(self, outcome: DeliveryOutcomeOf) -> bool:
+        """Say how an attempt ended; False if the lease had passed to another sender."""
+        ...
+
+
+class Lease:
+    """One granted claim; renews itself inside ``async with``."""
+
+    def __init__(self, deliveries: Deliveries, request: ClaimRequest, *, granted_at: float) -> None:
+        self._deliveries = deliveries
+        self._request = request
+        self._ends_at = granted_at + LEASE_SECONDS
+        self._timer: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.Task[None] | None = None
+        self.committed = False
+        """Whether the mail's text may have gone out."""
+
+    async def __aenter__(self) -> Self:
+        # A timer, not a task: nearly every mail is gone before the first renewal is due.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(RENEW_SECONDS, self._start_renewing)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._renewal is not None:
+            self._renewal.cancel()
+
+    def commit(self) -> None:
+        """Pass the point of no return, if the mail is still ours to send.
+
+        Asked of our own clock, just before the text goes out: a process that was frozen may
+        wake up long after another sender has taken over.
+
+        Raises:
+            LeaseLostError: It is not.
+        """
+        if _now() >= self._ends_at:
+            raise LeaseLostError("The lease ran out before the mail was sent.")
+        self.committed = True
+
+    async def record(self, outcome: Outcome) -> None:
+        """Write down how the attempt ended, however long database_service is away.
+
+        Giving up after the mail server's 250 would send the mail a second time.
+        """
+        pause = 1.0
+        while True:
+            try:
+                await self.record_once(outcome)
+            except (UnavailableError, TransientError) as error:
+                log.warning("email.unrecorded", status=outcome.status, code=error.code)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_RECORD_PAUSE_SECONDS)
+            else:
+                return
+
+    async def record_once(self, outcome: Outcome) -> None:
+        """Write it down, or raise."""
+        reply = outcome.reply
+        recorded = await self._deliveries.record_outcome(
+            DeliveryOutcomeOf(
+                message_id=self._request.message_id,
+                lease_id=self._request.lease_id,
+                status=outcome.status,
+                reply_code=reply.code if reply else None,
+                reply_text=(reply.text if reply else outcome.reason)[:REPLY_TEXT_LIMIT],
+            )
+        )
+        if not recorded:  # the other sender's word counts
+            log.warning("email.lease_lost", status=outcome.status)
+
+    def _start_renewing(self) -> None:
+        self._renewal = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        while True:
+            asked_at = _now()
+            try:
+                result = await self._deliveries.claim(self._request)
+            except UserStreamError as error:
+                # The lease runs on; ``commit`` knows when it is over.
+                log.info("email.lease_not_renewed", code=error.code)
+            else:
+                if result.claim is not Claim.GRANTED:
+                    self._ends_at = asked_at
+                    return
+                self._ends_at = asked_at + LEASE_SECONDS
+            await asyncio.sleep(RENEW_SECONDS)
+
+
+async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries) -> Lease | None:
+    """The right to send this mail, or None if it is not to be sent (again).
+
+    Waits while another sender has it: acknowledging now would trust that one not to crash.
+    """
+    request = _claim_request(envelope.id, envelope.data)
+    while True:
+        asked_at = _now()
+        result = await deliveries.claim(request)
+        if result.claim is Claim.GRANTED:
+            return Lease(deliveries, request, granted_at=asked_at)
+        if result.claim is not Claim.BUSY:
+            log.info("email.skipped", template=envelope.data.template, claim=result.claim)
+            return None
+        wait = result.retry_after_ms / 1000
+        await asyncio.sleep(min(max(wait, SHORTEST_BUSY_SECONDS), LONGEST_BUSY_SECONDS))
+
+
+def _claim_request(message_id: UUID, request: EmailRequested) -> ClaimRequest:
+    # Constructed, not validated: checking an address takes longer than all the rest here, and
+    # the contract has just done it.
+    return ClaimRequest.model_construct(
+        message_id=message_id,
+        lease_id=uuid4(),
+        template=request.template,
+        recipient=request.to,
+        user_id=request.user_id,
+        registration_id=request.registration_id,
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

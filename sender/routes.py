@@ -1,0 +1,176 @@
+"""Everything people and programs can ask the sender."""
+
+import re
+from enum import StrEnum
+from uuid import UUID, uuid4, uuid5
+
+import structlog
+from aiohttp import web
+
+from common.context import current
+from common.contracts.base import Body
+from common.contracts.notifications import (
+    EmailRequested,
+    Notification,
+    NotificationAccepted,
+    NotificationRequest,
+    Template,
+)
+from common.database_client import DatabaseClient
+from common.errors import (
+    BrokerUnavailableError,
+    DatabaseServiceUnavailableError,
+    FieldError,
+    InvalidError,
+    NotFoundError,
+)
+from common.http.api import Api, answer
+from common.publisher import Publisher
+from sender.render import Renderer
+from sender.template_data import NEEDS, TemplateDataMissingError, read_data
+
+log = structlog.get_logger()
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+
+IDS = UUID("7f0a1c6e-9f0b-5d0e-8a3c-2f4f6f2f1b77")
+"""Namespace of the ids that follow from an Idempotency-Key."""
+
+PREVIEW_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; form-action 'none'; "
+    "base-uri 'none'; sandbox"
+)
+"""A mail may look like itself and do nothing at all."""
+
+PUBLISHER = web.AppKey("publisher", Publisher)
+DATABASE = web.AppKey("database", DatabaseClient)
+RENDERER = web.AppKey("renderer", Renderer)
+
+api = Api()
+
+
+class NotificationPath(Body):
+    """Names a notification in a URL."""
+
+    notification_id: UUID
+
+
+class TemplatePath(Body):
+    """Names a template in a URL."""
+
+    name: str
+
+
+class Form(StrEnum):
+    """The two forms of a mail."""
+
+    HTML = "html"
+    TEXT = "text"
+
+
+class PreviewQuery(Body):
+    """Which form to show."""
+
+    format: Form = Form.HTML
+
+
+@api.post(
+    "/api/notifications/send",
+    body=NotificationRequest,
+    headers={
+        IDEMPOTENCY_KEY: "Chosen by you; sending again with the same key and body is the same mail."
+    },
+    returns={202: NotificationAccepted},
+    raises=(TemplateDataMissingError, BrokerUnavailableError),
+)
+async def send(request: web.Request, *, body: NotificationRequest) -> web.Response:
+    """Ask for a mail; 202 means that the broker has confirmed it, not that it was sent."""
+    _check_data(body)
+    notification_id = _identify(body, _idempotency_key(request))
+    await request.app[PUBLISHER].publish(
+        EmailRequested.model_construct(**dict(body)),  # just validated by the same rules
+        message_id=notification_id,
+        correlation_id=current().correlation_id,
+    )
+    log.info("email.requested", template=body.template, notification_id=str(notification_id))
+    status_url = f"/api/notifications/{notification_id}"
+    return answer(
+        NotificationAccepted(notification_id=notification_id, status_url=status_url),
+        status=202,
+        headers={"Location": status_url},
+    )
+
+
+@api.get(
+    "/api/notifications/{notification_id}",
+    path=NotificationPath,
+    returns={200: Notification},
+    raises=(NotFoundError, DatabaseServiceUnavailableError),
+)
+async def get_notification(request: web.Request, *, path: NotificationPath) -> web.Response:
+    """How a mail stands, attempt by attempt, with the mail server's replies."""
+    try:
+        return answer(await request.app[DATABASE].select_notification(path.notification_id))
+    except NotFoundError as error:
+        raise NotFoundError(
+            "No sender has taken up a mail with this id. If it was accepted (202) a moment ago, "
+            "it is safe and waits for its turn: ask again. Otherwise the id is not one of ours."
+        ) from error
+
+
+@api.get(
+    "/api/templates/{name}/preview",
+    path=TemplatePath,
+    query=PreviewQuery,
+    returns={200: "text/html"},
+    raises=(NotFoundError,),
+)
+async def preview(request: web.Request, *, path: TemplatePath, query: PreviewQuery) -> web.Response:
+    """What a mail looks like, with made-up data; ``format=text`` shows the plain form."""
+    try:
+        template = Template(path.name)
+    except ValueError as error:
+        raise NotFoundError(
+            f"There is no such template. There are: {', '.join(Template)}."
+        ) from error
+    content = request.app[RENDERER].render(template, read_data(template, NEEDS[template].sample))
+    if query.format is Form.TEXT:
+        return web.Response(text=content.text, content_type="text/plain")
+    return web.Response(
+        text=content.html,
+        content_type="text/html",
+        headers={"Content-Security-Policy": PREVIEW_POLICY},
+    )
+
+
+def _check_data(body: NotificationRequest) -> None:
+    """Refuse at the door what would become a dead letter: missing, wrong and unknown fields."""
+    read_data(body.template, body.data)
+    known = [field.alias for field in NEEDS[body.template].data.model_fields.values()]
+    unknown = tuple(
+        FieldError(f"/data/{name}", "This template does not use it.")
+        for name in body.data
+        if name not in known
+    )
+    if unknown:
+        uses = ", ".join(filter(None, known)) or "no data"
+        raise InvalidError(f"The template {body.template} uses {uses}.", errors=unknown)
+
+
+def _identify(body: NotificationRequest, key: str | None) -> UUID:
+    """The mail's id: the same for the same key and body.
+
+    The key alone would let a second, different mail pass for the first and never be sent.
+    """
+    return uuid5(IDS, f"{key}\n{body.model_dump_json()}") if key is not None else uuid4()
+
+
+_SANE_KEY = re.compile(r"[!-~]{1,200}")
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is None or _SANE_KEY.fullmatch(key):
+        return key
+    error = FieldError(IDEMPOTENCY_KEY, "Use 1 to 200 printable ASCII characters without spaces.")
+    raise InvalidError(error.detail, errors=(error,))

@@ -1,0 +1,74 @@
+"""What the sender can be told."""
+
+from typing import Self
+
+from pydantic import Field, FilePath, SecretStr, model_validator
+
+from common.contracts.rules import EmailAddress, Text
+from common.settings import ConsumerSettings, DatabaseServiceSettings, ServiceSettings
+from sender.smtp.opening import Security
+
+RETRY_FACTOR = 6
+"""From step to step: 10 s, 1 min, 6 min, 36 min, 3.6 h, 21.6 h. Greylisting takes minutes."""
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
+    """The sender's settings."""
+
+    port: int = Field(default=8082, ge=0, le=65535)
+    """TCP port to listen on."""
+
+    max_retry_attempts: int = Field(default=6, ge=0)
+    """Retries of a mail that was put off, before it is dead-lettered; at most the route's steps."""
+
+    retry_delay_ms: int = Field(default=10_000, ge=1, le=86_400_000)
+    """Milliseconds before the first retry; six times as long with each step."""
+
+    smtp_host: str = Field(min_length=1)
+    """The mail server that takes our mails."""
+
+    smtp_port: int = Field(default=587, ge=1, le=65535)
+    """587 for STARTTLS, usually 465 for TLS, 25 or 1025 for neither."""
+
+    smtp_secure: Security = Security.STARTTLS
+    """starttls (required, never just tried), tls (from the first byte) or none."""
+
+    smtp_ca_file: FilePath | None = None
+    """PEM file with the authority to trust instead of the system's; for a private one."""
+
+    smtp_user: str = ""
+    """Who logs in; empty if the server takes mails without a login."""
+
+    smtp_password: SecretStr = SecretStr("")
+    """Their password."""
+
+    smtp_hello_name: str = Field(default="", pattern=r"^[A-Za-z0-9.:\[\]-]*$")
+    """Our name in EHLO, for servers that insist on one; empty for our address."""
+
+    smtp_connections: int = Field(default=4, ge=1, le=100)
+    """Connections to the mail server at most; many servers allow 10 to 20."""
+
+    from_email: EmailAddress
+    """Address the mails come from. People reply to it: choose a mailbox that somebody reads."""
+
+    from_name: Text = Field(default="UserStream", min_length=1, max_length=100)
+    """Name the mails come from; the mails speak of the product by it."""
+
+    @model_validator(mode="after")
+    def _never_show_the_password(self) -> Self:
+        if self.smtp_user and self.smtp_secure is Security.NONE and self.smtp_host not in LOOPBACK:
+            raise ValueError(
+                "SMTP_SECURE=none would show SMTP_PASSWORD to everybody on the way; "
+                "use starttls or tls, or unset SMTP_USER"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _plain_from_address(self) -> Self:
+        if not self.from_email.rpartition("@")[0].isascii():
+            raise ValueError(
+                "FROM_EMAIL needs plain letters before the @: not every server takes others"
+            )
+        return self
