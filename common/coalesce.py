@@ -73,7 +73,8 @@ class Coalescer(Generic[Item, Result]):
         metrics.BATCH_SIZE.labels(self._name).observe(len(batch))
         try:
             results = await self._send([item for item, _ in batch])
-            for (_, future), result in zip(batch, results, strict=True):
+            # As a list: with an answer too few or too many, nobody's place is certain.
+            for (_, future), result in list(zip(batch, results, strict=True)):
                 if not future.done():
                     future.set_result(result)
         except PermanentError as error:
