@@ -40,10 +40,13 @@ class FakeDatabase:
     async def update_report(self, report_id: UUID, update: ReportRecordUpdate) -> ReportRecord:
         if error := self.update_errors.get(update.status):
             raise error
+        before = self.records[report_id]
+        if before.status is ReportStatus.READY and update.status is not ReportStatus.READY:
+            return before  # as the real one: ready stays ready
         changes = update.model_dump(by_alias=False)
         if update.status is ReportStatus.READY:
             changes["generated_at"] = NOW
-        self.records[report_id] = self.records[report_id].model_copy(update=changes)
+        self.records[report_id] = before.model_copy(update=changes)
         self.history.append(update.status)
         return self.records[report_id]
 
