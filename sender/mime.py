@@ -113,7 +113,9 @@ def _part(subtype: str, text: str) -> bytes:
         "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
     )
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return head.encode() + binascii.b2a_qp("\r\n".join(lines).encode(), istext=True)
+    return head.encode() + binascii.b2a_qp(
+        "\r\n".join(lines).encode("utf-8", "replace"), istext=True
+    )
 
 
 def _encoded_words(text: str) -> Iterator[str]:
