@@ -84,8 +84,6 @@ class Stack:
         defaults = self._defaults()
         programs = []
         for service in SETTINGS:
-            if not (PROJECT / service / "__main__.py").exists():
-                continue
             own = dict(defaults)
             if self.broker and service in {
                 "frontend",
