@@ -86,7 +86,7 @@ class Dispatcher:
         delay = self._retry_delays[delivery.attempt - 1]
         await self._publisher.send(
             self.route.retry_step(delivery.attempt),
-            delivery.routing_key,
+            _short_text(delivery.routing_key),
             delivery.body,
             properties=_properties(delivery),
             headers={**_our_headers(delivery), ATTEMPT: delivery.attempt + 1},
@@ -107,7 +107,7 @@ class Dispatcher:
         code = known.code if known else "unexpected_error"
         await self._publisher.send(
             self.route.dead_letter_exchange,
-            delivery.routing_key,
+            _short_text(delivery.routing_key),
             delivery.body,
             properties=_properties(delivery),
             headers={
@@ -148,10 +148,17 @@ def _properties(delivery: Delivery) -> dict[str, Any]:
         "content_encoding": delivery.content_encoding,
         "app_id": delivery.app_id,
     }
-    kept: dict[str, Any] = {key: value for key, value in texts.items() if isinstance(value, str)}
+    kept: dict[str, Any] = {
+        key: _short_text(value) for key, value in texts.items() if isinstance(value, str)
+    }
     if isinstance(delivery.timestamp, datetime):
         kept["timestamp"] = delivery.timestamp
     return kept
+
+
+def _short_text(text: str) -> str:
+    """As much of a text as an AMQP short string holds: 255 bytes."""
+    return text.encode()[:255].decode(errors="ignore")
 
 
 def _our_headers(delivery: Delivery) -> dict[str, Any]:

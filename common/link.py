@@ -5,6 +5,7 @@ behind our back; here a new channel is always set up by the same code as the fir
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Self
@@ -14,7 +15,7 @@ import structlog
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 
-from common import metrics
+from common import metrics, tolerant_amqp
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnavailableError
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ class Link:
 
     async def __aenter__(self) -> Self:
         """Start connecting; does not wait for the broker."""
+        tolerant_amqp.install()
         self._task = asyncio.create_task(self._keep_open(), name=f"link {self._name}")
         return self
 
@@ -73,14 +75,16 @@ class Link:
     async def _keep_open(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         while True:
+            started = time.monotonic()
             try:
                 await self._run_once()
-                pause = FIRST_PAUSE_SECONDS
             except UnavailableError as error:
                 self._fail(error)
             except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
                 # aiormq raises RuntimeErrors of its own for channels that went away.
                 self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
+            if time.monotonic() - started > LONGEST_PAUSE_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
@@ -99,6 +103,7 @@ class Link:
             self._channel.set_result(channel)
             metrics.BROKER_CONNECTED.labels(self._purpose).set(1)
             log.info("broker.connected", purpose=self._purpose)
+            self._failure = BrokerUnavailableError("Connected.")
             try:
                 await channel.closed()
             finally:

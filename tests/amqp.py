@@ -8,7 +8,14 @@ from typing import Any
 from uuid import uuid4
 
 import aio_pika
+import aiormq
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aiormq.abc import ChannelFrame
+from aiormq.channel import Channel
+from pamqp import frame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from common.contracts.registrations import RegistrationSubmitted
 
@@ -31,6 +38,27 @@ async def publish(
         target = await channel.get_exchange(exchange, ensure=False)
         message = aio_pika.Message(body, delivery_mode=2, **properties)
         await target.publish(message, routing_key or "anything")
+
+
+async def publish_altered(
+    url: str, exchange: str, properties: Basic.Properties, found: bytes, replacement: bytes
+) -> None:
+    """Publish ``{}`` under the routing key AAAA with some bytes of its frames replaced."""
+    connection = await aiormq.connect(url)
+    channel = await connection.channel()
+    properties.delivery_mode = 2
+    frames = (
+        Basic.Publish(exchange=exchange, routing_key="AAAA", mandatory=True),
+        ContentHeader(0, 2, properties),
+        ContentBody(b"{}"),
+    )
+    wire = b"".join(frame.marshal(part, channel.number) for part in frames)
+    assert found in wire
+    altered = wire.replace(found, replacement)
+    assert isinstance(channel, Channel)
+    await channel.write_queue.put(ChannelFrame(altered, should_close=False, drain_future=None))
+    await channel.queue_declare("user.registration", passive=True)  # answered after the publish
+    await connection.close()
 
 
 async def depth(url: str, queue: str) -> int:

@@ -1,11 +1,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from pamqp.commands import Basic
 
 from common.consumer import Consumer, consuming, republished_to
 from common.contracts.registrations import RegistrationSubmitted
@@ -19,13 +20,14 @@ from common.errors import (
 )
 from common.publisher import Publisher
 from common.topology import USER_REGISTRATION
-from tests.amqp import a_registration, depth, eventually, publish, take
+from tests.amqp import a_registration, depth, eventually, publish, publish_altered, take
 from tests.backends import TestBroker
 
 QUEUE = USER_REGISTRATION.queue
 DEAD = USER_REGISTRATION.dead_letter_queue
 
 Registration = Envelope[RegistrationSubmitted]
+Properties = Basic.Properties
 
 
 class Recorder:
@@ -144,6 +146,39 @@ async def test_what_is_no_registration_is_dead_lettered_with_its_reason(
     assert dead.headers["x-first-seen"]
     assert "x-death" not in dead.headers
     assert "nobody" not in str(dead.headers["x-error-detail"])
+
+
+UNREADABLE_PROPERTIES = {
+    "an id that is not UTF-8": (Properties(message_id="AAAA"), b"\xff\xfe\xff\xfe"),
+    "a correlation id that is not UTF-8": (Properties(correlation_id="AAAA"), b"\xff\x00\n\xc3"),
+    "an encoding that is not UTF-8": (Properties(content_encoding="AAAA"), b"\xff\xfe\xff\xfe"),
+    "a type that is not UTF-8": (Properties(message_type="AAAA"), b"\xff\xfe\xff\xfe"),
+    "a header name that is not UTF-8": (Properties(headers={"AAAA": 1}), b"\xff\xfe\xff\xfe"),
+    "a routing key that is not UTF-8": (Properties(), b"\xff\xfe\xff\xfe"),
+    "a date beyond all calendars": (
+        Properties(timestamp=datetime.fromtimestamp(0x41414141, UTC)),
+        b"\xff\xff\xff\xff",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE_PROPERTIES)
+async def test_properties_that_no_client_can_read_stop_nobody(
+    kind: str, empty_broker: TestBroker
+) -> None:
+    properties, replacement = UNREADABLE_PROPERTIES[kind]
+    handler = Recorder()
+
+    async with a_consumer(empty_broker, handler):
+        await publish_altered(
+            empty_broker.admin_url, USER_REGISTRATION.name, properties, b"AAAA", replacement
+        )
+        dead = await take(empty_broker.admin_url, DEAD)
+        good = await submit(empty_broker)
+        await eventually(lambda: handler.ids == [good], "handling the next message")
+
+    assert dead.body == b"{}"
+    assert dead.headers["x-error-code"] in ("malformed", "unknown_version")
 
 
 async def test_a_foreign_id_gives_the_same_work_the_same_identity(
