@@ -1,0 +1,68 @@
+"""A database with tables, its repositories, and the service over HTTP."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from aiohttp import ClientResponse, web
+from aiohttp.test_utils import TestClient, TestServer
+
+from database_service.app import build_app
+from database_service.pool import Database
+from database_service.repositories.notifications import NotificationRepository
+from database_service.repositories.registrations import RegistrationRepository
+from database_service.repositories.reports import ReportRepository
+from database_service.repositories.users import UserRepository
+from tests.integration.database_service.builders import eventually, settings_for
+
+
+@pytest.fixture
+async def database(database_dsn: str) -> AsyncIterator[Database]:
+    """Connected and migrated."""
+    async with Database.open(settings_for(database_dsn)) as database:
+        yield database
+
+
+@pytest.fixture
+async def sql(database: Database, database_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the test's own, to look behind the repositories."""
+    assert database is not None  # the tables are there
+    connection = await asyncpg.connect(database_dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def users(database: Database) -> UserRepository:
+    return UserRepository(database)
+
+
+@pytest.fixture
+def registrations(database: Database) -> RegistrationRepository:
+    return RegistrationRepository(database)
+
+
+@pytest.fixture
+def notifications(database: Database) -> NotificationRepository:
+    return NotificationRepository(database)
+
+
+@pytest.fixture
+def reports(database: Database) -> ReportRepository:
+    return ReportRepository(database)
+
+
+@pytest.fixture
+async def client(
+    database_dsn: str,
+) -> AsyncIterator["TestClient[web.Request, web.Application]"]:
+    """The service over HTTP, ready."""
+    server = TestServer(build_app(settings_for(database_dsn)))
+    async with TestClient(server) as client:
+
+        async def is_ready() -> bool:
+            response: ClientResponse = await client.get("/health/ready")
+            return response.status == 200
+
+        await eventually(is_ready)
+        yield client
