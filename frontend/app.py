@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from common.broker_check import BrokerCheck
 from common.contracts.registrations import RegistrationSubmitted
@@ -61,9 +62,16 @@ def build_app(settings: Settings) -> web.Application:
     app[IDENTITIES] = Identities(settings.registration_id_secret.get_secret_value())
     app[BASE_URL] = settings.base_url
     app.router.add_static("/static", Path(str(resources.files("frontend") / "static")))
+    app.on_response_prepare.append(_keep_static)
     app.cleanup_ctx.append(lifespan)
     app.on_shutdown.append(end_streams)
     return app
+
+
+async def _keep_static(_request: web.Request, response: web.StreamResponse) -> None:
+    """Let browsers keep static files: ``pages.asset`` changes the address with the content."""
+    if isinstance(response, web.FileResponse) and response.status == HTTPStatus.OK:
+        response.headers[hdrs.CACHE_CONTROL] = "public, max-age=31536000, immutable"
 
 
 def _problem_page(error: UserStreamError) -> str:
