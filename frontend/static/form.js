@@ -22,11 +22,14 @@ const announcer = document.getElementById("announcer");
 const button = form.querySelector("button");
 const label = button.querySelector("[data-label]");
 const idleLabel = label.textContent;
+const title = document.title.replace(/^[^:]*: /, "");
 
 /** Body to key: whatever is sent again is sent under the same key. */
 const keys = new Map();
 const limits = new Map(inputs.map((input) => [input, input.maxLength]));
 const touched = new Set(inputs.filter((input) => input.getAttribute("aria-invalid") === "true"));
+/** Input to what the server said of its value; holds until the value changes. */
+const refused = new Map();
 let sending = false;
 
 for (const input of inputs) {
@@ -41,6 +44,9 @@ for (const input of inputs) {
     announcer.textContent = text && named(input, text);
   });
 }
+// Pressing must not leave the field: a complaint appearing there would move the button away
+// before it is released, and the click would be lost.
+button.addEventListener("mousedown", (event) => event.preventDefault());
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (!sending) submit();
@@ -48,9 +54,8 @@ form.addEventListener("submit", (event) => {
 window.addEventListener("pageshow", (event) => event.persisted && setSending(false));
 
 async function submit() {
-  const complaints = new Map(inputs.map((input) => [input, complaint(input)]));
   notice.hidden = true;
-  if (!report(complaints)) return;
+  if (!report()) return;
   setSending(true);
   const leaving = await register(values());
   if (!leaving) setSending(false);
@@ -110,12 +115,11 @@ async function waitAfter(answer, attempt) {
 
 /** The server had the last word: its errors at their fields, the rest above the form. */
 function refuse(problem) {
-  const errors = problem.errors ?? [];
-  const complaints = new Map(inputs.map((input) => [
-    input,
-    errors.find((error) => error.pointer === `/${input.name}`)?.detail ?? "",
-  ]));
-  if (report(complaints)) {
+  for (const input of inputs) {
+    const error = problem.errors?.find(({ pointer }) => pointer === `/${input.name}`);
+    if (error) refused.set(input, { value: clean(input.value), text: error.detail });
+  }
+  if (report()) {
     tell(problem.detail ?? notice.dataset.unconfirmed);
     notice.focus();
   }
@@ -124,6 +128,7 @@ function refuse(problem) {
 /** What is wrong with the value, in words; nothing if it is right. */
 function complaint(input) {
   const value = clean(input.value);
+  if (refused.get(input)?.value === value) return refused.get(input).text;
   if (value === "") return input.dataset.missing;
   if ([...value].length > limits.get(input)) return input.dataset.tooLong;
   return new RegExp(input.pattern, "u").test(value) ? "" : input.dataset.mismatch;
@@ -152,16 +157,15 @@ function show(input, text) {
 }
 
 /** Show all complaints and lead to them; true if there are none. */
-function report(complaints) {
-  const wrong = [...complaints].filter(([, text]) => text !== "");
+function report() {
+  const complaints = inputs.map((input) => [input, complaint(input)]);
+  const wrong = complaints.filter(([, text]) => text !== "");
   for (const [input, text] of complaints) show(input, text);
   for (const [input] of wrong) touched.add(input);
   summary.querySelector("ul").replaceChildren(...wrong.map(([input, text]) => link(input, text)));
   summary.hidden = wrong.length === 0;
-  if (wrong.length > 0) {
-    document.title = form.dataset.errorTitle;
-    summary.focus();
-  }
+  document.title = wrong.length === 0 ? title : `Error: ${title}`;
+  if (wrong.length > 0) summary.focus();
   return wrong.length === 0;
 }
 
