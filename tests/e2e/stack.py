@@ -1,0 +1,142 @@
+"""A running stack as programs and people see it from outside."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import asyncpg
+
+from tests.amqp import eventually
+
+PROJECT = Path(__file__).parents[2]
+
+CONNECTIONS = 32
+"""Clients that post at the same time."""
+
+PATIENCE_SECONDS = 120.0
+"""How long a client repeats a POST that was not promised."""
+
+
+@dataclass(kw_only=True)
+class Stack:
+    """What ``./userstream up --json`` said."""
+
+    options: list[str]
+    services: dict[str, str]
+    rabbitmq: dict[str, str]
+    postgres: dict[str, str]
+    mailbox: dict[str, Any]
+    logs: str
+    known: set[str] = field(default_factory=set)
+
+    def launcher(self, *command: str) -> str:
+        """Call the launcher for this stack; returns what it printed."""
+        done = subprocess.run(
+            [str(PROJECT / "userstream"), *command, *self.options],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        """What ``./userstream status --json`` says."""
+        status: dict[str, Any] = json.loads(self.launcher("status", "--json"))
+        return status
+
+    def kill(self, service: str) -> int:
+        """End a service as a crash would; returns how often it had been restarted before."""
+        state = self.status()["services"][service]
+        os.kill(state["pid"], signal.SIGKILL)
+        restarts: int = state["restarts"]
+        return restarts
+
+    async def rows(self, query: str, *arguments: object) -> list[Any]:
+        """Ask the database directly."""
+        connection = await asyncpg.connect(self.postgres["dsn"])
+        try:
+            return list(await connection.fetch(query, *arguments))
+        finally:
+            await connection.close()
+
+    async def mails(self) -> list[dict[str, Any]]:
+        """Every mail that was caught."""
+        found: list[dict[str, Any]] = []
+        async with aiohttp.ClientSession() as session:
+            while True:
+                url = f"{self.mailbox['web']}/api/v1/messages?limit=1000&start={len(found)}"
+                async with session.get(url) as response:
+                    page = (await response.json())["messages"]
+                if not page:
+                    return found
+                found += page
+
+    async def mails_by_address(self) -> dict[str, list[str]]:
+        """Address to the Message-IDs of its mails."""
+        by_address: dict[str, list[str]] = {}
+        for mail in await self.mails():
+            by_address.setdefault(mail["To"][0]["Address"], []).append(mail["MessageID"])
+        return by_address
+
+    async def queue_depths(self) -> dict[str, int]:
+        """Messages in each queue that is not empty, ready or unacknowledged."""
+        url = f"{self.rabbitmq['management']}/api/queues"
+        auth = aiohttp.BasicAuth(self.rabbitmq["user"], self.rabbitmq["password"])
+        async with aiohttp.ClientSession(auth=auth) as session, session.get(url) as response:
+            queues = await response.json()
+        return {queue["name"]: queue["messages"] for queue in queues if queue.get("messages")}
+
+    async def all_ready(self) -> None:
+        """Wait until every service calls itself ready."""
+
+        def ready() -> bool:
+            return all(service["ready"] for service in self.status()["services"].values())
+
+        await eventually(ready, "every service being ready", PATIENCE_SECONDS)
+
+
+async def register(stack: Stack, addresses: list[str]) -> dict[str, str]:
+    """Register everybody, repeating what was not promised with the same key.
+
+    Returns:
+        Registration id to address, for each 202.
+    """
+    accepted: dict[str, str] = {}
+    waiting = list(addresses)
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        while waiting:
+            address = waiting.pop()
+            accepted[await _register(session, stack, address)] = address
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(client(session) for _ in range(CONNECTIONS)))
+    return accepted
+
+
+async def _register(session: aiohttp.ClientSession, stack: Stack, address: str) -> str:
+    body = {"name": "Ada", "surname": "Lovelace", "email": address}
+    key = {"Idempotency-Key": str(uuid4())}
+    url = f"{stack.services['frontend']}/api/registrations"
+    outcomes: Counter[str] = Counter()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                async with session.post(url, json=body, headers=key) as response:
+                    answer = await response.json(content_type=None)
+                    assert response.status in (202, 503), answer
+                    if response.status == 202:
+                        registration_id: str = answer["registrationId"]
+                        return registration_id
+            except (aiohttp.ClientError, OSError) as error:
+                outcomes[type(error).__name__] += 1
+            await asyncio.sleep(0.2)
