@@ -28,7 +28,8 @@ class BrokerCheck:
     def __init__(self, url: AnyHttpUrl | str) -> None:
         parsed = URL(str(url))
         self._url = parsed.with_user(None)
-        self._auth = aiohttp.BasicAuth(parsed.user or "", parsed.password or "")
+        login = aiohttp.encode_basic_auth(parsed.user or "", parsed.password or "")
+        self._headers = {"Authorization": login}
         self._checked_at = 0.0
         self._differences: list[str] = []
 
@@ -46,7 +47,7 @@ class BrokerCheck:
     async def _compare(self) -> list[str]:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         try:
-            async with aiohttp.ClientSession(auth=self._auth, timeout=timeout) as session:
+            async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
                 queues = await self._get(session, "queues")
                 bindings = await self._get(session, "bindings")
         except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:

@@ -90,8 +90,11 @@ class Stack:
     async def queue_depths(self) -> dict[str, int]:
         """Messages in each queue that is not empty, ready or unacknowledged."""
         url = f"{self.rabbitmq['management']}/api/queues"
-        auth = aiohttp.BasicAuth(self.rabbitmq["user"], self.rabbitmq["password"])
-        async with aiohttp.ClientSession(auth=auth) as session, session.get(url) as response:
+        login = aiohttp.encode_basic_auth(self.rabbitmq["user"], self.rabbitmq["password"])
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": login}) as session,
+            session.get(url) as response,
+        ):
             queues = await response.json()
         return {queue["name"]: queue["messages"] for queue in queues if queue.get("messages")}
 
