@@ -30,8 +30,12 @@ LONGEST_BUSY_SECONDS = LEASE_SECONDS
 SHORTEST_BUSY_SECONDS = 0.05
 """Bounds for the wait while another sender holds the lease."""
 
+FIRST_RECORD_PAUSE_SECONDS = 1.0
 LONGEST_RECORD_PAUSE_SECONDS = 30.0
+"""Between attempts to record: doubling from the first to the longest."""
+
 REPLY_TEXT_LIMIT = 1000
+"""Characters of a reply that are recorded; ``DeliveryOutcome`` takes no more."""
 
 
 class LeaseLostError(TransientError):
@@ -99,7 +103,7 @@ class Lease:
 
         Giving up after the mail server's 250 would send the mail a second time.
         """
-        pause = 1.0
+        pause = FIRST_RECORD_PAUSE_SECONDS
         while True:
             try:
                 await self.record_once(outcome)

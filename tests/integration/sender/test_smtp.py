@@ -1,9 +1,6 @@
 """The SMTP client against servers that do anything a server can do."""
 
-import asyncio
 import ssl
-import time
-from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +9,7 @@ from sender.smtp.connection import Connection, Mail
 from sender.smtp.errors import LinkDroppedError, NotConnectedError, Utf8AddressError
 from sender.smtp.opening import Security, Server
 from sender.smtp.replies import Phase
+from tests.polling import until
 from tests.smtp_server import (
     DROP,
     STALL,
@@ -337,10 +335,3 @@ async def test_a_server_without_password_login_is_refused_where_one_is_set() -> 
     async with running_smtp_server() as server:
         with pytest.raises(NotConnectedError, match="SMTP_USER"):
             await Connection.open(a_server(server, user="us", password="secret"))
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.005)

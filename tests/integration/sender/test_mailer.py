@@ -1,0 +1,250 @@
+"""The mailer and its pool against real connections."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from common import metrics
+from common.contracts.notifications import DeliveryStatus
+from common.errors import MailServerUnavailableError
+from sender import mailer as mailer_module
+from sender.mailer import Outcome, SmtpMailer
+from sender.smtp import link, pool
+from sender.smtp.connection import Mail
+from sender.smtp.opening import Security, Server
+from sender.smtp.replies import Phase
+from tests.polling import until
+from tests.smtp_server import DROP, STALL, Action, Point, SmtpServer, running_smtp_server
+
+
+@pytest.fixture(autouse=True)
+def short_time_outs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "SECONDS", dict.fromkeys(Phase, 0.5))
+
+
+@asynccontextmanager
+async def a_mailer(server: SmtpServer, *, connections: int = 2) -> AsyncIterator[SmtpMailer]:
+    target = Server(
+        host=server.host,
+        port=server.port,
+        security=Security.NONE,
+        tls=ssl.create_default_context(),
+    )
+    async with SmtpMailer.open(target, connections=connections) as mailer:
+        yield mailer
+
+
+async def send(mailer: SmtpMailer, to: str = "ada@example.org") -> Outcome:
+    mail = Mail(sender="us@example.com", recipient=to, content=b"Subject: x\r\n\r\nx\r\n")
+    return await mailer.send(mail, before_text=lambda: None)
+
+
+def gauge() -> float:
+    return float(metrics.SMTP_CONNECTIONS._value.get())
+
+
+async def test_many_mails_share_few_connections() -> None:
+    async with running_smtp_server() as server, a_mailer(server, connections=2) as mailer:
+        outcomes = await asyncio.gather(*(send(mailer, f"a{n}@example.org") for n in range(50)))
+
+    assert {outcome.status for outcome in outcomes} == {DeliveryStatus.SENT}
+    assert {mail.recipients[0] for mail in server.accepted} == {
+        f"a{n}@example.org" for n in range(50)
+    }
+    assert server.sessions == 2
+
+
+async def test_the_end_is_polite_and_leaves_nothing_open() -> None:
+    before = gauge()
+    async with running_smtp_server() as server:
+        async with a_mailer(server) as mailer:
+            await send(mailer)
+            assert gauge() == before + 1
+        await until(lambda: server.open_sessions == 0)
+
+    assert server.commands[-1] == "QUIT"
+    assert gauge() == before
+
+
+async def test_an_end_without_an_answer_does_not_take_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "QUIT_SECONDS", 0.01)
+    monkeypatch.setattr(link, "SECONDS", dict.fromkeys(Phase, 3600.0))
+    before = gauge()
+    async with running_smtp_server() as server:
+        server.on("QUIT", STALL)
+        async with a_mailer(server) as mailer:
+            await send(mailer)
+
+    assert gauge() == before
+
+
+async def test_idle_connections_say_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.05)
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        await send(mailer)
+        await until(lambda: "QUIT" in server.commands)
+        await until(lambda: server.open_sessions == 0)
+
+        assert (await send(mailer)).status is DeliveryStatus.SENT
+    assert server.sessions == 2
+
+
+async def test_a_connection_that_the_server_closed_while_idle_costs_nothing() -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        await asyncio.gather(*(send(mailer) for _ in range(10)))
+        server.hang_up()
+
+        outcome = await send(mailer)
+
+    assert outcome.status is DeliveryStatus.SENT
+
+
+@pytest.mark.parametrize("action", ["421 enough for one connection", DROP])
+async def test_a_server_that_ends_a_session_gets_a_new_one(action: Action) -> None:
+    async with running_smtp_server() as server, a_mailer(server, connections=1) as mailer:
+        await send(mailer)
+        server.on("MAIL", action, times=1)
+
+        outcome = await send(mailer)
+
+    assert outcome.status is DeliveryStatus.SENT
+    assert len(server.accepted) == 2
+    assert server.sessions == 2
+
+
+@pytest.mark.parametrize("point", ["MAIL", "RCPT", "DATA", "TEXT"])
+async def test_a_server_that_closes_every_session_is_away(point: Point) -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on(point, "421 4.3.2 shutting down")
+
+        with pytest.raises(MailServerUnavailableError, match=r"421 4\.3\.2"):
+            await send(mailer)
+    assert server.accepted == []
+
+
+@pytest.mark.parametrize("point", ["MAIL", "RCPT", "DATA"])
+async def test_a_mail_at_which_a_healthy_server_hangs_up_stops_no_other(point: Point) -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on("RCPT" if point == "MAIL" else point, DROP, to="odd@example.org")
+
+        outcome = await send(mailer, "odd@example.org")
+        other = await send(mailer)
+
+    assert outcome.status is DeliveryStatus.DEFERRED
+    assert other.status is DeliveryStatus.SENT
+
+
+@pytest.mark.parametrize("action", [DROP, STALL, b"what\r\n", b"999 x\r\n", b"250 ok"])
+async def test_a_lost_answer_to_the_text_is_unsure_and_not_tried_again(action: Action) -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on("TEXT", action)
+
+        outcome = await send(mailer)
+
+    assert outcome.status is DeliveryStatus.UNSURE
+    assert len(server.mails) == 1
+
+
+async def test_a_server_that_is_stopped_is_away_until_it_is_back() -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        await send(mailer)
+        await server.stop()
+        with pytest.raises(MailServerUnavailableError, match="Nothing is lost"):
+            await send(mailer)
+        with pytest.raises(MailServerUnavailableError):
+            await mailer.ensure()
+
+        await server.start()
+        await mailer.ensure()
+
+        assert (await send(mailer)).status is DeliveryStatus.SENT
+
+
+async def test_a_crowd_finds_out_about_an_outage_with_one_attempt() -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on("CONNECT", "554 not now")
+
+        results = await asyncio.gather(
+            *(mailer.ensure() for _ in range(100)), return_exceptions=True
+        )
+
+    assert {type(result) for result in results} == {MailServerUnavailableError}
+    assert server.sessions == 1
+
+
+async def test_mails_that_wait_for_a_connection_need_not_each_find_out() -> None:
+    async with running_smtp_server() as server, a_mailer(server, connections=2) as mailer:
+        server.on("CONNECT", "554 not now")
+
+        results = await asyncio.gather(*(send(mailer) for _ in range(100)), return_exceptions=True)
+
+    assert {type(result) for result in results} == {MailServerUnavailableError}
+    assert server.sessions <= 2
+
+
+async def test_a_refused_sender_stops_everything_and_loses_nothing() -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on("MAIL", "553 5.7.1 not your address")
+
+        with pytest.raises(MailServerUnavailableError, match="refuses us"):
+            await send(mailer)
+
+
+async def test_an_address_that_the_server_can_not_be_told_fails_with_a_reason() -> None:
+    plain = SmtpServer(extensions=["PIPELINING"])
+    async with running_smtp_server(plain) as server, a_mailer(server) as mailer:
+        outcome = await send(mailer, "jörg@example.org")
+
+        assert outcome.status is DeliveryStatus.FAILED
+        assert "SMTPUTF8" in outcome.reason
+        assert (await send(mailer)).status is DeliveryStatus.SENT
+    assert server.sessions == 1
+
+
+async def test_a_cancelled_mail_takes_its_connection_with_it() -> None:
+    async with running_smtp_server() as server, a_mailer(server, connections=1) as mailer:
+        server.on("TEXT", STALL, times=1)
+        task = asyncio.create_task(send(mailer))
+        await until(lambda: server.mails)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        assert (await send(mailer)).status is DeliveryStatus.SENT
+    assert server.sessions == 2
+
+
+async def test_readiness_asks_the_server_and_remembers_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        await mailer.check()
+        await mailer.check()
+        assert server.commands.count("NOOP") == 1
+
+        await server.stop()
+        await mailer.check()  # still remembered
+        monkeypatch.setattr(mailer_module, "CHECK_SECONDS", 0.0)
+        with pytest.raises(MailServerUnavailableError):
+            await mailer.check()
+
+        await server.start()
+        await mailer.check()
+
+
+async def test_readiness_is_not_fooled_by_an_idle_connection_that_was_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mailer_module, "CHECK_SECONDS", 0.0)
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        await mailer.check()
+        server.on("NOOP", DROP, times=1)
+
+        await mailer.check()
+
+    assert server.sessions == 2
