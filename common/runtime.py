@@ -56,8 +56,8 @@ def _read(name: str, settings_class: type[Settings]) -> Settings:
             field = settings_class.model_fields.get(str(item["loc"][0]) if item["loc"] else "")
             meaning = f" ({field.description})" if field and field.description else ""
             print(f"{name}: {variable or 'a setting'} {reason}.{meaning}", file=sys.stderr)  # noqa: T201
-    except OSError as error:
-        print(f"{name}: a *_FILE setting can not be read: {error}.", file=sys.stderr)  # noqa: T201
+    except SettingError as error:
+        print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
     raise SystemExit(EXIT_CONFIG)
 
 

@@ -20,6 +20,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from common.errors import SettingError
+
+Port = Annotated[int, Field(ge=0, le=65535, description="TCP port to listen on.")]
 AmqpUrl = Annotated[Url, UrlConstraints(allowed_schemes=["amqp", "amqps"], host_required=True)]
 
 
@@ -27,9 +30,19 @@ class SecretFiles(PydanticBaseSettingsSource):
     """``NAME_FILE`` names a file that holds the value of ``NAME``, as container secrets do."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """The file's content without its last line break."""
-        path = os.environ.get(f"{field_name.upper()}_FILE")
-        return (Path(path).read_text("utf-8").rstrip("\n") if path else None), field_name, False
+        """The file's content without its last line break.
+
+        Raises:
+            SettingError: The file can not be read.
+        """
+        variable = f"{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        try:
+            text = Path(path).read_text("utf-8").rstrip("\n") if path else None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "It is not UTF-8."
+            raise SettingError(f"{variable}: {path} can not be read. {reason}") from error
+        return text, field_name, False
 
     def __call__(self) -> dict[str, Any]:
         """All settings that are given as files."""
@@ -49,8 +62,7 @@ class Section(BaseSettings):
 class ServiceSettings(Section):
     """What every service can be told; a variable wins over a file, a file over ``.env``."""
 
-    port: int = Field(ge=0, le=65535)
-    """TCP port to listen on."""
+    port: Port
 
     bind_address: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 in a container, where the engine decides who gets in."""

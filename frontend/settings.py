@@ -2,13 +2,13 @@
 
 from pydantic import AnyHttpUrl, Field, SecretStr
 
-from common.settings import BrokerSettings, DatabaseServiceSettings, ServiceSettings
+from common.settings import BrokerSettings, DatabaseServiceSettings, Port, ServiceSettings
 
 
 class Settings(BrokerSettings, DatabaseServiceSettings, ServiceSettings):
     """The frontend's settings."""
 
-    port: int = 3000
+    port: Port = 3000
 
     public_url: AnyHttpUrl | None = None
     """Where people reach it, as in links; without it, http://localhost with the port."""

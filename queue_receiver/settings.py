@@ -1,9 +1,9 @@
 """What the receiver can be told."""
 
-from common.settings import ConsumerSettings, DatabaseServiceSettings, ServiceSettings
+from common.settings import ConsumerSettings, DatabaseServiceSettings, Port, ServiceSettings
 
 
 class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     """The receiver's settings."""
 
-    port: int = 8081
+    port: Port = 8081
