@@ -1,0 +1,72 @@
+import asyncio
+
+import pytest
+
+from common.context import (
+    current,
+    current_ids,
+    enter_correlation,
+    enter_message,
+    enter_request,
+    outgoing_headers,
+)
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_sane_ids_of_a_request_are_taken_over() -> None:
+    enter_request({"X-Request-Id": "r-1", "X-Correlation-Id": "c:1._-", "traceparent": TRACE})
+
+    assert current_ids() == {"request_id": "r-1", "correlation_id": "c:1._-"}
+    assert current().traceparent == TRACE
+
+
+@pytest.mark.parametrize(
+    "odd", ["", " ", "a b", "x" * 129, "r\n", "r\r\nSet-Cookie: a=b", "é", "<b>"]
+)
+async def test_odd_ids_of_a_request_are_replaced(odd: str) -> None:
+    context = enter_request({"X-Request-Id": odd, "X-Correlation-Id": odd, "traceparent": odd})
+
+    assert len(context.request_id) == 32
+    assert context.correlation_id == context.request_id
+    assert context.traceparent.startswith("00-")
+    assert len(context.traceparent) == len(TRACE)
+
+
+async def test_a_request_without_ids_gets_new_ones() -> None:
+    first, second = enter_request({}), enter_request({})
+
+    assert first.request_id
+    assert first.request_id != second.request_id
+    assert first.traceparent != second.traceparent
+
+
+async def test_ids_go_on_to_the_next_service() -> None:
+    enter_request({"X-Request-Id": "r-1", "traceparent": TRACE})
+    enter_correlation("c-1")
+
+    assert outgoing_headers() == {
+        "X-Request-Id": "r-1",
+        "X-Correlation-Id": "c-1",
+        "traceparent": TRACE,
+    }
+
+
+async def test_unknown_ids_are_not_sent() -> None:
+    enter_message("m-1", "c-1", "")
+
+    assert outgoing_headers() == {"X-Correlation-Id": "c-1"}
+    assert current_ids() == {"correlation_id": "c-1", "message_id": "m-1"}
+
+
+async def test_tasks_do_not_see_each_others_ids() -> None:
+    both = asyncio.Barrier(2)
+
+    async def handle(message_id: str) -> str:
+        enter_message(message_id, "c", "")
+        await both.wait()
+        return current().message_id
+
+    tasks = [asyncio.create_task(handle(message_id)) for message_id in ("m-1", "m-2")]
+
+    assert await asyncio.gather(*tasks) == ["m-1", "m-2"]

@@ -1,0 +1,175 @@
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.contracts.base import Contract
+from common.contracts.registrations import RegistrationSubmitted
+from common.envelope import MAX_BODY_BYTES, Delivery, read
+from common.errors import MalformedError, TooLargeError, UnknownVersionError
+from common.topology import USER_REGISTRATION, Route
+
+BODY = b'{"name": "Ada", "surname": "Lovelace", "email": "ada@example.org"}'
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class SecondVersion(Contract):
+    type_name: ClassVar[str] = "user.registration.submitted.v2"
+    route: ClassVar[Route] = USER_REGISTRATION
+
+    full_name: str
+
+
+def a_delivery(body: bytes = BODY, **changes: Any) -> Delivery:
+    return Delivery(**{"routing_key": "anything", "headers": {}, "body": body, **changes})
+
+
+def read_registration(delivery: Delivery) -> RegistrationSubmitted:
+    data = read(delivery, [RegistrationSubmitted], max_retries=3).data
+    assert isinstance(data, RegistrationSubmitted)
+    return data
+
+
+def test_a_message_written_by_hand_is_read() -> None:
+    envelope = read(a_delivery(), [RegistrationSubmitted], max_retries=3)
+
+    assert envelope.data == RegistrationSubmitted(
+        name="Ada", surname="Lovelace", email="ada@example.org"
+    )
+    assert envelope.attempt == 1
+    assert envelope.published_at is None
+    assert envelope.correlation_id == str(envelope.id)
+
+
+def test_what_the_message_says_of_itself_is_taken_over() -> None:
+    message_id = uuid4()
+    published_at = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+
+    envelope = read(
+        a_delivery(
+            message_id=str(message_id),
+            correlation_id="c-7",
+            type="user.registration.submitted.v1",
+            content_type="application/json",
+            content_encoding="utf-8",
+            timestamp=published_at,
+            headers={"x-attempt": 2, "traceparent": TRACE},
+        ),
+        [RegistrationSubmitted],
+        max_retries=3,
+    )
+
+    assert envelope.id == message_id
+    assert envelope.correlation_id == "c-7"
+    assert envelope.attempt == 2
+    assert envelope.published_at == published_at
+
+
+def test_fields_that_are_not_known_are_ignored() -> None:
+    data = read_registration(a_delivery(BODY[:-1] + b', "utm": {"source": [1, null]}}'))
+
+    assert data.name == "Ada"
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "too large": ({"body": b" " * (MAX_BODY_BYTES + 1)}, TooLargeError, "65537 bytes"),
+    "another version": (
+        {"type": "user.registration.submitted.v2"},
+        UnknownVersionError,
+        "user.registration.submitted.v1",
+    ),
+    "another contract": ({"type": "report.requested.v1"}, UnknownVersionError, "Read here"),
+    "a type of odd type": ({"type": 7}, UnknownVersionError, "Read here"),
+    "compressed": ({"content_encoding": "gzip"}, MalformedError, "UTF-8"),
+    "an encoding of odd type": ({"content_encoding": b"gzip"}, MalformedError, "UTF-8"),
+    "not JSON": ({"body": b"name=Ada"}, MalformedError, "not valid JSON"),
+    "an array": ({"body": b"[]"}, MalformedError, "the whole body"),
+    "null": ({"body": b"null"}, MalformedError, "the whole body"),
+    "fields are missing": ({"body": b'{"name": "Ada"}'}, MalformedError, "email, surname"),
+    "wrong types": (
+        {"body": b'{"name": 1, "surname": [], "email": {}}'},
+        MalformedError,
+        "email, name, surname",
+    ),
+    "a value breaks a rule": (
+        {"body": BODY.replace(b"Lovelace", b"<script>")},
+        MalformedError,
+        "surname",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_not_the_contract_is_refused_with_its_reason(kind: str) -> None:
+    changes, error, words = REFUSED[kind]
+
+    with pytest.raises(error, match=words):
+        read(a_delivery(**changes), [RegistrationSubmitted], max_retries=3)
+
+
+def test_the_largest_body_is_read() -> None:
+    assert read_registration(a_delivery(BODY.ljust(MAX_BODY_BYTES))).name == "Ada"
+
+
+def test_the_reason_names_fields_but_not_what_was_typed() -> None:
+    body = b'{"name": "Grace", "surname": "Hopper7", "email": "nobody"}'
+
+    with pytest.raises(MalformedError) as caught:
+        read(a_delivery(body), [RegistrationSubmitted], max_retries=3)
+
+    assert caught.value.detail.endswith("email, surname.")
+    assert not any(typed in caught.value.detail for typed in ("Grace", "Hopper7", "nobody"))
+    assert caught.value.__suppress_context__  # pydantic's text quotes its input
+
+
+def test_the_type_chooses_among_versions_and_the_first_stands_for_none() -> None:
+    contracts: list[type[Contract]] = [RegistrationSubmitted, SecondVersion]
+    second = a_delivery(b'{"fullName": "Ada"}', type="user.registration.submitted.v2")
+
+    assert type(read(second, contracts, 3).data) is SecondVersion
+    assert type(read(a_delivery(), contracts, 3).data) is RegistrationSubmitted
+    assert type(read(a_delivery(type=""), contracts, 3).data) is RegistrationSubmitted
+
+
+def test_the_identity_is_the_message_id_or_follows_from_it_or_from_the_body() -> None:
+    message_id = uuid4()
+
+    assert a_delivery(message_id=str(message_id)).id == message_id
+    assert a_delivery(message_id=f"{{{message_id}}}").id == message_id
+    assert a_delivery(message_id="order-7").id == a_delivery(b"{}", message_id="order-7").id
+    assert a_delivery(message_id="order-7").id != a_delivery(message_id="order-8").id
+    assert a_delivery().id == a_delivery(message_id="").id == a_delivery(message_id=7).id
+    assert a_delivery().id != a_delivery(b"{}").id
+
+
+def test_the_ids_of_foreign_messages_never_change() -> None:
+    assert a_delivery(message_id="order-7").id == UUID("dca985b7-99e9-57a0-bf82-4037a264ca1f")
+    assert a_delivery(b"{}").id == UUID("aa10d484-1728-5526-8668-4b998a47a9ff")
+
+
+@pytest.mark.parametrize("attempt", [None, 0, -1, True, "2", 2.0, [2], b"2"])
+def test_an_attempt_that_is_no_count_is_the_first(attempt: object) -> None:
+    assert a_delivery(headers={"x-attempt": attempt}).attempt == 1
+
+
+@pytest.mark.parametrize(("attempt", "last"), [(1, False), (3, False), (4, True), (9, True)])
+def test_the_last_attempt_is_the_one_after_all_retries(attempt: int, last: bool) -> None:  # noqa: FBT001
+    delivery = a_delivery(headers={"x-attempt": attempt})
+
+    assert read(delivery, [RegistrationSubmitted], max_retries=3).last_attempt is last
+
+
+@pytest.mark.parametrize("odd", [None, "", "a b", "x" * 129, "c\n", "é", 7, b"c"])
+def test_a_correlation_id_that_may_not_be_logged_is_replaced(odd: object) -> None:
+    delivery = a_delivery(message_id=str(uuid4()), correlation_id=odd)
+
+    assert delivery.sane_correlation_id == str(delivery.id)
+
+
+@pytest.mark.parametrize(
+    "odd", [None, 5, "", TRACE.upper(), TRACE[1:], TRACE + "\n", "01" + TRACE[2:]]
+)
+def test_a_trace_context_of_odd_form_is_dropped(odd: object) -> None:
+    assert a_delivery(headers={"traceparent": TRACE}).traceparent == TRACE
+    assert a_delivery(headers={"traceparent": odd}).traceparent == ""
