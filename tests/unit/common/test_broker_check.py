@@ -1,0 +1,69 @@
+from typing import Any
+
+import pytest
+
+from common.broker_check import differences
+from common.topology import ROUTES, definitions, queues
+
+Rows = list[dict[str, Any]]
+
+
+def a_broker_as_it_should_be() -> tuple[Rows, Rows]:
+    """What the management API says of it: queues, bindings."""
+    wanted: Any = definitions()
+    policies = {policy["name"]: policy["definition"] for policy in wanted["policies"]}
+    rows = [
+        {"name": queue, "effective_policy_definition": policies[policy]}
+        for route in ROUTES
+        for queue, policy in zip(
+            queues(route),
+            [route.name, *[f"{route.name}.retry"] * route.retry_steps, f"{route.name}.dlq"],
+            strict=True,
+        )
+    ]
+    # The default exchange is bound to everything, and others may bind their own queues.
+    foreign = {"source": "user.registration", "destination": "audit", "routing_key": "#"}
+    return rows, [*wanted["bindings"], foreign]
+
+
+def test_a_broker_as_it_should_be_has_no_differences() -> None:
+    rows, bindings = a_broker_as_it_should_be()
+
+    assert differences([*rows, {"name": "audit"}], bindings) == []
+
+
+@pytest.mark.parametrize(
+    "queue", ["user.registration", "email.notifications.retry.6", "report.requests.dlq"]
+)
+def test_a_queue_that_is_missing_or_lacks_its_policy_is_named(queue: str) -> None:
+    rows, bindings = a_broker_as_it_should_be()
+    others = [row for row in rows if row["name"] != queue]
+
+    assert differences(others, bindings) == [f"queue {queue} is missing"]
+    for policy in ({}, None, {"delivery-limit": 20}):
+        bare = {"name": queue, "effective_policy_definition": policy}
+        assert differences([*others, bare], bindings) == [f"queue {queue} lacks its policy"]
+    assert differences([*others, {"name": queue}], bindings) == [f"queue {queue} lacks its policy"]
+
+
+def test_every_lost_binding_is_named() -> None:
+    rows, bindings = a_broker_as_it_should_be()
+
+    for lost in bindings[:-1]:
+        rest = [binding for binding in bindings if binding is not lost]
+        assert differences(rows, rest) == [
+            f"binding {lost['source']} to {lost['destination']} is missing"
+        ]
+
+
+def test_a_binding_with_another_key_does_not_count() -> None:
+    rows, bindings = a_broker_as_it_should_be()
+    narrow = [{**binding, "routing_key": "user.#"} for binding in bindings]
+
+    assert "binding user.registration to user.registration is missing" in differences(rows, narrow)
+
+
+def test_an_empty_broker_lacks_everything() -> None:
+    wanted: Any = definitions()
+
+    assert len(differences([], [])) == len(wanted["queues"]) + len(wanted["bindings"])
