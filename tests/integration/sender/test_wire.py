@@ -148,6 +148,6 @@ async def test_a_poisoned_recipient_is_never_said(mailbox: Mailbox, poison: str)
     with pytest.raises(ValidationError):
         EmailRequested(to=f"ada@example.org{poison}", template=Template.WELCOME)
 
-    with pytest.raises(ValueError, match="address|@-sign"):
+    with pytest.raises(ValueError, match=r"address|@-sign"):
         await send(mailbox, unchecked(to=f"ada@example.org{poison}"))
     assert mailbox.envelopes == []
