@@ -109,7 +109,7 @@ async function post(body) {
 async function waitAfter(answer, attempt) {
   const asked = Number(answer.headers.get("Retry-After")) || 2 ** (attempt - 1);
   const seconds = Math.min(asked, LONGEST_WAIT_S);
-  tell(`There is no answer yet. What you typed is kept, and goes out again in ${seconds} s by itself (try ${attempt + 1} of ${ATTEMPTS}).`);
+  tell(`There is no answer yet. What you typed is kept, and goes out again in ${seconds}\u00a0s by itself (try ${attempt + 1} of ${ATTEMPTS}).`);
   await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 }
 
@@ -187,6 +187,7 @@ function named(input, text) {
 function tell(text) {
   notice.hidden = false;
   notice.querySelector("[data-text]").textContent = text;
+  notice.scrollIntoView({ block: "nearest" });
   announcer.textContent = text;
 }
 

@@ -345,6 +345,10 @@ async def test_form_tells_of_a_text_that_is_too_long_and_does_not_cut_it(
         await name.fill("𠮷" * 100)  # two UTF-16 units each, and one character
         await name.blur()
         await expect(error).to_be_hidden()
+        await name.fill("e\u0301" * 100)  # é in two characters, composed as the server does
+        await expect(error).to_be_hidden()
+        await name.fill("   ")
+        await expect(error).to_have_text("Enter your first name.")
         await name.fill("a" * 101)
         await expect(error).to_have_text("Use at most 100 characters.")
         assert len(await name.input_value()) == 101

@@ -9,7 +9,7 @@ from importlib import resources
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.contracts.registrations import Journey, JourneyStatus
@@ -98,6 +98,7 @@ def test_form_carries_the_shared_rule_in_its_inputs() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.emails())
 def test_email_pattern_takes_every_address_that_the_server_takes(address: str) -> None:
     try:
