@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import aiohttp
 import asyncpg
@@ -60,6 +60,19 @@ class Stack:
         restarts: int = state["restarts"]
         return restarts
 
+    def freeze(self, name: str) -> None:
+        """Stop a part without closing its connections, as a machine that hangs would."""
+        self._signal(name, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """Let a frozen part go on."""
+        self._signal(name, signal.SIGCONT)
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        status = self.status()
+        for pid in _tree((status["services"] | status["parts"])[name]["pid"]):
+            os.kill(pid, number)
+
     async def rows(self, query: str, *arguments: object) -> list[Any]:
         """Ask the database directly."""
         connection = await asyncpg.connect(self.postgres["dsn"])
@@ -98,6 +111,48 @@ class Stack:
             queues = await response.json()
         return {queue["name"]: queue["messages"] for queue in queues if queue.get("messages")}
 
+    async def drained(self, seconds: float) -> None:
+        """Wait until no message is under way and every stored registration has its mail."""
+
+        async def empty() -> bool:
+            # Twice: the management API's figures are some seconds old.
+            for _ in range(2):
+                if await self.queue_depths() or await self._unmailed():
+                    return False
+                await asyncio.sleep(1)
+            return True
+
+        await eventually(empty, "draining", seconds)
+
+    async def _unmailed(self) -> int:
+        [row] = await self.rows(
+            """
+            SELECT count(*) FILTER (WHERE n.status IN ('sending', 'deferred', 'unsure')
+                                       OR n.message_id IS NULL) AS count
+              FROM registrations AS r
+              LEFT JOIN notification_logs AS n USING (registration_id)
+            """
+        )
+        return int(row["count"])
+
+    async def stored_once(self, accepted: dict[str, str]) -> None:
+        """Make sure that every accepted registration (id to address) is one row and one user."""
+        rows = await self.rows(
+            """
+            SELECT r.registration_id::text AS id, lower(u.email) AS email
+              FROM registrations AS r
+              JOIN users AS u ON u.id = r.user_id
+             WHERE r.registration_id = ANY($1::uuid[])
+            """,
+            [UUID(registration_id) for registration_id in accepted],
+        )
+        assert {row["id"]: row["email"] for row in rows} == accepted
+        [users] = await self.rows(
+            "SELECT count(*) FROM users WHERE lower(email) = ANY($1::text[])",
+            list(set(accepted.values())),
+        )
+        assert users["count"] == len(set(accepted.values()))
+
     async def all_ready(self) -> None:
         """Wait until every service calls itself ready."""
 
@@ -105,6 +160,25 @@ class Stack:
             return all(service["ready"] for service in self.status()["services"].values())
 
         await eventually(ready, "every service being ready", PATIENCE_SECONDS)
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    children: dict[int, list[int]] = {}
+    for line in table.stdout.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def addresses(count: int) -> list[str]:
+    """Addresses that nobody else uses."""
+    run = uuid4().hex[:8]
+    return [f"person-{number}-{run}@example.org" for number in range(count)]
 
 
 async def register(stack: Stack, addresses: list[str]) -> dict[str, str]:

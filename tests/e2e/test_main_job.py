@@ -3,12 +3,11 @@
 import asyncio
 import csv
 from collections import Counter
-from uuid import UUID, uuid4
 
 import aiohttp
 
 from tests.amqp import eventually
-from tests.e2e.stack import Stack, register
+from tests.e2e.stack import Stack, addresses, register
 
 REGISTRATIONS = 1000
 
@@ -18,19 +17,14 @@ DRAIN_SECONDS = 60.0
 SERVICES = ("queue_receiver", "sender", "database_service", "frontend", "report_generator")
 
 
-def addresses(count: int) -> list[str]:
-    run = uuid4().hex[:8]
-    return [f"person-{number}-{run}@example.org" for number in range(count)]
-
-
 async def test_everybody_is_stored_and_mailed_once_and_stands_in_the_report(stack: Stack) -> None:
     people = addresses(REGISTRATIONS)
 
     accepted = await register(stack, people)
 
-    await _drained(stack)
+    await stack.drained(DRAIN_SECONDS)
     assert sorted(accepted.values()) == sorted(people)
-    await _stored_once(stack, accepted)
+    await stack.stored_once(accepted)
     mails = await stack.mails_by_address()
     assert {address: len(mails.get(address, ())) for address in people} == dict.fromkeys(people, 1)
     assert set(people) <= {row["Email"] for row in await _report(stack)}
@@ -53,8 +47,8 @@ async def test_nothing_is_lost_while_every_service_is_killed(stack: Stack) -> No
     await killing
 
     await stack.all_ready()
-    await _drained(stack)
-    await _stored_once(stack, accepted)
+    await stack.drained(DRAIN_SECONDS)
+    await stack.stored_once(accepted)
     mails = await stack.mails_by_address()
     unmailed = [address for address in accepted.values() if address not in mails]
     assert unmailed == []
@@ -76,10 +70,10 @@ async def test_the_same_registration_twice_is_one_user_and_one_mail(stack: Stack
             async with session.post(url, json=body, headers={"Idempotency-Key": address}) as answer:
                 assert answer.status == 202
                 ids.add((await answer.json())["registrationId"])
-    await _drained(stack)
+    await stack.drained(DRAIN_SECONDS)
 
     assert len(ids) == 1
-    await _stored_once(stack, dict.fromkeys(ids, address))
+    await stack.stored_once(dict.fromkeys(ids, address))
     assert len((await stack.mails_by_address())[address]) == 1
 
 
@@ -94,7 +88,7 @@ async def test_a_known_address_is_told_once_and_the_answer_does_not_differ(stack
             async with session.post(f"{url}/api/registrations", json=body) as answer:
                 answers.append((answer.status, sorted((await answer.json()).keys())))
                 registration_id = (await answer.json())["registrationId"]
-            await _drained(stack)
+            await stack.drained(DRAIN_SECONDS)
         async with session.get(f"{url}/api/registrations/{registration_id}") as answer:
             journey = await answer.json()
 
@@ -106,48 +100,6 @@ async def test_a_known_address_is_told_once_and_the_answer_does_not_differ(stack
         if mail["To"][0]["Address"].lower() == address
     )
     assert sorted(subjects.values()) == [1, 1]  # one welcome, one "you are registered already"
-
-
-async def _drained(stack: Stack) -> None:
-    async def empty() -> bool:
-        # Twice: the management API's figures are some seconds old.
-        for _ in range(2):
-            if await stack.queue_depths() or await _unfinished(stack):
-                return False
-            await asyncio.sleep(1)
-        return True
-
-    await eventually(empty, "draining", DRAIN_SECONDS + 10)
-
-
-async def _unfinished(stack: Stack) -> int:
-    [row] = await stack.rows(
-        """
-        SELECT count(*) FILTER (WHERE n.status IN ('sending', 'deferred', 'unsure')
-                                   OR n.message_id IS NULL) AS count
-          FROM registrations AS r
-          LEFT JOIN notification_logs AS n USING (registration_id)
-        """
-    )
-    return int(row["count"])
-
-
-async def _stored_once(stack: Stack, accepted: dict[str, str]) -> None:
-    rows = await stack.rows(
-        """
-        SELECT r.registration_id::text AS id, lower(u.email) AS email
-          FROM registrations AS r
-          JOIN users AS u ON u.id = r.user_id
-         WHERE r.registration_id = ANY($1::uuid[])
-        """,
-        [UUID(registration_id) for registration_id in accepted],
-    )
-    assert {row["id"]: row["email"] for row in rows} == accepted
-    [users] = await stack.rows(
-        "SELECT count(*) FROM users WHERE lower(email) = ANY($1::text[])",
-        list(set(accepted.values())),
-    )
-    assert users["count"] == len(set(accepted.values()))
 
 
 async def _duplicates_are_explained(stack: Stack, mails: dict[str, list[str]]) -> None:
