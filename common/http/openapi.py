@@ -77,7 +77,8 @@ def _operation(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
     options = operation.options
     entry: dict[str, Any] = {
         "operationId": operation.handler.__name__,
-        "summary": operation.summary,
+        "tags": [_tag(operation.url)],
+        "summary": operation.summary.replace("``", "`"),
         "parameters": _parameters(operation),
         "responses": _responses(operation, schemas),
     }
@@ -89,6 +90,12 @@ def _operation(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
             schema = schemas[model, "validation"]
             entry["requestBody"] = {"required": True, "content": {media_type: {"schema": schema}}}
     return entry
+
+
+def _tag(url: str) -> str:
+    """Groups operations by the thing they are about: ``/api/users/…`` is about users."""
+    parts = [part for part in url.strip("/").split("/") if part != "api"]
+    return parts[0] if parts[0] else "pages"
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
