@@ -192,17 +192,22 @@ class UserRepository:
                 raise ReaderGoneError from error
 
         async with self._database.streaming_connection() as connection:
-            await connection.copy_from_query(
-                select_report(query.column_list),
-                _start_of(query.start_date),
-                _end_of(query.end_date),
-                output=sink,
-                format="csv",
-                # asyncpg quotes these as literals; the contract allows four and two characters.
-                delimiter=query.delimiter,
-                quote=query.quote,
-                timeout=REPORT_SECONDS,
-            )
+            try:
+                await connection.copy_from_query(
+                    select_report(query.column_list),
+                    _start_of(query.start_date),
+                    _end_of(query.end_date),
+                    output=sink,
+                    format="csv",
+                    # asyncpg quotes these as literals; the contract allows four and two.
+                    delimiter=query.delimiter,
+                    quote=query.quote,
+                    timeout=REPORT_SECONDS,
+                )
+            except BaseException:
+                # asyncpg can not use a connection again whose COPY was left half-way.
+                connection.terminate()
+                raise
 
 
 def select_report(columns: Sequence[Column]) -> str:

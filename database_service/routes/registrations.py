@@ -12,8 +12,8 @@ from database_service.repositories.registrations import RegistrationRepository
 
 REGISTRATIONS = web.AppKey("registrations", RegistrationRepository)
 
-MAX_BULK_BYTES = 4 * 1024 * 1024
-"""Room for 500 items with the longest texts in four-byte characters, twice."""
+MAX_BULK_BYTES = 8 * 1024 * 1024
+"""Room for 500 items with the longest texts, each character written as two escapes."""
 
 api = Api()
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 
+import structlog
 from aiohttp import ETag, hdrs, web
 
 from common.contracts.base import Body
@@ -18,6 +19,8 @@ from common.errors import (
 from common.http.api import Api, answer
 from database_service.repositories.users import ReaderGoneError, UserRepository, VersionedUser
 from database_service.routes.paging import following, links, numbered
+
+log = structlog.get_logger()
 
 USERS = web.AppKey("users", UserRepository)
 
@@ -108,10 +111,11 @@ async def stream_report(request: web.Request, *, query: UserReportQuery) -> web.
 
     try:
         await request.app[USERS].copy_users(query, write)
-    except ReaderGoneError as error:
+    except ReaderGoneError:
+        log.info("report.reader_gone")
         if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("The reader of a report is gone.") from error
+            request.transport.abort()  # one that is only slow must not take this for the end
+        return response
     if not response.prepared:
         await start()
     await response.write_eof()

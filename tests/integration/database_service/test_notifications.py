@@ -293,9 +293,12 @@ async def test_nobody_is_told_after_being_deleted(
 async def test_other_mails_to_the_same_user_are_not_held_back(
     notifications: NotificationRepository, user_id: int
 ) -> None:
-    assert await claimed(
-        notifications, telling(user_id), a_claim(user_id=user_id), a_claim(user_id=user_id)
-    ) == [Claim.GRANTED] * 3
+    assert (
+        await claimed(
+            notifications, telling(user_id), a_claim(user_id=user_id), a_claim(user_id=user_id)
+        )
+        == [Claim.GRANTED] * 3
+    )
 
 
 async def test_being_told_is_no_edit_of_the_user(
