@@ -259,7 +259,7 @@ async def test_a_removed_file_is_gone(service: Service) -> None:
 @pytest.mark.parametrize(
     "report_id",
     [
-        str(uuid4()),
+        "0192f7a4-5b7c-4c3e-9f10-2b6d1c3a4e5f",
         "1",
         "../../etc/passwd",
         "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
@@ -268,7 +268,7 @@ async def test_a_removed_file_is_gone(service: Service) -> None:
         "..",
         "%2fetc%2fpasswd",
         "%00",
-        f"{uuid4()}%00.csv",
+        "0192f7a4-5b7c-4c3e-9f10-2b6d1c3a4e5f%00.csv",
         "x" * 300,
         "%ff%fe",
     ],
