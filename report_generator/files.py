@@ -137,7 +137,7 @@ class ReportDirectory:
         path = self.path / name
         plain = name not in {"", ".", ".."} and "\0" not in name and path.name == name
         # Not only the parts of the name: ``resolve`` sees links in the path as well.
-        if not plain or not path.resolve().parent == self.path.resolve():
+        if not plain or path.resolve().parent != self.path.resolve():
             raise NotFoundError(_NO_SUCH_FILE)
         return path
 

@@ -163,6 +163,7 @@ def test_a_directory_that_is_not_there_is_not_ready(tmp_path: Path) -> None:
         "x" * 300,
         "sub",
         "link.csv",
+        "link-to-another-report.csv",
         "link-to-directory/secret.csv",
         "fifo",
     ],
@@ -172,6 +173,8 @@ def test_only_plain_files_of_the_directory_are_opened(tmp_path: Path, name: str)
     directory = ReportDirectory(tmp_path / "reports")
     (directory.path / "sub").mkdir(parents=True)
     (directory.path / "link.csv").symlink_to(tmp_path / "secret.csv")
+    (directory.path / "other.csv").write_text("other")
+    (directory.path / "link-to-another-report.csv").symlink_to("other.csv")
     (directory.path / "link-to-directory").symlink_to(tmp_path)
     os.mkfifo(directory.path / "fifo")
 
