@@ -2,11 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from http import HTTPStatus
-from importlib import resources
-from pathlib import Path
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from common.broker_check import BrokerCheck
 from common.contracts.registrations import RegistrationSubmitted
@@ -16,6 +13,7 @@ from common.http.app import base_app
 from common.http.health import Readiness
 from common.publisher import Publisher
 from frontend.events import Watchers
+from frontend.files import keep_whole_files, static_file
 from frontend.identity import Identities
 from frontend.pages import render_problem
 from frontend.routes import BASE_URL, DATABASE, IDENTITIES, PUBLISHER, WATCHERS, api
@@ -61,17 +59,11 @@ def build_app(settings: Settings) -> web.Application:
     )
     app[IDENTITIES] = Identities(settings.registration_id_secret.get_secret_value())
     app[BASE_URL] = settings.base_url
-    app.router.add_static("/static", Path(str(resources.files("frontend") / "static")))
-    app.on_response_prepare.append(_keep_static)
+    app.router.add_get("/static/{name}", static_file)
+    app.on_response_prepare.append(keep_whole_files)
     app.cleanup_ctx.append(lifespan)
     app.on_shutdown.append(end_streams)
     return app
-
-
-async def _keep_static(_request: web.Request, response: web.StreamResponse) -> None:
-    """Let browsers keep static files: ``pages.asset`` changes the address with the content."""
-    if isinstance(response, web.FileResponse) and response.status == HTTPStatus.OK:
-        response.headers[hdrs.CACHE_CONTROL] = "public, max-age=31536000, immutable"
 
 
 def _problem_page(error: UserStreamError) -> str:

@@ -100,7 +100,8 @@ def _answer(
 
 def _from_http(error: web.HTTPException) -> UserStreamError:
     """Say aiohttp's own refusals in our words."""
-    kind = _BY_STATUS.get(error.status, UserStreamError)
+    other = MalformedError if error.status < 500 else UserStreamError  # noqa: PLR2004
+    kind = _BY_STATUS.get(error.status, other)
     failure = kind()
     if isinstance(error, web.HTTPMethodNotAllowed):
         failure = MethodNotAllowedError(
