@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from aiohttp import web
 
 from common.errors import UserStreamError
+
+log = structlog.get_logger()
 
 Check = Callable[[], Awaitable[None]]
 """Returns if the dependency is there, else raises one of our errors."""
@@ -45,6 +48,9 @@ async def _result(check: Check) -> dict[str, Any]:
         failure = {"code": error.code, "detail": error.detail}
     except TimeoutError:
         failure = {"code": "timeout", "detail": f"No answer within {CHECK_SECONDS:g} s."}
+    except Exception:  # one broken check must not hide the others
+        log.exception("health.check_failed")
+        failure = {"code": UserStreamError.code, "detail": "The check itself failed; see the log."}
     latency = round((time.perf_counter() - started) * 1000, 1)
     return {"ready": not failure, "latencyMs": latency, **failure}
 

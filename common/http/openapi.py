@@ -95,7 +95,7 @@ def _operation(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
 def _tag(url: str) -> str:
     """Groups operations by the thing they are about: ``/api/users/…`` is about users."""
     parts = [part for part in url.strip("/").split("/") if part != "api"]
-    return parts[0] if parts[0] else "pages"
+    return parts[0] or "pages"
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:

@@ -1,0 +1,194 @@
+import json
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from typing import Annotated, Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+from pydantic import Field
+from yarl import URL
+
+from common.contracts.base import Body
+from common.contracts.rules import NAME_HINT, PersonName
+from common.errors import InvalidError
+from common.http.api import Api, answer
+from common.http.app import base_app
+from common.http.health import Readiness
+from common.http.validation import validate
+from tests.services import serving
+
+
+class Size(StrEnum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+class Pet(Body):
+    pet_name: PersonName
+    nick_names: list[PersonName] = []
+    size: Size = Size.SMALL
+
+
+class PetPath(Body):
+    pet_id: int
+
+
+class PetQuery(Body):
+    page_size: Annotated[int, Field(ge=1, le=10)] = 5
+    tame: bool = True
+
+
+api = Api()
+
+
+@api.post("/pets", body=Pet, returns={201: Pet})
+async def create_pet(_request: web.Request, *, body: Pet) -> web.StreamResponse:
+    """Take in a pet."""
+    return answer(body, status=201, headers={"Location": "/pets/1"})
+
+
+@api.put("/pets/{pet_id}", path=PetPath, query=PetQuery, body=Pet, returns={200: Pet})
+async def replace_pet(
+    _request: web.Request, *, path: PetPath, query: PetQuery, body: Pet
+) -> web.StreamResponse:
+    """Replace a pet."""
+    return web.json_response([path.pet_id, query.page_size, query.tame, body.pet_name])
+
+
+@api.post("/herds", body=Pet, max_body_bytes=100_000, returns={200: None})
+async def create_herd(_request: web.Request, *, body: Pet) -> web.StreamResponse:
+    """Take in many."""
+    return web.Response(text=body.pet_name)
+
+
+@api.post("/forms", form=Pet, returns={200: None})
+async def submit_form(_request: web.Request, *, form: Pet) -> web.StreamResponse:
+    """Take a form."""
+    return web.Response(text=form.pet_name)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[TestClient[Any, Any]]:
+    app = base_app("test", api, description="", readiness=Readiness())
+    async with serving(app) as client:
+        yield client
+
+
+def errors_of(values: object) -> dict[str, str]:
+    with pytest.raises(InvalidError) as caught:
+        validate(Pet, values)
+    return {error.pointer: error.detail for error in caught.value.errors}
+
+
+async def test_a_good_request_is_handed_over_validated(client: TestClient[Any, Any]) -> None:
+    async with client.put("/pets/7?pageSize=3&tame=false", json={"petName": " Rex "}) as answer:
+        assert await answer.json() == [7, 3, False, "Rex"]
+
+
+async def test_an_answer_is_written_in_camel_case(client: TestClient[Any, Any]) -> None:
+    async with client.post("/pets", json={"petName": "Rex", "size": "large"}) as answer:
+        assert answer.status == 201
+        assert answer.headers["Location"] == "/pets/1"
+        assert await answer.json() == {"petName": "Rex", "nickNames": [], "size": "large"}
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json", "application/json; charset=utf-8", "application/merge-patch+json", None],
+)
+async def test_json_is_read_under_every_name_it_has(
+    client: TestClient[Any, Any], content_type: str | None
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    skip = [] if content_type else ["Content-Type"]
+
+    async with client.post(
+        "/pets", data=b'{"petName": "Rex"}', headers=headers, skip_auto_headers=skip
+    ) as answer:
+        assert answer.status == 201
+
+
+async def test_a_form_is_read(client: TestClient[Any, Any]) -> None:
+    async with client.post("/forms", data={"petName": "Zoë", "size": "large"}) as answer:
+        assert await answer.text() == "Zoë"
+
+
+@pytest.mark.parametrize(("size", "status"), [(64 * 1024, 201), (64 * 1024 + 1, 413)])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_may_have_64_kibibytes(
+    client: TestClient[Any, Any],
+    size: int,
+    status: int,
+    chunked: bool,  # noqa: FBT001
+) -> None:
+    data = b'{"petName": "Rex"}'.ljust(size)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data[:1000]
+        yield data[1000:]
+
+    headers = {"Content-Type": "application/json"}
+    async with client.post("/pets", data=pieces() if chunked else data, headers=headers) as answer:
+        assert answer.status == status
+
+
+@pytest.mark.parametrize(("size", "status"), [(100_000, 200), (100_001, 413)])
+async def test_an_operation_may_read_more_than_the_others(
+    client: TestClient[Any, Any], size: int, status: int
+) -> None:
+    data = b'{"petName": "Rex"}'.ljust(size)
+
+    headers = {"Content-Type": "application/json"}
+    async with client.post("/herds", data=data, headers=headers) as answer:
+        assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, {"/petName": "This field is required."}),
+        ({"petName": ""}, {"/petName": "This field is required."}),
+        ({"petName": None}, {"/petName": "This must be text."}),
+        ({"petName": "\ud800"}, {"/petName": "This must be text."}),
+        ({"petName": "x" * 101}, {"/petName": "Use at most 100 characters."}),
+        ({"petName": "R2D2"}, {"/petName": NAME_HINT}),
+        ({"petName": "Rex", "a/b~c": 1}, {"/a~1b~0c": "There is no such field."}),
+        ({"petName": "Rex", "nickNames": ["a", "b7"]}, {"/nickNames/1": NAME_HINT}),
+        ([], {"": "This must be a JSON object."}),
+        (None, {"": "This must be a JSON object."}),
+    ],
+)
+def test_each_wrong_field_is_named_by_a_pointer_and_told_in_plain_words(
+    values: object, expected: dict[str, str]
+) -> None:
+    assert errors_of(values) == expected
+
+
+def test_what_is_wrong_is_told_for_all_fields_at_once_without_quoting_them() -> None:
+    errors = errors_of(
+        {"petName": "sir-7", "nickNames": "sir-8", "size": "sir-9", "more": "sir-10"}
+    )
+
+    assert set(errors) == {"/petName", "/nickNames", "/size", "/more"}
+    assert "sir-" not in str(errors)
+
+
+@pytest.mark.parametrize(
+    ("url", "pointers"),
+    [
+        ("/pets/x", ["pet_id", "petId"]),
+        ("/pets/7?pageSize=0", ["pageSize"]),
+        ("/pets/7?pageSize=1&pageSize=1", ["pageSize"]),
+        ("/pets/7?page_size=1&page_size=2", ["page_size"]),
+        ("/pets/7?nothing=1", ["nothing"]),
+    ],
+)
+async def test_a_wrong_parameter_is_named(
+    client: TestClient[Any, Any], url: str, pointers: list[str]
+) -> None:
+    async with client.put(URL(url), json={"petName": "Rex"}) as answer:
+        document = json.loads(await answer.text())
+
+    assert answer.status == 422
+    assert document["errors"][0]["pointer"] in pointers
