@@ -26,9 +26,12 @@ LEASE_SECONDS = 30.0
 RENEW_SECONDS = 10.0
 """A third of the lease: two renewals may fail before it is lost."""
 
-LONGEST_BUSY_SECONDS = LEASE_SECONDS
-SHORTEST_BUSY_SECONDS = 0.05
-"""Bounds for the wait while another sender holds the lease."""
+FIRST_BUSY_SECONDS = 0.1
+LONGEST_BUSY_SECONDS = 5.0
+"""Between questions while another sender holds the lease: doubling from the first to the longest.
+
+Not until the lease would end: its holder is usually done in milliseconds.
+"""
 
 FIRST_RECORD_PAUSE_SECONDS = 1.0
 LONGEST_RECORD_PAUSE_SECONDS = 30.0
@@ -154,6 +157,7 @@ async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries)
     Waits while another sender has it: acknowledging now would trust that one not to crash.
     """
     request = _claim_request(envelope.id, envelope.data)
+    pause = FIRST_BUSY_SECONDS
     while True:
         asked_at = _now()
         result = await deliveries.claim(request)
@@ -162,8 +166,8 @@ async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries)
         if result.claim is not Claim.BUSY:
             log.info("email.skipped", template=envelope.data.template, claim=result.claim)
             return None
-        wait = result.retry_after_ms / 1000
-        await asyncio.sleep(min(max(wait, SHORTEST_BUSY_SECONDS), LONGEST_BUSY_SECONDS))
+        await asyncio.sleep(min(pause, result.retry_after_ms / 1000))
+        pause = min(pause * 2, LONGEST_BUSY_SECONDS)
 
 
 def _claim_request(message_id: UUID, request: EmailRequested) -> ClaimRequest:

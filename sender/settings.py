@@ -42,7 +42,7 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     """Who logs in; empty if the server takes mails without a login."""
 
     smtp_password: SecretStr = SecretStr("")
-    """Their password."""
+    """Their password; or its file in SMTP_PASSWORD_FILE."""
 
     smtp_hello_name: str = Field(default="", pattern=r"^[A-Za-z0-9.:\[\]-]*$")
     """Our name in EHLO, for servers that insist on one; empty for our address."""

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import aiohttp
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from database_service.app import build_app as build_database_service
@@ -77,7 +78,7 @@ async def running_sender(
     )
     async with TestServer(build_app(settings)) as server:
         url = str(server.make_url("")).rstrip("/")
-        await _ready(url)
+        await ready(url)
         yield url
 
 
@@ -86,15 +87,16 @@ async def running_stack(broker: TestBroker, dsn: str, **changes: Any) -> AsyncIt
     """Everything, ready; queues as they are."""
     async with AsyncExitStack() as stack:
         smtp = await stack.enter_async_context(running_smtp_server())
-        database = await stack.enter_async_context(TestServer(_database_service(dsn)))
+        database = await stack.enter_async_context(TestServer(database_service(dsn)))
         database_url = str(database.make_url("")).rstrip("/")
-        await _ready(database_url)
+        await ready(database_url)
         url = await stack.enter_async_context(running_sender(broker, database_url, smtp, **changes))
         http = await stack.enter_async_context(aiohttp.ClientSession())
         yield Stack(broker=broker, smtp=smtp, http=http, database_url=database_url, url=url)
 
 
-def _database_service(dsn: str) -> Any:
+def database_service(dsn: str) -> web.Application:
+    """The real one, on a database that is empty."""
     parts = urlsplit(dsn)
     return build_database_service(
         DatabaseServiceSettings(
@@ -109,11 +111,12 @@ def _database_service(dsn: str) -> Any:
     )
 
 
-async def _ready(url: str) -> None:
+async def ready(url: str) -> None:
+    """Wait until a service calls itself ready."""
     async with aiohttp.ClientSession() as http:
 
-        async def ready() -> bool:
+        async def says_so() -> bool:
             async with http.get(f"{url}/health/ready") as response:
                 return response.status == 200
 
-        await eventually(ready, f"{url} being ready")
+        await eventually(says_so, f"{url} being ready")
