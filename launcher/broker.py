@@ -16,7 +16,7 @@ from typing import Any
 from common.topology import MONITOR, definitions
 from launcher.errors import LauncherError
 from launcher.ports import HOST
-from launcher.processes import Program, Running, run_briefly, start
+from launcher.processes import Program, Running, run_briefly, start, tail
 from launcher.rabbitmq_programs import RabbitPrograms
 from rabbitmq.provision import ADMINISTRATOR, provision
 
@@ -213,7 +213,11 @@ class Broker:
                 self.management("GET", "/api/overview")
             except (OSError, http.client.HTTPException, LauncherError) as error:
                 if time.monotonic() > deadline:
-                    raise LauncherError(f"RabbitMQ's management API: {error}") from error
+                    raise LauncherError(
+                        f"RabbitMQ's management API can not be used: {error}\nA failed login means"
+                        " that it did not import its users; it ignores in silence what it can"
+                        f" not import.\n{tail(self.node().log)}"
+                    ) from error
                 time.sleep(0.1)
             else:
                 return
@@ -251,6 +255,7 @@ management.tcp.port = {self.ports.management}
 prometheus.tcp.ip = {HOST}
 prometheus.tcp.port = {self.ports.prometheus}
 log.console = true
+log.console.use_colors = off
 log.file = false
 """
 
