@@ -108,6 +108,6 @@ def _route_library_logs(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    # Both speak of each lost connection several times; we say it once, with what it means.
-    for name in ("aio_pika", "aiormq"):
+    # They speak of each lost connection several times; we say it once, with what it means.
+    for name in ("aio_pika", "aiormq", "asyncpg"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

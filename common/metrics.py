@@ -76,3 +76,8 @@ REPORT_SECONDS = Histogram(
     "Time to write one report.",
     buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600),
 )
+DATABASE_CONNECTED = Gauge("userstream_database_connected", "1 while PostgreSQL answers.")
+DATABASE_RACES = Counter(
+    "userstream_database_races_total",
+    "Transactions done again because another one was first.",
+)
