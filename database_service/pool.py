@@ -2,13 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Self, TypeAlias, TypeVar
 
 import asyncpg
 import structlog
 
+from common import metrics
 from common.errors import DatabaseUnavailableError
 from database_service.migrations import migrate, read_migrations
 from database_service.settings import Settings
@@ -57,6 +58,7 @@ class Database:
         self._settings = settings
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._waiting_for = "Connecting to PostgreSQL."
+        self._is_there = True
         self._streams = asyncio.Semaphore(max(1, settings.db_pool_max // 2))
 
     @classmethod
@@ -100,6 +102,7 @@ class Database:
             pool.terminate()
             raise
         self._pool = pool
+        metrics.DATABASE_CONNECTED.set(1)
         log.info("database.connected", migrations_applied=applied)
 
     def _new_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
@@ -146,18 +149,34 @@ class Database:
         """
         if self._pool is None:
             raise DatabaseUnavailableError(self._waiting_for)
-        with translated():
+        with self._watched(), translated():
             async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
                 try:
                     yield connection
-                except TimeoutError:
+                except (TimeoutError, asyncpg.InternalClientError):
                     # It may hang for good; the pool makes a new one when it needs one.
                     connection.terminate()
                     raise
                 except asyncpg.InterfaceError as error:
-                    if not connection.is_closed():
+                    if not _is_gone(connection):
                         raise
                     raise ConnectionError("The connection was closed under us.") from error
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Say once that PostgreSQL is away, and once that it is back."""
+        try:
+            yield
+        except DatabaseUnavailableError as error:
+            if self._is_there:
+                log.warning("database.lost", reason=reason(error.__cause__ or error))
+            self._is_there = False
+            metrics.DATABASE_CONNECTED.set(0)
+            raise
+        if not self._is_there:
+            log.info("database.back")
+        self._is_there = True
+        metrics.DATABASE_CONNECTED.set(1)
 
     async def in_transaction(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """The result of ``work``, done in one transaction; again if that loses a race.
@@ -171,7 +190,7 @@ class Database:
                 async with self.connection() as connection, connection.transaction():
                     return await work(connection)
             except LostRaceError:
-                log.info("database.race_lost", race=race + 1)
+                metrics.DATABASE_RACES.inc()
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**race))  # noqa: S311 - spreads load
         raise DatabaseUnavailableError(f"Others were first {RACES} times. Nothing was stored.")
 
@@ -190,3 +209,10 @@ class Database:
                 yield connection
         finally:
             self._streams.release()
+
+
+def _is_gone(connection: Connection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # so closed that the pool has taken it back already
+        return True

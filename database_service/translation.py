@@ -19,6 +19,7 @@ AWAY = (
     asyncpg.InvalidAuthorizationSpecificationError,  # wrong password
     asyncpg.InvalidCatalogNameError,  # the database does not exist yet
     asyncpg.LockNotAvailableError,
+    asyncpg.InternalClientError,  # asyncpg met the end of a connection in the middle of a step
 )
 """What ends by itself, or when a person repairs PostgreSQL; no request is to blame."""
 

@@ -1,0 +1,141 @@
+"""Migrations: each file once, however many instances start, and never a changed one."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TypeAlias
+
+import asyncpg
+import pytest
+
+from common.runtime import EXIT_CONFIG
+from database_service.migrations import (
+    DIRECTORY,
+    Migration,
+    MigrationError,
+    migrate,
+    read_migrations,
+)
+from database_service.pool import Database
+from tests.integration.database_service.builders import settings_for
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+FIRST = Migration(1, "0001_first.sql", "CREATE TABLE first (id integer)")
+SECOND = Migration(2, "0002_second.sql", "CREATE TABLE second (id integer)")
+
+
+@pytest.fixture
+async def pool(database_dsn: str) -> AsyncIterator[Pool]:
+    async with asyncpg.create_pool(database_dsn, min_size=1, max_size=8) as pool:
+        yield pool
+
+
+async def tables(pool: Pool) -> set[str]:
+    rows = await pool.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    return {row["tablename"] for row in rows}
+
+
+async def test_each_migration_is_applied_once(pool: Pool) -> None:
+    async with pool.acquire() as connection:
+        assert await migrate(connection, [FIRST]) == 1
+        assert await migrate(connection, [FIRST, SECOND]) == 1
+        assert await migrate(connection, [FIRST, SECOND]) == 0
+
+    assert await tables(pool) == {"schema_migrations", "first", "second"}
+
+
+async def test_instances_that_start_together_take_turns(
+    pool: Pool,
+) -> None:
+    async def start() -> int:
+        async with pool.acquire() as connection:
+            return await migrate(connection, read_migrations())
+
+    applied = await asyncio.gather(*(start() for _ in range(8)))
+
+    assert sorted(applied) == [0] * 7 + [len(read_migrations())]
+
+
+async def test_a_changed_migration_is_named_and_nothing_is_applied(
+    pool: Pool,
+) -> None:
+    changed = Migration(1, FIRST.name, FIRST.sql + ";")
+    async with pool.acquire() as connection:
+        await migrate(connection, [FIRST])
+
+        with pytest.raises(MigrationError, match=r"sql/0001_first\.sql is not what was applied"):
+            await migrate(connection, [changed, SECOND])
+
+        assert await migrate(connection, [FIRST, SECOND]) == 1  # the lock was given back
+
+
+async def test_a_migration_that_fails_leaves_nothing_of_itself(
+    pool: Pool,
+) -> None:
+    broken = Migration(2, "0002_broken.sql", "CREATE TABLE half (id integer); SELECT 1 / 0;")
+    async with pool.acquire() as connection:
+        with pytest.raises(MigrationError, match="division by zero"):
+            await migrate(connection, [FIRST, broken])
+
+    assert await tables(pool) == {"schema_migrations", "first"}
+
+
+async def test_an_older_service_leaves_newer_tables_alone(
+    pool: Pool,
+) -> None:
+    async with pool.acquire() as connection:
+        await migrate(connection, [FIRST, SECOND])
+
+        assert await migrate(connection, [FIRST]) == 0
+
+    assert "second" in await tables(pool)
+
+
+async def test_every_session_waits_for_the_disk(database: Database) -> None:
+    async with database.connection() as connection:
+        assert await connection.fetchval("SHOW synchronous_commit") == "on"
+    async with database.connection() as connection:  # again, after the pool reset it
+        assert await connection.fetchval("SHOW synchronous_commit") == "on"
+
+
+async def test_the_service_ends_with_a_plain_word_when_a_migration_was_changed(
+    database_dsn: str, tmp_path: Path
+) -> None:
+    async with Database.open(settings_for(database_dsn)):
+        pass
+    connection = await asyncpg.connect(database_dsn)
+    await connection.execute("UPDATE schema_migrations SET checksum = 'other' WHERE number = 2")
+    await connection.close()
+    settings = settings_for(database_dsn)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(DIRECTORY.parent),
+        "PORT": "0",
+        "DB_HOST": settings.db_host,
+        "DB_PORT": str(settings.db_port),
+        "DB_NAME": settings.db_name,
+        "DB_USER": settings.db_user,
+        "DB_PASSWORD": settings.db_password.get_secret_value(),
+    }
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "database_service",
+        env=environment,
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, stderr = await asyncio.wait_for(process.communicate(), timeout=60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+    assert process.returncode == EXIT_CONFIG
+    assert stderr.decode().startswith("database_service: sql/0002_notifications.sql is not what")
+    assert "Traceback" not in stderr.decode()
