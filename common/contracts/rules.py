@@ -1,10 +1,8 @@
 """The one rule for each value that a person types; pages, API and consumers all use it."""
 
-import re
-import sys
 import unicodedata
 from datetime import UTC, datetime
-from itertools import groupby
+from functools import lru_cache
 from typing import Annotated
 
 from email_validator import EmailNotValidError, validate_email
@@ -36,20 +34,6 @@ NAME_HINT = "Use letters, spaces, hyphens, apostrophes and full stops only."
 EMAIL_HINT = "Enter an e-mail address like ada@example.org."
 
 
-def _letters_and_marks() -> str:
-    r"""Every letter and mark of Unicode as ranges of a character class.
-
-    Python's ``re`` knows no ``\p{L}``; asking unicodedata for each character of each name
-    is ten times slower than the compiled class.
-    """
-    points = [c for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c))[0] in "LM"]
-    runs = [list(run) for _, run in groupby(enumerate(points), lambda pair: pair[1] - pair[0])]
-    return "".join(f"\\U{run[0][1]:08x}-\\U{run[-1][1]:08x}" for run in runs)
-
-
-_NAME = re.compile(f"[{_letters_and_marks()} '’.\\-]+")  # noqa: RUF001
-
-
 def clean_name(value: object) -> object:
     """Trim and compose (NFC); what is no text is left for pydantic to refuse."""
     return unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else value
@@ -61,9 +45,18 @@ def check_name(value: str) -> str:
     Raises:
         ValueError: In words for the person who typed it.
     """
-    if not _NAME.fullmatch(value):
+    if not all(map(_may_stand_in_a_name, value)):
         raise ValueError(NAME_HINT)
     return value
+
+
+@lru_cache(maxsize=4096)
+def _may_stand_in_a_name(character: str) -> bool:
+    r"""Letters and marks of any script, and four others.
+
+    Python's ``re`` knows no ``\p{L}``, and to spell it out costs 0.2 s at each start.
+    """
+    return character in " '’.-" or unicodedata.category(character)[0] in "LM"  # noqa: RUF001
 
 
 def check_email(value: str) -> str:
