@@ -2,15 +2,16 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid5
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from common import strict_json
 from common.context import sane_id, sane_traceparent
 from common.contracts.base import Contract
+from common.contracts.rules import Instant
 from common.errors import MalformedError, TooLargeError, UnknownVersionError
 
 MAX_BODY_BYTES = 64 * 1024
@@ -113,15 +114,25 @@ def read(
     except ValidationError as error:
         # Which fields, never their values: those are personal.
         raise MalformedError(f"Not a valid {contract.type_name}: {_fields(error)}.") from None
-    published_at = delivery.timestamp
     return Envelope(
         id=delivery.id,
         correlation_id=delivery.sane_correlation_id,
         data=data,
         attempt=delivery.attempt,
         last_attempt=delivery.attempt > max_retries,
-        published_at=published_at.astimezone(UTC) if isinstance(published_at, datetime) else None,
+        published_at=_instant(delivery.timestamp),
     )
+
+
+_INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)
+
+
+def _instant(claimed: object) -> datetime | None:
+    """The publisher's time, unless no clock can have said it."""
+    try:
+        return _INSTANT.validate_python(claimed) if isinstance(claimed, datetime) else None
+    except ValidationError:
+        return None
 
 
 def _contract(delivery: Delivery, contracts: Collection[type[Contract]]) -> type[Contract]:

@@ -66,6 +66,14 @@ def test_what_the_message_says_of_itself_is_taken_over() -> None:
     assert envelope.published_at == published_at
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [datetime(9999, 12, 31, tzinfo=UTC), datetime(2026, 1, 31), "2026", 7],  # noqa: DTZ001
+)
+def test_a_time_that_no_clock_can_have_said_is_dropped(odd: object) -> None:
+    assert read(a_delivery(timestamp=odd), [RegistrationSubmitted], 3).published_at is None
+
+
 def test_fields_that_are_not_known_are_ignored() -> None:
     data = read_registration(a_delivery(BODY[:-1] + b', "utm": {"source": [1, null]}}'))
 
