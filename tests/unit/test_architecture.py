@@ -1,0 +1,172 @@
+"""The rules that hold the five services apart, read from the code itself."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("frontend", "queue_receiver", "sender", "database_service", "report_generator")
+OTHERS = ("common", "launcher", "mailcatcher", "rabbitmq")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def sources(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert found, f"there is nothing in {folders}"
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def importing(folders: tuple[str, ...], packages: tuple[str, ...]) -> list[str]:
+    """Which files of ``folders`` import one of ``packages``, as "file imports module"."""
+    return [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sources(*folders)
+        for module in imported(path)
+        if module.partition(".")[0] in packages
+    ]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_imports_no_other_service(service: str) -> None:
+    others = tuple(other for other in SERVICES if other != service)
+
+    assert importing((service,), (*others, "launcher", "mailcatcher", "tests")) == []
+
+
+def test_what_is_common_imports_no_service() -> None:
+    assert importing(("common",), (*SERVICES, "launcher", "mailcatcher", "tests")) == []
+
+
+def test_only_the_database_service_speaks_sql() -> None:
+    others = (*(service for service in SERVICES if service != "database_service"), "common")
+
+    assert importing(others, ("asyncpg", "psycopg", "psycopg2", "sqlalchemy", "sqlite3")) == []
+
+
+def test_only_the_common_code_speaks_amqp() -> None:
+    assert importing(SERVICES, ("aio_pika", "aiormq", "pamqp")) == []
+
+
+SETTLING = {"ack", "nack", "reject", "basic_ack", "basic_nack", "basic_reject"}
+
+
+def test_only_the_consumer_settles_deliveries() -> None:
+    settling = {
+        f"{path.relative_to(ROOT)}: {node.attr}"
+        for path in sources(*SERVICES, "common")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr in SETTLING
+    }
+
+    assert settling == {"common/consumer.py: basic_ack"}
+
+
+def test_only_settings_read_the_environment() -> None:
+    reading = {
+        str(path.relative_to(ROOT))
+        for path in sources(*SERVICES, "common")
+        for node in ast.walk(tree_of(path))
+        if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"))
+        or (isinstance(node, ast.alias) and node.name in ("environ", "getenv", "environb"))
+    }
+
+    assert {path for path in reading if not path.endswith("settings.py")} == set()
+
+
+def test_only_the_edges_swallow_every_error() -> None:
+    swallowing = {
+        str(path.relative_to(ROOT))
+        for path in sources(*SERVICES, "common")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+        and not isinstance(node.body[-1], ast.Raise)  # cleans up and passes it on
+    }
+
+    assert swallowing == {
+        "common/coalesce.py",  # hands it to every caller
+        "common/dispatcher.py",
+        "common/http/health.py",
+        "common/http/problems.py",
+    }
+
+
+def test_only_the_wiring_of_a_service_builds_what_speaks_to_the_world() -> None:
+    building = {
+        str(path.relative_to(ROOT))
+        for path in sources(*SERVICES)
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and (
+            (isinstance(node.func, ast.Name) and node.func.id in ("consuming", "BrokerCheck"))
+            or ast.unparse(node.func) in ("Publisher.open", "DatabaseClient.open")
+        )
+    }
+
+    assert building <= {f"{service}/app.py" for service in SERVICES}
+
+
+def test_nothing_is_left_to_do() -> None:
+    mark = re.compile(r"#.*\b(TO[D]O|FIX[M]E|XX[X]|HAC[K])\b")
+
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sources(*SERVICES, *OTHERS, "tests")
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        if mark.search(line)
+    ]
+
+    assert found == []
+
+
+IMPORT_EVERYTHING = """
+import importlib, pathlib, socket, sys
+
+def refuse(*_, **__):
+    raise AssertionError("an import reaches for the network")
+
+socket.socket.connect = socket.socket.bind = socket.getaddrinfo = refuse
+for folder in sys.argv[1:]:
+    for path in sorted(pathlib.Path(folder).rglob("*.py")):
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        importlib.import_module(name)
+"""
+
+
+def test_every_module_can_be_imported_with_nothing_set_and_connects_nothing(
+    tmp_path: Path,
+) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT_EVERYTHING, *SERVICES, "common"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
