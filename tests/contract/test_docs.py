@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from common import metrics
 from common.settings import example
 from launcher.arguments import parser
+from launcher.ports import BASE_PORTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,6 +91,16 @@ def test_every_module_that_the_docs_run_exists() -> None:
     for page in PAGES:
         for module in re.findall(r"python -m ([\w.]+)", page.read_text()):
             assert importlib.util.find_spec(module), f"{name_of(page)} runs {module}"
+
+
+def test_every_address_of_the_docs_is_one_where_something_listens() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
+    published = {port.split(":")[1] for part in compose for port in part.get("ports", ())}
+    known = {str(port) for port in BASE_PORTS.values()} | published
+
+    for page in PAGES:
+        used = re.findall(r"(?:localhost|127\.0\.0\.1):(\d+)", page.read_text())
+        assert set(used) <= known, name_of(page)
 
 
 def test_the_tree_of_the_readme_shows_what_is_there() -> None:
