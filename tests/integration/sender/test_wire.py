@@ -39,7 +39,7 @@ WRITER = MailWriter(
 )
 
 
-@dataclass(slots=True)
+@dataclass  # without slots: aiosmtpd looks at every attribute, and Python 3.11.2 trips over them
 class Mailbox:
     """An aiosmtpd handler that keeps what it gets."""
 
