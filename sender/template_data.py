@@ -45,7 +45,7 @@ class ReportReadyData(TemplateData):
     """A report that can be downloaded."""
 
     report_name: ReportName
-    record_count: Annotated[int, Field(ge=0)]
+    record_count: Annotated[int, Field(ge=0, le=2**63 - 1)]
     download_url: WebAddress
 
     def placeholders(self) -> dict[str, str]:

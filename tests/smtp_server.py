@@ -8,7 +8,10 @@ async with running_smtp_server() as server:
 """
 
 import asyncio
+import atexit
 import base64
+import os
+import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -18,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final, Literal
+
+import pytest
 
 
 class _Drop:
@@ -364,7 +369,11 @@ class Certificate:
 @cache
 def certificate(name: str = "IP:127.0.0.1", *, days: int = 30) -> Certificate:
     """Make a certificate for ``name`` (``IP:…`` or ``DNS:…``); needs the openssl program."""
+    if shutil.which("openssl") is None:
+        end = pytest.fail if os.environ.get("CI") else pytest.skip
+        end("no openssl on this machine; to run the tests of TLS, type: apt-get install openssl")
     directory = Path(mkdtemp(prefix="userstream-certificate-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     key, pem = directory / "key.pem", directory / "certificate.pem"
     command = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=test "
