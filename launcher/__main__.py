@@ -3,6 +3,7 @@
 import json
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from typing import Any
 
 from launcher import checks, running, watching
@@ -82,7 +83,8 @@ def _down(given: Namespace) -> int:
 
 
 def _logs(given: Namespace) -> int:
-    watching.show_logs(given.data, given.part, Terminal(sys.stdout), follow=given.follow)
+    with suppress(KeyboardInterrupt):  # the way to end --follow
+        watching.show_logs(given.data, given.part, Terminal(sys.stdout), follow=given.follow)
     return OK
 
 
