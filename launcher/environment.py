@@ -21,6 +21,11 @@ REQUIREMENTS = PROJECT / "requirements"
 INSTALL_TIMEOUT = 1800
 """Seconds; a slow connection needs a while for 150 MB."""
 
+ADVICE = """
+The Python packages could not be installed. They come from where pip is configured to look,
+or from pypi.org: is it reachable from here? A mirror is named with UV_DEFAULT_INDEX, or with
+index-url in pip's configuration. Nothing half-done is left; just start again."""
+
 PIP_TO_UV = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -49,7 +54,10 @@ def ensure_environment(name: str, run_directory: Path, terminal: Terminal) -> Pa
         if not complete.exists():
             with terminal.step(f"Installing the packages of requirements/{name}.lock"):
                 shutil.rmtree(target, ignore_errors=True)
-                _install(lock, target, run_directory / "tools")
+                try:
+                    _install(lock, target, run_directory / "tools")
+                except LauncherError as error:
+                    raise LauncherError(f"{error}\n{ADVICE}") from error
                 complete.touch()
     return target
 
