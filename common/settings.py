@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 from datetime import timedelta
 from importlib import import_module
@@ -134,7 +135,9 @@ def example(settings: type[BaseSettings]) -> str:
 
 
 def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """The value as it stands in a ``.env``; in quotes where it would be misread."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"'{text}'" if re.search(r"""["'#\s]""", text) else text
 
 
 if __name__ == "__main__":

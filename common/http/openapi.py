@@ -64,7 +64,8 @@ def _models(operations: Iterable[Operation]) -> Iterable[tuple[type[BaseModel], 
     seen: set[tuple[type[BaseModel], Mode]] = set()
     for operation in operations:
         options = operation.options
-        for model in (options.get(key) for key in ("path", "query", "body", "form")):
+        # Not path and query: their fields are written out as parameters.
+        for model in (options.get(key) for key in ("body", "form")):
             if isinstance(model, type) and issubclass(model, BaseModel):
                 seen.add((model, "validation"))
         for model in operation.returns.values():

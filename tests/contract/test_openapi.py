@@ -1,0 +1,148 @@
+"""Each service's own description of its HTTP is valid, whole and true."""
+
+import json
+from typing import Any
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from common.http.api import Operation
+from tests.services import SERVICES, api_of, build, serving
+
+EVERY_SERVICE = pytest.mark.parametrize("service", SERVICES)
+
+OPERATIONS = [
+    pytest.param(service, operation, id=f"{service} {operation.method} {operation.url}")
+    for service in SERVICES
+    for operation in api_of(service).operations
+]
+EVERY_OPERATION = pytest.mark.parametrize(("service", "operation"), OPERATIONS)
+
+
+async def document_of(service: str) -> dict[str, Any]:
+    """The document as the service serves it."""
+    async with serving(build(service)) as client, client.get("/openapi.json") as answer:
+        assert answer.content_type == "application/json"
+        document: dict[str, Any] = json.loads(await answer.text())
+        return document
+
+
+@pytest.fixture
+async def document(service: str) -> dict[str, Any]:
+    return await document_of(service)
+
+
+@pytest.fixture
+def described(document: dict[str, Any], operation: Operation) -> dict[str, Any]:
+    """What the document says of one operation."""
+    said: dict[str, Any] = document["paths"][operation.url][operation.method.lower()]
+    return said
+
+
+@EVERY_SERVICE
+async def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    errors = OpenAPIV31SpecValidator(document).iter_errors()
+
+    assert [f"{list(error.path)}: {error.message}" for error in errors] == []
+
+
+@EVERY_SERVICE
+async def test_every_operation_has_an_id_of_its_own_and_is_summed_up(
+    document: dict[str, Any],
+) -> None:
+    operations = [entry for path in document["paths"].values() for entry in path.values()]
+    ids = [entry["operationId"] for entry in operations]
+
+    assert sorted(ids) == sorted(set(ids))
+    assert all(entry["summary"] for entry in operations)
+    assert not any(entry["summary"].endswith(".") for entry in operations)
+
+
+@EVERY_SERVICE
+async def test_no_schema_is_left_over(document: dict[str, Any]) -> None:
+    text = json.dumps(document)
+
+    for name in document["components"]["schemas"]:
+        reference = f'"#/components/schemas/{name}"'
+        assert reference in text or name == "Problem", f"nothing uses {name}"
+
+
+@EVERY_OPERATION
+async def test_every_error_is_documented(described: dict[str, Any], operation: Operation) -> None:
+    responses = described["responses"]
+
+    for error in operation.options.get("raises", ()):
+        response = responses[str(error.http_status)]
+        assert f"`{error.code}`" in response["description"]
+        assert "application/problem+json" in response["content"]
+    if operation.options.get("body") or operation.options.get("form"):
+        assert responses.keys() >= {"400", "413", "415", "422"}
+    elif operation.options.get("path") or operation.options.get("query"):
+        assert "422" in responses
+
+
+@EVERY_OPERATION
+async def test_every_placeholder_is_documented_and_nothing_else(
+    described: dict[str, Any], operation: Operation
+) -> None:
+    documented = {p["name"] for p in described["parameters"] if p["in"] == "path"}
+
+    assert all(f"{{{name}}}" in operation.url for name in documented)
+    assert operation.url.count("{") == len(documented)
+
+
+@EVERY_OPERATION
+async def test_a_write_to_the_broker_or_database_may_fail_with_503(
+    described: dict[str, Any], operation: Operation
+) -> None:
+    if operation.method in ("POST", "PUT", "DELETE"):
+        assert "503" in described["responses"]
+
+
+async def test_operations_stay_where_programs_expect_them() -> None:
+    served = {
+        service: {
+            f"{method.upper()} {url}"
+            for url, methods in (await document_of(service))["paths"].items()
+            for method in methods
+        }
+        for service in SERVICES
+    }
+
+    assert served["frontend"] >= {
+        "GET /",
+        "POST /",
+        "GET /registrations/{registration_id}",
+        "GET /registrations/{registration_id}/events",
+        "POST /api/registrations",
+        "POST /api/submit",
+        "GET /api/registrations/{registration_id}",
+    }
+    assert served["sender"] >= {
+        "POST /api/notifications/send",
+        "GET /api/notifications/{notification_id}",
+        "GET /api/templates/{name}/preview",
+    }
+    assert served["database_service"] >= {
+        "POST /api/users",
+        "GET /api/users",
+        "GET /api/users/{user_id}",
+        "PUT /api/users/{user_id}",
+        "DELETE /api/users/{user_id}",
+        "GET /api/users/email/{email}",
+        "GET /api/users/report",
+        "POST /api/registrations/bulk",
+        "GET /api/registrations/{registration_id}",
+        "POST /api/notifications/claims",
+        "PUT /api/notifications/{notification_id}",
+        "POST /api/reports",
+        "GET /api/reports",
+        "GET /api/reports/{report_id}",
+        "PUT /api/reports/{report_id}",
+    }
+    assert served["report_generator"] >= {
+        "POST /api/reports/generate",
+        "GET /api/reports",
+        "GET /api/reports/{report_id}/status",
+        "GET /api/reports/{report_id}/download",
+    }
