@@ -74,5 +74,14 @@ def _with_missing_dependencies(packages: list[str], options: list[str]) -> list[
         plan = run_briefly([*simulate, *packages], environment=environment)
     except LauncherError as error:
         raise LauncherError(f"apt-get can not provide {' '.join(packages)}: {error}") from error
-    planned = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]
-    return sorted({*packages, *planned})
+    return sorted({*packages, *planned_packages(plan)})
+
+
+def planned_packages(plan: str) -> list[str]:
+    """The packages that are new to the system in what ``apt-get --simulate`` prints.
+
+    Those it would only bring up to date stay the system's: a C library beside the one that
+    started the program does not work.
+    """
+    steps = [line.split() for line in plan.splitlines() if line.startswith("Inst ")]
+    return [step[1] for step in steps if not step[2].startswith("[")]
