@@ -211,7 +211,8 @@ async def _withheld(connection: Connection, claims: Sequence[ClaimRequest]) -> s
 # In the order of the ids: two batches wait for each other in one direction only.
 INSERT_CLAIMS = """
     WITH asked AS (
-             SELECT *
+             SELECT message_id, lease_id, template, recipient, user_id, registration_id,
+                    is_allowed
                FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[],
                            $6::uuid[], $7::boolean[])
                     AS item (message_id, lease_id, template, recipient, user_id,
@@ -264,7 +265,7 @@ async def _insert_new(
 
 UPDATE_CLAIMS = """
     WITH asked AS (
-             SELECT *
+             SELECT message_id, lease_id, is_allowed
                FROM unnest($1::uuid[], $2::uuid[], $3::boolean[])
                     AS item (message_id, lease_id, is_allowed)
          ),
@@ -355,7 +356,7 @@ def _claim_results(rows: list[asyncpg.Record]) -> dict[UUID, ClaimResult]:
 # would look for those first and join each with the whole batch.
 UPDATE_OUTCOMES = """
     WITH said AS (
-             SELECT *
+             SELECT message_id, lease_id, status, reply_code, reply_text
                FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::integer[], $5::text[])
                     AS item (message_id, lease_id, status, reply_code, reply_text)
          ),
