@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError
-from aiormq.abc import AbstractChannel as WireChannel
 from aiormq.abc import DeliveredMessage
 
 from common import metrics
@@ -22,6 +21,7 @@ from common.errors import UnavailableError
 from common.link import Link, check_topology
 from common.publisher import Publisher
 from common.topology import Route, queues
+from common.wire import Wire, wire_of
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ class Consumer:
         self._prefetch = prefetch
         self._link = Link(url, service=service, purpose="consume", setup=self._subscribe_on)
         self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed)
-        self._wire: WireChannel | None = None
+        self._wire: Wire | None = None
         self._subscribed = False
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
@@ -75,6 +75,8 @@ class Consumer:
             task.cancel()
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=LAST_WORDS_SECONDS)
+        if self._wire is not None:
+            await self._wire.drain()
         await self._link.__aexit__()
 
     async def check(self) -> None:
@@ -90,15 +92,15 @@ class Consumer:
         for task in list(self._waiting):
             task.cancel()
         await check_topology(channel, queues=queues(self._route))
-        self._wire = await channel.get_underlay_channel()
-        self._wire.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
-        await self._wire.basic_qos(prefetch_count=self._prefetch)
+        self._wire = await wire_of(channel)
+        self._wire.channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
+        await self._wire.channel.basic_qos(prefetch_count=self._prefetch)
         await self._subscribe()
 
     async def _subscribe(self) -> None:
         if self._wire is None or self._stopping:
             return
-        await self._wire.basic_consume(
+        await self._wire.channel.basic_consume(
             self._route.queue, self._received, consumer_tag=self._service
         )
         self._subscribed = True
@@ -106,15 +108,15 @@ class Consumer:
     async def _unsubscribe(self) -> None:
         wire, subscribed = self._wire, self._subscribed
         self._subscribed = False
-        if wire is not None and subscribed and not wire.is_closed:
+        if wire is not None and subscribed and not wire.closed:
             with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
-                await wire.basic_cancel(self._service, timeout=5)
+                await wire.channel.basic_cancel(self._service, timeout=5)
 
     def _cancelled_by_broker(self, *_: object) -> None:
         """The queue was deleted or its leader moved: begin again on a new channel."""
         log.warning("consumer.cancelled_by_broker", queue=self._route.queue)
         if self._wire is not None:
-            self._in_background(self._wire.close())
+            self._in_background(self._wire.channel.close())
 
     def _paused(self, error: UnavailableError) -> None:
         log.warning(
@@ -154,7 +156,7 @@ class Consumer:
         metrics.IN_HAND.labels(queue).inc()
         try:
             outcome = await self._work_off(_delivery(message), task)
-            await _acknowledge(message)
+            self._acknowledge(message)
             metrics.DELIVERIES.labels(queue, outcome).inc()
             metrics.DELIVERY_SECONDS.labels(queue).observe(time.perf_counter() - started)
         except asyncio.CancelledError:
@@ -168,6 +170,12 @@ class Consumer:
         finally:
             self._in_hand.discard(task)
             metrics.IN_HAND.labels(queue).dec()
+
+    def _acknowledge(self, message: DeliveredMessage) -> None:
+        # Only on the channel it came by: on a newer one the same tag means another message.
+        if self._wire is None or self._wire.closed or self._wire.channel is not message.channel:
+            raise ConnectionResetError
+        self._wire.acknowledge(message.delivery_tag or 0)
 
     async def _work_off(self, delivery: Delivery, task: asyncio.Task[None]) -> Outcome:
         """Repeat through outages until there is an outcome."""
@@ -221,13 +229,6 @@ async def consuming(
 def republished_to(route: Route) -> list[str]:
     """The exchanges that a consumer of ``route`` publishes to by itself."""
     return [*route.retries, route.dead_letter_exchange]
-
-
-async def _acknowledge(message: DeliveredMessage) -> None:
-    # On the channel it came by: on a newer one the same tag means another message.
-    if message.channel.is_closed:
-        raise ConnectionResetError
-    await message.channel.basic_ack(message.delivery_tag or 0)
 
 
 def _delivery(message: DeliveredMessage) -> Delivery:

@@ -30,6 +30,9 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
 """Between attempts to connect: doubling from the first to the longest."""
 
+WATCH_SECONDS = 0.2
+"""How often to look whether the broker blocks publishers (memory or disk alarm)."""
+
 Setup = Callable[[AbstractChannel], Awaitable[None]]
 
 
@@ -44,6 +47,7 @@ class Link:
         self._channel: asyncio.Future[AbstractChannel] = asyncio.Future()
         self._failure: UnavailableError = BrokerUnavailableError("Not connected yet.")
         self._task: asyncio.Task[None] | None = None
+        self.blocked = False
 
     async def __aenter__(self) -> Self:
         """Start connecting; does not wait for the broker."""
@@ -105,11 +109,31 @@ class Link:
             log.info("broker.connected", purpose=self._purpose)
             self._failure = BrokerUnavailableError("Connected.")
             try:
-                await channel.closed()
+                await self._watch(channel)
             finally:
                 self._channel = asyncio.Future()
                 metrics.BROKER_CONNECTED.labels(self._purpose).set(0)
         self._fail(BrokerUnavailableError("The connection to the broker was lost."))
+
+    async def _watch(self, channel: AbstractChannel) -> None:
+        """Return when the channel is lost; note meanwhile whether the broker blocks us."""
+        underlay = await channel.get_underlay_channel()
+        lost = asyncio.ensure_future(channel.closed())
+        while not lost.done():
+            await asyncio.wait([lost], timeout=WATCH_SECONDS)
+            try:
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await underlay.connection.ready()
+            except TimeoutError:
+                self._note_blocked(blocked=True)
+            else:
+                self._note_blocked(blocked=False)
+
+    def _note_blocked(self, *, blocked: bool) -> None:
+        if blocked != self.blocked:
+            self.blocked = blocked
+            event = "broker.blocked" if blocked else "broker.unblocked"
+            log.warning(event, purpose=self._purpose)
 
     def _fail(self, failure: UnavailableError) -> None:
         if (failure.code, failure.detail) != (self._failure.code, self._failure.detail):

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 
@@ -18,15 +17,13 @@ from common.contracts.base import Contract
 from common.envelope import TRACEPARENT
 from common.errors import BrokerUnavailableError, UnroutableError
 from common.link import Link, check_topology
+from common.wire import Confirmation, Wire, wire_of
 
 CONFIRM_SECONDS = 5.0
 """Longest wait for a confirm. What times out may still arrive later: it was not promised."""
 
 CHANNEL_SECONDS = 1.0
 """Longest wait for a lost connection to come back before giving up on this message."""
-
-BLOCKED_SECONDS = 0.05
-"""Longest wait for a connection that the broker has blocked (memory or disk alarm)."""
 
 
 class Publisher:
@@ -38,6 +35,7 @@ class Publisher:
         self._service = service
         self._exchanges = exchanges
         self._queues = queues
+        self._wire: Wire | None = None
         self._link = Link(url, service=service, purpose="publish", setup=self._prepare)
 
     @classmethod
@@ -95,18 +93,21 @@ class Publisher:
         headers: Mapping[str, Any],
         expiration: timedelta | None = None,
     ) -> None:
-        """Publish bytes; ``publish`` says what is raised."""
-        message = Message(
-            body,
-            headers=dict(headers),
-            delivery_mode=DeliveryMode.PERSISTENT,
-            expiration=expiration,
-            **properties,
-        )
+        """Publish bytes with a ``message_id``; ``publish`` says what is raised."""
         started = time.perf_counter()
         outcome = "unavailable"
         try:
-            await self._confirmed(exchange, routing_key, message)
+            wire = await self._wire_within_reach()
+            await wire.turn(properties["message_id"])
+            confirmation = wire.publish(
+                exchange,
+                routing_key,
+                body,
+                properties=properties,
+                headers=headers,
+                expiration=expiration,
+            )
+            await _confirmed(confirmation, exchange)
             outcome = "confirmed"
         except UnroutableError:
             outcome = "returned"
@@ -115,43 +116,41 @@ class Publisher:
             metrics.PUBLISHES.labels(exchange, outcome).inc()
             metrics.PUBLISH_SECONDS.labels(exchange).observe(time.perf_counter() - started)
 
-    async def _confirmed(self, exchange: str, routing_key: str, message: Message) -> None:
-        try:
-            async with asyncio.timeout(CONFIRM_SECONDS):
-                channel = await self._unblocked_channel()
-                target = await channel.get_exchange(exchange, ensure=False)
-                await target.publish(message, routing_key, mandatory=True)
-        except PublishError as error:
-            raise UnroutableError(
-                f"The exchange {exchange} has no queue bound to it; the message was not kept."
-            ) from error
-        except DeliveryError as error:
-            raise BrokerUnavailableError(
-                "The broker refused the message: a queue is full."
-            ) from error
-        except (AMQPError, OSError, RuntimeError) as error:
-            raise BrokerUnavailableError("The connection broke before the confirm.") from error
-        except TimeoutError as error:
-            raise BrokerUnavailableError(
-                f"The broker did not confirm within {CONFIRM_SECONDS:g} s."
-            ) from error
-
-    async def _unblocked_channel(self) -> AbstractChannel:
+    async def _wire_within_reach(self) -> Wire:
         """The channel, unless the broker blocks us: a message written then arrives as a ghost."""
-        try:
-            async with asyncio.timeout(CHANNEL_SECONDS):
-                channel = await self._link.channel()
-        except TimeoutError as error:
-            raise self._link.failure from error
-        underlay = await channel.get_underlay_channel()
-        try:
-            async with asyncio.timeout(BLOCKED_SECONDS):
-                await underlay.connection.ready()
-        except TimeoutError as error:
-            raise BrokerUnavailableError(
-                "The broker takes no messages: memory or disk alarm."
-            ) from error
-        return channel
+        if self._wire is None or self._wire.closed:
+            try:
+                async with asyncio.timeout(CHANNEL_SECONDS):
+                    await self._link.channel()
+            except TimeoutError as error:
+                raise self._link.failure from error
+        if self._link.blocked:
+            raise BrokerUnavailableError("The broker takes no messages: memory or disk alarm.")
+        assert self._wire is not None  # noqa: S101 - set before the link hands out its channel
+        return self._wire
 
     async def _prepare(self, channel: AbstractChannel) -> None:
         await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
+        self._wire = await wire_of(channel)
+
+
+async def _confirmed(confirmation: Confirmation, exchange: str) -> None:
+    """Wait for the broker's word; what it does not say in time is not promised."""
+    try:
+        async with asyncio.timeout(CONFIRM_SECONDS):
+            # Shielded: aiormq breaks the channel over a return for a cancelled confirmation.
+            await asyncio.shield(confirmation)
+    except PublishError as error:
+        raise UnroutableError(
+            f"The exchange {exchange} has no queue bound to it; the message was not kept."
+        ) from error
+    except DeliveryError as error:
+        raise BrokerUnavailableError("The broker refused the message: a queue is full.") from error
+    except (AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
+        if isinstance(error, TimeoutError):
+            raise BrokerUnavailableError(
+                f"The broker did not confirm within {CONFIRM_SECONDS:g} s."
+            ) from error
+        if isinstance(error, asyncio.CancelledError) and not confirmation.cancelled():
+            raise  # it is we who are cancelled, not the channel
+        raise BrokerUnavailableError("The connection broke before the confirm.") from error
