@@ -150,6 +150,11 @@ class SmtpServer:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def say(self, text: str) -> None:
+        """Say something on every connection that nobody asked for."""
+        for writer in self._writers:
+            writer.write(f"{text}\r\n".encode())
+
     def action(self, point: Point, recipients: list[str]) -> Action:
         """What to do now."""
         for rule in self._rules:
@@ -190,6 +195,7 @@ class _Session:
         self.buffer = b""
         self.sender = ""
         self.recipients: list[str] = []
+        self.in_transaction = False
         self.encrypted = writer.get_extra_info("sslcontext") is not None
         self.user = ""
 
@@ -209,22 +215,29 @@ class _Session:
                 await self.start_tls()
             case "AUTH":
                 await self.log_in(argument)
-            case "MAIL":
-                self.sender, self.recipients = _address(argument), []
-                await self.do("MAIL")
-            case "RCPT":
-                self.recipients.append(_address(argument))
-                if not (await self.do("RCPT")).startswith("2"):
-                    self.recipients.pop()
-            case "DATA":
-                await self.text()
+            case "MAIL" | "RCPT" | "DATA":
+                await self.mail(verb, argument)
             case "RSET" | "NOOP" as point:
+                self.in_transaction = self.in_transaction and point == "NOOP"
                 await self.do(point)
             case "QUIT":
                 await self.do("QUIT")
                 raise _Hangup
             case _:
                 await self.reply("500 what")
+
+    async def mail(self, verb: str, argument: str) -> None:
+        if verb == "MAIL" and self.in_transaction:
+            await self.reply("503 5.5.1 nested MAIL")
+        elif verb == "MAIL":
+            self.sender, self.recipients = _address(argument), []
+            self.in_transaction = (await self.do("MAIL")).startswith("2")
+        elif verb == "RCPT":
+            self.recipients.append(_address(argument))
+            if not (await self.do("RCPT")).startswith("2"):
+                self.recipients.pop()
+        else:
+            await self.text()
 
     async def hello(self) -> None:
         action = self.server.action("EHLO", [])
@@ -292,7 +305,7 @@ class _Session:
         self.server.mails.append(mail)
         action = self.server.action("TEXT", self.recipients)
         mail.accepted = isinstance(action, str) and action.startswith("2")
-        self.recipients = []
+        self.in_transaction, self.recipients = False, []
         await self.perform(action)
 
     async def do(self, point: Point) -> str:

@@ -117,6 +117,18 @@ async def test_a_server_that_ends_a_session_gets_a_new_one(action: Action) -> No
     assert server.sessions == 2
 
 
+async def test_when_one_idle_connection_turns_out_dead_the_others_are_not_tried() -> None:
+    async with running_smtp_server() as server, a_mailer(server, connections=3) as mailer:
+        await asyncio.gather(*(send(mailer) for _ in range(9)))
+        assert server.sessions == 3
+        server.on("MAIL", DROP, times=1)
+
+        outcome = await send(mailer)
+
+    assert outcome.status is DeliveryStatus.SENT
+    assert server.sessions == 4
+
+
 @pytest.mark.parametrize("point", ["MAIL", "RCPT", "DATA", "TEXT"])
 async def test_a_server_that_closes_every_session_is_away(point: Point) -> None:
     async with running_smtp_server() as server, a_mailer(server) as mailer:

@@ -1,5 +1,6 @@
 """The SMTP client against servers that do anything a server can do."""
 
+import asyncio
 import ssl
 
 import pytest
@@ -104,11 +105,15 @@ async def test_many_mails_travel_on_one_connection_after_any_refusal() -> None:
     assert server.sessions == 1
 
 
-async def test_a_text_asked_for_in_spite_of_a_refusal_is_not_sent() -> None:
+async def test_a_text_asked_for_in_spite_of_a_refusal_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(link.SECONDS, Phase.IDLE, 3600.0)
     async with running_smtp_server() as server:
         server.on("MAIL", "550 not you")  # and RCPT and DATA are answered as if it had not been
         connection = await Connection.open(a_server(server))
-        answer = await connection.send(a_mail(), before_text=pytest.fail)
+        async with asyncio.timeout(30):
+            answer = await connection.send(a_mail(), before_text=pytest.fail)
 
     assert (answer.phase, answer.reply.code) == (Phase.MAIL, 550)
     assert not connection.usable
@@ -192,6 +197,14 @@ async def test_a_farewell_in_a_pause_is_noticed_before_the_next_mail() -> None:
         await until(lambda: not connection.usable)
 
 
+async def test_words_that_nobody_asked_for_are_no_answer_to_the_next_mail() -> None:
+    async with running_smtp_server() as server:
+        connection = await Connection.open(a_server(server))
+        server.say("421 4.4.2 idle for too long")
+        await until(lambda: not connection.usable)
+        connection.abort()
+
+
 async def test_an_address_with_letters_of_any_script_is_said_with_smtputf8() -> None:
     async with running_smtp_server() as server:
         await send_one(server, a_mail("jörg@example.org"))
@@ -258,6 +271,19 @@ async def test_starttls_encrypts_everything_from_mail_on() -> None:
         "STARTTLS",
         "EHLO",
     ]
+
+
+async def test_what_is_offered_before_tls_is_forgotten_under_it() -> None:
+    own = certificate()
+    async with running_smtp_server(SmtpServer(tls=own.for_server(), extensions=[])) as server:
+        server.on("EHLO", "250-test\r\n250-PIPELINING\r\n250 STARTTLS", times=1)
+        connection = await Connection.open(
+            a_server(server, security=Security.STARTTLS, tls=own.for_client())
+        )
+        await connection.send(a_mail(), before_text=go_on)
+        await connection.quit()
+
+    assert b"MAIL FROM:<us@example.com>\r\n" in server.packets
 
 
 async def test_a_server_without_starttls_is_refused_where_it_is_required() -> None:
