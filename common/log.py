@@ -1,11 +1,14 @@
 """Structured logs: one event per line, as JSON or for the eye; never a name, address or body."""
 
+import asyncio
 import logging
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any, Literal, TextIO
+from contextlib import suppress
+from typing import Any, BinaryIO, Literal, TextIO, cast
 
+import orjson
 import structlog
 
 from common.context import current_ids
@@ -26,20 +29,62 @@ def configure_logging(
         _add_ids(service),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=_write_exception)]
+        [structlog.dev.ConsoleRenderer(exception_formatter=_write_exception), _encode]
         if for_the_eye
         else [
             structlog.processors.ExceptionRenderer(_describe_exception),
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(serializer=orjson.dumps),
         ]
     )
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.BytesLoggerFactory(
+            cast("BinaryIO", TurnWriter(sys.stdout.buffer))  # it writes and flushes, no more
+        ),
         cache_logger_on_first_use=True,
     )
-    _route_library_logs(shared, renderer)
+    _route_library_logs(shared, [*renderer, _decode])
+
+
+class TurnWriter:
+    """Writes the lines of one turn of the event loop at once: a write costs more than a line.
+
+    Killed in the middle of a turn, a process loses that turn's lines, and nothing else.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lines: list[bytes] = []
+
+    def write(self, line: Any) -> int:
+        """Keep a line until the turn is over."""
+        self._lines.append(bytes(line))
+        return len(line)
+
+    def flush(self) -> None:
+        """Write at the end of the turn; at once where no loop runs."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write_out()
+        else:
+            if len(self._lines) == 1:
+                loop.call_soon(self._write_out)
+
+    def _write_out(self) -> None:
+        lines, self._lines = self._lines, []
+        with suppress(BrokenPipeError):  # whoever read the log has gone; the work goes on
+            self._stream.write(b"".join(lines))
+            self._stream.flush()
+
+
+def _encode(_logger: object, _method: str, line: Any) -> Any:
+    return line.encode()
+
+
+def _decode(_logger: object, _method: str, line: Any) -> Any:
+    return line.decode()
 
 
 def _add_ids(service: str) -> structlog.typing.Processor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
+import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
@@ -32,7 +33,8 @@ def run_service(
     settings = _read(name, settings_class)
     configure_logging(name, settings.log_level, settings.log_format)
     try:
-        asyncio.run(_serve(name, settings, build_app(settings)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(name, settings, build_app(settings)))
     except SettingError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(EXIT_CONFIG) from error

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ async def test_a_log_line_carries_the_service_and_the_ids_of_its_request(
     enter_request({"X-Request-Id": "r-1", "X-Correlation-Id": "c-1"})
 
     structlog.get_logger().info("email.sent", template="welcome")
+    assert capsys.readouterr().out == ""  # lines of one turn are written together
+    await asyncio.sleep(0)
 
     line = json.loads(capsys.readouterr().out)
     assert line["event"] == "email.sent"
