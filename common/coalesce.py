@@ -10,7 +10,7 @@ from common.errors import PermanentError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-REQUESTS_UNDER_WAY = 2
+REQUESTS_UNDER_WAY = 1
 """Bulk requests at once: while one is answered, the next one fills."""
 
 
