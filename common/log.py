@@ -1,6 +1,7 @@
 """Structured logs: one event per line, as JSON or for the eye; never a name, address or body."""
 
 import asyncio
+import json
 import logging
 import sys
 import traceback
@@ -33,7 +34,7 @@ def configure_logging(
         if for_the_eye
         else [
             structlog.processors.ExceptionRenderer(_describe_exception),
-            structlog.processors.JSONRenderer(serializer=orjson.dumps),
+            structlog.processors.JSONRenderer(serializer=_dumps),
         ]
     )
     structlog.configure(
@@ -45,6 +46,14 @@ def configure_logging(
         cache_logger_on_first_use=True,
     )
     _route_library_logs(shared, [*renderer, _decode])
+
+
+def _dumps(event: Any, **options: Any) -> bytes:
+    """The event as JSON; what orjson refuses (half a surrogate, huge integers) is escaped."""
+    try:
+        return orjson.dumps(event, **options)
+    except TypeError:
+        return json.dumps(event, **options).encode()
 
 
 class TurnWriter:

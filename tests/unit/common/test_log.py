@@ -76,6 +76,16 @@ async def test_a_log_line_carries_the_service_and_the_ids_of_its_request(
     assert "message_id" not in line
 
 
+@pytest.mark.parametrize("odd", ["\ud800", 10**40, {1: "a"}, object(), "a\nb"])
+def test_whatever_is_logged_makes_one_line(odd: object, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("sender", "INFO", "json")
+
+    structlog.get_logger().info("email.sent", reply=odd)
+
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["event"] == "email.sent"
+
+
 def test_what_is_less_severe_than_the_level_is_not_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
