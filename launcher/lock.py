@@ -12,6 +12,7 @@ from launcher.environment import PROJECT, REQUIREMENTS
 LOCKS = {
     "runtime": ["pyproject.toml"],
     "demo": ["pyproject.toml", "--extra", "native"],
+    "bench": ["pyproject.toml", "--extra", "bench"],
     "test": ["pyproject.toml", "--extra", "native", "--extra", "test"],
     "uv": ["requirements/uv.in"],
 }
