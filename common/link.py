@@ -132,8 +132,10 @@ class Link:
     def _note_blocked(self, *, blocked: bool) -> None:
         if blocked != self.blocked:
             self.blocked = blocked
-            event = "broker.blocked" if blocked else "broker.unblocked"
-            log.warning(event, purpose=self._purpose)
+            if blocked:
+                log.warning("broker.blocked", purpose=self._purpose)
+            else:
+                log.info("broker.unblocked", purpose=self._purpose)
 
     def _fail(self, failure: UnavailableError) -> None:
         if (failure.code, failure.detail) != (self._failure.code, self._failure.detail):
