@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from common.contracts.rules import EmailAddress, Instant, PersonName, Text, check_email
+from common.contracts.rules import EMAIL_HINT, EmailAddress, Instant, PersonName, Text, check_email
 
 NAME: TypeAdapter[str] = TypeAdapter(PersonName)
 EMAIL: TypeAdapter[str] = TypeAdapter(EmailAddress)
@@ -165,6 +165,12 @@ def test_an_address_is_trimmed_and_normalised(typed: str, kept: str) -> None:
 )
 def test_what_is_no_address_is_refused(address: object) -> None:
     assert refused(EMAIL, address)
+
+
+@pytest.mark.parametrize("address", ["nobody", "\ud800@example.org", "ada@mail.test"])
+def test_the_refusal_of_an_address_speaks_to_the_person_who_typed_it(address: str) -> None:
+    with pytest.raises(ValueError, match=EMAIL_HINT):
+        check_email(address)
 
 
 def test_an_address_has_up_to_254_characters() -> None:

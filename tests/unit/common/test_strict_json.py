@@ -3,7 +3,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common import strict_json
@@ -14,10 +14,10 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | TEXT,
     lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    max_leaves=20,
 )  # fmt: skip
 
 
-@settings(max_examples=50)
 @given(JSON, st.booleans())
 def test_loads_gives_back_what_was_written(value: Any, ascii_only: bool) -> None:  # noqa: FBT001
     raw = json.dumps(value, ensure_ascii=ascii_only).encode()
