@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Self, TypeAlias, TypeVar
 
 import asyncpg
@@ -150,7 +150,8 @@ class Database:
         if self._pool is None:
             raise DatabaseUnavailableError(self._waiting_for)
         with self._watched(), translated():
-            async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+            async with AsyncExitStack() as stack:
+                connection = await _acquire(stack, self._pool)
                 try:
                     yield connection
                 except (TimeoutError, asyncpg.InternalClientError):
@@ -167,6 +168,8 @@ class Database:
         """Say once that PostgreSQL is away, and once that it is back."""
         try:
             yield
+        except _PoolBusyError:
+            raise
         except DatabaseUnavailableError as error:
             if self._is_there:
                 log.warning("database.lost", reason=reason(error.__cause__ or error))
@@ -201,7 +204,7 @@ class Database:
             async with asyncio.timeout(ACQUIRE_SECONDS):
                 await self._streams.acquire()
         except TimeoutError as error:
-            raise DatabaseUnavailableError(
+            raise _PoolBusyError(
                 "Too many reports are being read at the same time. Ask again later."
             ) from error
         try:
@@ -209,6 +212,22 @@ class Database:
                 yield connection
         finally:
             self._streams.release()
+
+
+class _PoolBusyError(DatabaseUnavailableError):
+    """PostgreSQL is there, but there is more to do than the connections can carry."""
+
+
+async def _acquire(stack: AsyncExitStack, pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:
+    try:
+        return await stack.enter_async_context(pool.acquire(timeout=ACQUIRE_SECONDS))
+    except TimeoutError as error:
+        if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
+            raise _PoolBusyError(
+                f"All {pool.get_size()} connections to PostgreSQL were busy for "
+                f"{ACQUIRE_SECONDS:g} s. Nothing was stored; ask again later."
+            ) from error
+        raise
 
 
 def _is_gone(connection: Connection) -> bool:

@@ -2,10 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
+
+from aiohttp import ClientSession, web
 
 from common.contracts.notifications import (
     Claim,
@@ -15,6 +18,7 @@ from common.contracts.notifications import (
     Template,
 )
 from common.contracts.registrations import RegistrationToStore
+from database_service.app import build_app
 from database_service.repositories.notifications import NotificationRepository
 from database_service.settings import Settings
 
@@ -88,6 +92,25 @@ async def recorded(
 ) -> bool:
     (result,) = await repository.update_outcomes([an_outcome(claim, status)])
     return result.recorded
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[ClientSession]:
+    """The service on a port of its own, run as in production, and a client of it.
+
+    aiohttp's own test server cancels handlers whose client has gone; ours runs on.
+    """
+    runner = web.AppRunner(
+        build_app(settings), access_log=None, auto_decompress=False, shutdown_timeout=1
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        async with ClientSession(f"http://{host}:{port}") as client:
+            yield client
+    finally:
+        await runner.cleanup()
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], *, seconds: float = 30) -> None:

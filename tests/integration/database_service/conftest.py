@@ -4,16 +4,14 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from aiohttp import ClientResponse, web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import ClientSession
 
-from database_service.app import build_app
 from database_service.pool import Database
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.reports import ReportRepository
 from database_service.repositories.users import UserRepository
-from tests.integration.database_service.builders import eventually, settings_for
+from tests.integration.database_service.builders import eventually, serving, settings_for
 
 
 @pytest.fixture
@@ -53,16 +51,13 @@ def reports(database: Database) -> ReportRepository:
 
 
 @pytest.fixture
-async def client(
-    database_dsn: str,
-) -> AsyncIterator["TestClient[web.Request, web.Application]"]:
+async def client(database_dsn: str) -> AsyncIterator[ClientSession]:
     """The service over HTTP, ready."""
-    server = TestServer(build_app(settings_for(database_dsn)))
-    async with TestClient(server) as client:
+    async with serving(settings_for(database_dsn)) as client:
 
         async def is_ready() -> bool:
-            response: ClientResponse = await client.get("/health/ready")
-            return response.status == 200
+            async with client.get("/health/ready") as response:
+                return response.status == 200
 
         await eventually(is_ready)
         yield client

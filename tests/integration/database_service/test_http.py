@@ -6,8 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp import ClientSession
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
@@ -17,8 +16,6 @@ from common.contracts.registrations import MAX_BULK
 from database_service.routes import notifications, registrations, reports, users
 from database_service.routes.registrations import MAX_BULK_BYTES
 from tests.integration.database_service.builders import a_claim, a_registration, an_outcome
-
-Client = TestClient[web.Request, web.Application]
 
 OPERATIONS = [
     (operation.method, operation.url.replace("{user_id}", "1"))
@@ -41,7 +38,7 @@ def stream(body: bytes) -> io.BytesIO:
     return io.BytesIO(body)
 
 
-async def post(client: Client, url: str, name: str, *items: Any) -> list[dict[str, Any]]:
+async def post(client: ClientSession, url: str, name: str, *items: Any) -> list[dict[str, Any]]:
     body = {name: [item.model_dump(mode="json", by_alias=True) for item in items]}
     async with client.post(url, data=stream(json.dumps(body).encode()), headers=JSON) as response:
         assert response.status == 200, await response.text()
@@ -49,7 +46,7 @@ async def post(client: Client, url: str, name: str, *items: Any) -> list[dict[st
     return results
 
 
-async def test_a_registration_travels_to_its_mail(client: Client) -> None:
+async def test_a_registration_travels_to_its_mail(client: ClientSession) -> None:
     item = a_registration()
     (stored,) = await post(client, "/api/registrations/bulk", "registrations", item)
     claim = a_claim(registration_id=item.registration_id, user_id=stored["userId"])
@@ -74,7 +71,7 @@ async def test_a_registration_travels_to_its_mail(client: Client) -> None:
     assert [attempt["replyCode"] for attempt in notification["attempts"]] == [250]
 
 
-async def test_the_largest_batch_fits(client: Client) -> None:
+async def test_the_largest_batch_fits(client: ClientSession) -> None:
     items = [
         a_registration().model_copy(update={"name": "𐐀" * 100, "surname": "𐐀" * 100})
         for _ in range(MAX_BULK)
@@ -87,7 +84,7 @@ async def test_the_largest_batch_fits(client: Client) -> None:
     ]
 
 
-async def test_the_largest_batch_of_outcomes_fits(client: Client) -> None:
+async def test_the_largest_batch_of_outcomes_fits(client: ClientSession) -> None:
     claims = [a_claim() for _ in range(MAX_BULK)]
     outcomes = [
         an_outcome(claim, DeliveryStatus.DEFERRED, code=451, text="𐐀" * 1000) for claim in claims
@@ -99,7 +96,7 @@ async def test_the_largest_batch_of_outcomes_fits(client: Client) -> None:
     assert all(result["recorded"] for result in results)
 
 
-async def test_an_outcome_that_is_none_is_refused(client: Client) -> None:
+async def test_an_outcome_that_is_none_is_refused(client: ClientSession) -> None:
     claim = a_claim()
     await post(client, "/api/notifications/claims", "claims", claim)
 
@@ -109,7 +106,9 @@ async def test_an_outcome_that_is_none_is_refused(client: Client) -> None:
             assert response.status == 422
 
 
-async def test_a_stale_outcome_is_answered_and_an_unknown_one_not_found(client: Client) -> None:
+async def test_a_stale_outcome_is_answered_and_an_unknown_one_not_found(
+    client: ClientSession,
+) -> None:
     claim = a_claim()
     await post(client, "/api/notifications/claims", "claims", claim)
     body = {"leaseId": str(uuid4()), "status": "failed"}
@@ -147,7 +146,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("method", "url"), WITH_BODY)
 async def test_hostile_bodies_are_refused_with_a_problem(
-    client: Client, method: str, url: str
+    client: ClientSession, method: str, url: str
 ) -> None:
     for body in HOSTILE:
         async with client.request(method, url, data=body, headers=JSON) as response:
@@ -156,7 +155,9 @@ async def test_hostile_bodies_are_refused_with_a_problem(
 
 
 @pytest.mark.parametrize(("method", "url"), WITH_BODY)
-async def test_a_body_over_the_limit_is_too_large(client: Client, method: str, url: str) -> None:
+async def test_a_body_over_the_limit_is_too_large(
+    client: ClientSession, method: str, url: str
+) -> None:
     bulk = url.endswith(("/bulk", "/claims", "/outcomes"))
     limit = MAX_BULK_BYTES if bulk else 64 * 1024
 
@@ -178,7 +179,7 @@ async def test_a_body_over_the_limit_is_too_large(client: Client, method: str, u
     ),
 )
 async def test_any_path_and_query_is_answered(
-    client: Client, path: str, query: dict[str, str]
+    client: ClientSession, path: str, query: dict[str, str]
 ) -> None:
     for folder in ("users", "users/email", "users/report", "registrations", "reports"):
         below = URL("/api") / folder / (path.replace("/", "") or "-")

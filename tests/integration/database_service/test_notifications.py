@@ -24,6 +24,7 @@ from tests.integration.database_service.builders import (
     an_address,
     an_outcome,
     claimed,
+    eventually,
     recorded,
     settings_for,
 )
@@ -143,12 +144,21 @@ async def test_one_message_twice_in_a_batch_is_granted_once(
     ]
 
 
+@pytest.mark.parametrize("before", ["unknown", "deferred", "run out"])
 async def test_of_many_senders_at_the_same_time_one_is_granted(
-    database_dsn: str, database: Database
+    database_dsn: str, database: Database, sql: asyncpg.Connection, before: str
 ) -> None:
     messages = [uuid4() for _ in range(40)]
+    first = [a_claim(message) for message in messages]
     async with Database.open(settings_for(database_dsn)) as other:
         repositories = [NotificationRepository(database), NotificationRepository(other)]
+        if before != "unknown":
+            await claimed(repositories[0], *first)
+            await sql.execute("UPDATE notification_logs SET lease_until = now()")
+        if before == "deferred":
+            await repositories[0].update_outcomes(
+                [an_outcome(claim, DeliveryStatus.DEFERRED) for claim in first]
+            )
 
         async def ask(number: int) -> list[tuple[UUID, Claim]]:
             claims = [a_claim(message) for message in messages]
@@ -157,26 +167,11 @@ async def test_of_many_senders_at_the_same_time_one_is_granted(
             results = await repositories[number % 2].insert_claims(claims)
             return [(result.message_id, result.claim) for result in results]
 
-        answers = await asyncio.gather(*(ask(number) for number in range(12)))
+        answers = await asyncio.gather(*(ask(number) for number in range(30)))
 
     granted = [message for answer in answers for message, claim in answer if claim is Claim.GRANTED]
     assert sorted(granted) == sorted(messages)
     assert {claim for answer in answers for _, claim in answer} == {Claim.GRANTED, Claim.BUSY}
-
-
-async def test_of_many_senders_one_takes_over_a_lease_that_ran_out(
-    notifications: NotificationRepository, run_out: Callable[[UUID], Awaitable[None]]
-) -> None:
-    claim = a_claim()
-    await claimed(notifications, claim)
-    await run_out(claim.message_id)
-
-    answers = await asyncio.gather(
-        *(claimed(notifications, a_claim(claim.message_id)) for _ in range(10))
-    )
-
-    assert sorted(answers) == [[Claim.BUSY]] * 9 + [[Claim.GRANTED]]
-    assert len(await attempts(notifications, claim.message_id)) == 2
 
 
 async def test_a_user_that_does_not_exist_is_no_obstacle(
@@ -186,6 +181,24 @@ async def test_a_user_that_does_not_exist_is_no_obstacle(
 
     assert await claimed(notifications, claim) == [Claim.GRANTED]
 
+    assert (await notifications.select_notification(claim.message_id)).user_id is None
+
+
+async def test_a_user_deleted_at_the_same_moment_is_no_obstacle(
+    notifications: NotificationRepository, sql: asyncpg.Connection, user_id: int
+) -> None:
+    """The claim has seen the user and waits for the deletion; then the user is gone."""
+    claim = a_claim(user_id=user_id)
+    async with sql.transaction():
+        await sql.execute("DELETE FROM users WHERE id = $1", user_id)
+        asked = asyncio.create_task(claimed(notifications, claim))
+
+        async def waits() -> bool:
+            return bool(await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        await eventually(waits)
+
+    assert await asked == [Claim.GRANTED]
     assert (await notifications.select_notification(claim.message_id)).user_id is None
 
 

@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import ClientSession
+from structlog.testing import capture_logs
 
 from common.errors import DatabaseUnavailableError
 from database_service import pool
-from database_service.app import build_app
 from database_service.migrations import LOCK
 from database_service.pool import Database
 from database_service.repositories.registrations import RegistrationRepository
@@ -19,10 +18,9 @@ from tests.backends import TestPostgres
 from tests.integration.database_service.builders import (
     a_registration,
     eventually,
+    serving,
     settings_for,
 )
-
-Client = TestClient[web.Request, web.Application]
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ async def stoppable(postgres: TestPostgres) -> AsyncIterator[TestPostgres]:
         await asyncio.to_thread(postgres.start)
 
 
-async def status(client: Client, url: str) -> int:
+async def status(client: ClientSession, url: str) -> int:
     async with client.get(url) as response:
         if response.status == 503 and url != "/health/ready":
             problem = await response.json()
@@ -42,17 +40,17 @@ async def status(client: Client, url: str) -> int:
         return response.status
 
 
-async def answers(client: Client) -> bool:
+async def answers(client: ClientSession) -> bool:
     return await status(client, "/api/users") == 200
 
 
-async def refuses(client: Client) -> bool:
+async def refuses(client: ClientSession) -> bool:
     return await status(client, "/api/users") == 503
 
 
 @pytest.mark.parametrize("way", ["stop", "kill"])
 async def test_the_service_comes_back_after_an_outage(
-    client: Client, stoppable: TestPostgres, way: str
+    client: ClientSession, stoppable: TestPostgres, way: str
 ) -> None:
     body = {"name": "Ada", "surname": "Lovelace", "email": "ada@example.org"}
     async with client.post("/api/users", json=body) as response:
@@ -61,7 +59,10 @@ async def test_the_service_comes_back_after_an_outage(
 
     await asyncio.to_thread(stoppable.kill if way == "kill" else stoppable.stop)
 
-    assert await refuses(client)
+    with capture_logs() as events:
+        assert await refuses(client)
+        assert await refuses(client)
+    assert [event["event"] for event in events].count("database.lost") == 1
     assert await status(client, "/health/ready") == 503
     assert await status(client, "/health/live") == 200
     async with client.post("/api/users", json=body) as response:
@@ -77,7 +78,7 @@ async def test_without_postgres_the_service_starts_and_waits(
     database_dsn: str, stoppable: TestPostgres
 ) -> None:
     await asyncio.to_thread(stoppable.stop)
-    async with TestClient(TestServer(build_app(settings_for(database_dsn)))) as client:
+    async with serving(settings_for(database_dsn)) as client:
         assert await status(client, "/health/live") == 200
         assert await refuses(client)
         async with client.get("/health/ready") as response:
@@ -94,7 +95,7 @@ async def test_readiness_says_that_migrations_are_pending(database_dsn: str) -> 
     """Another instance holds the lock, as it does while it applies a long one."""
     other = await asyncpg.connect(database_dsn)
     await other.execute("SELECT pg_advisory_lock($1)", LOCK)
-    async with TestClient(TestServer(build_app(settings_for(database_dsn)))) as client:
+    async with serving(settings_for(database_dsn)) as client:
 
         async def says_so() -> bool:
             async with client.get("/health/ready") as response:
@@ -145,7 +146,7 @@ async def test_work_under_way_when_a_backend_is_killed_is_not_promised(
     ],
 )
 async def test_a_server_that_may_not_is_an_outage_not_an_error(
-    client: Client, sql: asyncpg.Connection, limit: str, lift: str
+    client: ClientSession, sql: asyncpg.Connection, limit: str, lift: str
 ) -> None:
     name = await sql.fetchval("SELECT current_database()")
     if await sql.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
@@ -172,7 +173,7 @@ async def test_a_statement_that_hangs_is_given_up(
 ) -> None:
     """Somebody locks the table for long; the caller hears of it, and the pool is whole again."""
     monkeypatch.setattr(pool, "COMMAND_SECONDS", 0.3)
-    async with TestClient(TestServer(build_app(settings_for(database_dsn)))) as client:
+    async with serving(settings_for(database_dsn)) as client:
         await eventually(lambda: answers(client))
         async with sql.transaction():
             await sql.execute("LOCK TABLE users")
@@ -181,6 +182,20 @@ async def test_a_statement_that_hangs_is_given_up(
 
         assert all(refused)
         await eventually(lambda: answers(client))
+
+
+async def test_a_busy_pool_is_said_to_be_busy_and_not_lost(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 0.3)
+    async with Database.open(settings_for(database_dsn, pool_max=2)) as database:
+        with capture_logs() as events:
+            async with database.connection(), database.connection():
+                with pytest.raises(DatabaseUnavailableError, match="were busy"):
+                    await database.check()
+            await database.check()
+
+    assert events == []
 
 
 async def end_sessions(sql: asyncpg.Connection) -> None:

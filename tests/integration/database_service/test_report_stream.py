@@ -4,23 +4,22 @@ import asyncio
 import csv
 import io
 import itertools
+from collections import Counter
 from datetime import datetime
 from typing import Any
 
 import asyncpg
 import pytest
-from aiohttp import ClientPayloadError, web
-from aiohttp.test_utils import TestClient
+from aiohttp import ClientPayloadError, ClientSession
+from structlog.testing import capture_logs
 
 from tests.integration.database_service.builders import eventually
-
-Client = TestClient[web.Request, web.Application]
 
 FORMULA_STARTS = "=+-@\t\r\n＝＋－＠"  # noqa: RUF001 - what spreadsheets fold
 
 
 @pytest.fixture
-async def table(client: Client, database_dsn: str) -> Any:
+async def table(client: ClientSession, database_dsn: str) -> Any:
     """The tables themselves, to put in what the API would refuse."""
     assert client is not None  # which has made them
     connection = await asyncpg.connect(database_dsn)
@@ -28,7 +27,7 @@ async def table(client: Client, database_dsn: str) -> Any:
     await connection.close()
 
 
-async def report(client: Client, **query: str) -> str:
+async def report(client: ClientSession, **query: str) -> str:
     async with client.get("/api/users/report", params=query) as response:
         assert response.status == 200, await response.text()
         assert response.content_type == "text/csv"
@@ -59,7 +58,7 @@ def hostile_names() -> list[str]:
 
 
 async def test_every_value_survives_the_way_and_no_cell_is_a_formula(
-    client: Client, table: asyncpg.Connection
+    client: ClientSession, table: asyncpg.Connection
 ) -> None:
     texts = hostile_names()
     pairs = list(itertools.islice(itertools.cycle(itertools.product(texts, texts)), 20_000))
@@ -98,7 +97,7 @@ async def add(table: asyncpg.Connection, email: str, created_at: str) -> None:
 
 
 async def test_both_ends_of_the_range_count_as_whole_days_in_utc(
-    client: Client, table: asyncpg.Connection
+    client: ClientSession, table: asyncpg.Connection
 ) -> None:
     await add(table, "before@x.org", "2026-01-30T23:59:59.999999Z")
     await add(table, "first@x.org", "2026-01-31T00:00:00Z")
@@ -117,7 +116,7 @@ async def test_both_ends_of_the_range_count_as_whole_days_in_utc(
     assert len(await addresses(startDate="0001-01-01", endDate="9999-12-31")) == 5
 
 
-async def test_the_columns_come_as_chosen(client: Client, table: asyncpg.Connection) -> None:
+async def test_the_columns_come_as_chosen(client: ClientSession, table: asyncpg.Connection) -> None:
     await add(table, "a@x.org", "2026-01-31T09:30:00.5Z")
 
     text = await report(client, columns="updatedAt,email,id", delimiter=";")
@@ -128,7 +127,7 @@ async def test_the_columns_come_as_chosen(client: Client, table: asyncpg.Connect
 @pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
 @pytest.mark.parametrize("quote", ['"', "'"])
 async def test_any_allowed_delimiter_and_quote_can_be_read_back(
-    client: Client, table: asyncpg.Connection, delimiter: str, quote: str
+    client: ClientSession, table: asyncpg.Connection, delimiter: str, quote: str
 ) -> None:
     texts = hostile_names()
     await table.execute(
@@ -143,7 +142,7 @@ async def test_any_allowed_delimiter_and_quote_can_be_read_back(
     assert [unquoted(cell) for (cell,) in reader] == texts
 
 
-async def test_without_users_there_is_only_the_header(client: Client) -> None:
+async def test_without_users_there_is_only_the_header(client: ClientSession) -> None:
     assert await report(client) == "ID,Name,Surname,Email,Created At,Updated At\n"
     assert await report(client, header="false") == ""
 
@@ -164,7 +163,7 @@ async def test_without_users_there_is_only_the_header(client: Client) -> None:
         {"header": "perhaps"},
     ],
 )
-async def test_what_is_not_offered_is_refused(client: Client, query: dict[str, str]) -> None:
+async def test_what_is_not_offered_is_refused(client: ClientSession, query: dict[str, str]) -> None:
     async with client.get("/api/users/report", params=query) as response:
         assert response.status == 422
         assert response.content_type == "application/problem+json"
@@ -191,7 +190,7 @@ SELECT_COPY = """
 
 
 async def test_a_report_that_breaks_off_can_not_be_taken_for_a_whole_one(
-    client: Client, table: asyncpg.Connection
+    client: ClientSession, table: asyncpg.Connection
 ) -> None:
     await fill(table)
 
@@ -208,24 +207,28 @@ async def test_a_report_that_breaks_off_can_not_be_taken_for_a_whole_one(
 
 
 async def test_a_reader_that_goes_away_ends_the_query_and_frees_the_connection(
-    client: Client, table: asyncpg.Connection
+    client: ClientSession, table: asyncpg.Connection
 ) -> None:
     await fill(table)
-
-    for _ in range(12):  # more than there are connections
-        response = await client.get("/api/users/report")
-        await response.content.readexactly(1000)
-        response.close()
 
     async def nobody_reads() -> bool:
         return not await table.fetch(SELECT_COPY)
 
-    await eventually(nobody_reads)
+    with capture_logs() as events:
+        for _ in range(12):  # more than there are connections
+            response = await client.get("/api/users/report")
+            await response.content.readexactly(1000)
+            response.close()
+        await eventually(nobody_reads)
+
+    names = Counter(event["event"] for event in events)
+    assert names["report.reader_gone"] == 12
+    assert set(names) <= {"report.reader_gone", "http.answered"}
     assert (await report(client, columns="id")).count("\n") == MANY + 1
 
 
 async def test_reports_leave_connections_for_everybody_else(
-    client: Client, table: asyncpg.Connection
+    client: ClientSession, table: asyncpg.Connection
 ) -> None:
     await fill(table)
     stalled = await asyncio.gather(*(client.get("/api/users/report") for _ in range(5)))
@@ -240,7 +243,9 @@ async def test_reports_leave_connections_for_everybody_else(
         response.close()
 
 
-async def test_the_rows_are_those_of_one_moment(client: Client, table: asyncpg.Connection) -> None:
+async def test_the_rows_are_those_of_one_moment(
+    client: ClientSession, table: asyncpg.Connection
+) -> None:
     await fill(table)
 
     async with client.get("/api/users/report") as response:

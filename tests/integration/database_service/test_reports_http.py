@@ -4,10 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from aiohttp import web
-from aiohttp.test_utils import TestClient
-
-Client = TestClient[web.Request, web.Application]
+from aiohttp import ClientSession
 
 
 def a_record(minute: int = 0) -> dict[str, str]:
@@ -29,14 +26,16 @@ READY = {
 }
 
 
-async def put(client: Client, record: dict[str, str], update: dict[str, Any]) -> dict[str, Any]:
+async def put(
+    client: ClientSession, record: dict[str, str], update: dict[str, Any]
+) -> dict[str, Any]:
     async with client.put(f"/api/reports/{record['reportId']}", json=update) as response:
         assert response.status == 200
         answer: dict[str, Any] = await response.json()
     return answer
 
 
-async def test_the_same_record_twice_is_one(client: Client) -> None:
+async def test_the_same_record_twice_is_one(client: ClientSession) -> None:
     record = a_record()
 
     async with client.post("/api/reports", json=record) as response:
@@ -54,7 +53,7 @@ async def test_the_same_record_twice_is_one(client: Client) -> None:
         assert await response.json() == again
 
 
-async def test_a_ready_report_stays_ready(client: Client) -> None:
+async def test_a_ready_report_stays_ready(client: ClientSession) -> None:
     record = a_record()
     async with client.post("/api/reports", json=record) as response:
         assert response.status == 201
@@ -69,7 +68,7 @@ async def test_a_ready_report_stays_ready(client: Client) -> None:
     assert {key: ready[key] for key in READY} == READY
 
 
-async def test_a_failed_report_says_why_and_can_be_made_again(client: Client) -> None:
+async def test_a_failed_report_says_why_and_can_be_made_again(client: ClientSession) -> None:
     record = a_record()
     async with client.post("/api/reports", json=record) as response:
         assert response.status == 201
@@ -82,7 +81,7 @@ async def test_a_failed_report_says_why_and_can_be_made_again(client: Client) ->
     assert ready["errorMessage"] is None
 
 
-async def test_an_unknown_report_is_not_found(client: Client) -> None:
+async def test_an_unknown_report_is_not_found(client: ClientSession) -> None:
     url = f"/api/reports/{uuid4()}"
 
     async with client.get(url) as response:
@@ -91,7 +90,7 @@ async def test_an_unknown_report_is_not_found(client: Client) -> None:
         assert response.status == 404
 
 
-async def test_reports_are_listed_newest_first(client: Client) -> None:
+async def test_reports_are_listed_newest_first(client: ClientSession) -> None:
     records = [a_record(minute) for minute in (3, 1, 4, 1, 5)]
     for record in records:
         async with client.post("/api/reports", json=record) as response:
@@ -116,7 +115,7 @@ async def test_reports_are_listed_newest_first(client: Client) -> None:
     assert second == newest_first[2:4]
 
 
-async def test_a_page_after_an_unknown_report_is_refused(client: Client) -> None:
+async def test_a_page_after_an_unknown_report_is_refused(client: ClientSession) -> None:
     async with client.get("/api/reports", params={"after": str(uuid4())}) as response:
         assert response.status == 422
         assert (await response.json())["errors"][0]["pointer"] == "after"

@@ -5,26 +5,23 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp import ClientSession
 
 from tests.integration.database_service.builders import an_address
-
-Client = TestClient[web.Request, web.Application]
 
 
 def a_user(email: str = "", name: str = "Ada") -> dict[str, str]:
     return {"name": name, "surname": "Lovelace", "email": email or an_address()}
 
 
-async def create(client: Client, body: dict[str, str] | None = None) -> dict[str, Any]:
+async def create(client: ClientSession, body: dict[str, str] | None = None) -> dict[str, Any]:
     async with client.post("/api/users", json=body or a_user()) as response:
         assert response.status == 201
         user: dict[str, Any] = await response.json()
     return user
 
 
-async def test_a_created_user_is_found_where_the_answer_says(client: Client) -> None:
+async def test_a_created_user_is_found_where_the_answer_says(client: ClientSession) -> None:
     body = a_user(name="Nguyễn O'Brien")
 
     async with client.post("/api/users", json=body) as response:
@@ -41,7 +38,7 @@ async def test_a_created_user_is_found_where_the_answer_says(client: Client) -> 
     assert created["createdAt"].endswith("Z")
 
 
-async def test_an_address_can_be_taken_once(client: Client) -> None:
+async def test_an_address_can_be_taken_once(client: ClientSession) -> None:
     body = a_user()
     await create(client, body)
     other = await create(client)
@@ -53,7 +50,7 @@ async def test_an_address_can_be_taken_once(client: Client) -> None:
         assert response.status == 409
 
 
-async def test_a_user_is_found_by_address_in_any_case(client: Client) -> None:
+async def test_a_user_is_found_by_address_in_any_case(client: ClientSession) -> None:
     created = await create(client)
 
     async with client.get(f"/api/users/email/{created['email'].upper()}") as response:
@@ -63,7 +60,7 @@ async def test_a_user_is_found_by_address_in_any_case(client: Client) -> None:
         assert response.status == 404
 
 
-async def test_an_edit_changes_the_etag_and_a_stale_one_is_refused(client: Client) -> None:
+async def test_an_edit_changes_the_etag_and_a_stale_one_is_refused(client: ClientSession) -> None:
     created = await create(client)
     url = f"/api/users/{created['id']}"
     async with client.get(url) as response:
@@ -98,7 +95,7 @@ async def test_an_edit_changes_the_etag_and_a_stale_one_is_refused(client: Clien
         ("", 412),
     ],
 )
-async def test_if_match_is_compared_strongly(client: Client, tag: str, status: int) -> None:
+async def test_if_match_is_compared_strongly(client: ClientSession, tag: str, status: int) -> None:
     created = await create(client)
     url = f"/api/users/{created['id']}"
 
@@ -106,7 +103,7 @@ async def test_if_match_is_compared_strongly(client: Client, tag: str, status: i
         assert response.status == status
 
 
-async def test_deleting_honours_if_match_and_is_final(client: Client) -> None:
+async def test_deleting_honours_if_match_and_is_final(client: ClientSession) -> None:
     created = await create(client)
     url = f"/api/users/{created['id']}"
 
@@ -124,7 +121,7 @@ async def test_deleting_honours_if_match_and_is_final(client: Client) -> None:
 
 
 async def test_a_user_with_mails_can_be_deleted_and_the_mails_stay_on_record(
-    client: Client,
+    client: ClientSession,
 ) -> None:
     created = await create(client)
     message = str(uuid4())
@@ -149,7 +146,7 @@ def links(header: str) -> dict[str, str]:
     return {relation: url for url, relation in re.findall(r'<([^>]*)>; rel="(\w+)"', header)}
 
 
-async def test_pages_by_keyset_hold_every_user_once(client: Client) -> None:
+async def test_pages_by_keyset_hold_every_user_once(client: ClientSession) -> None:
     created = [await create(client) for _ in range(7)]
     url, seen, pages = "/api/users?limit=3", [], 0
 
@@ -171,7 +168,7 @@ async def test_pages_by_keyset_hold_every_user_once(client: Client) -> None:
     assert pages == 3
 
 
-async def test_pages_by_number_name_their_neighbours(client: Client) -> None:
+async def test_pages_by_number_name_their_neighbours(client: ClientSession) -> None:
     created = [await create(client) for _ in range(5)]
 
     async def page(number: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -194,7 +191,7 @@ async def test_pages_by_number_name_their_neighbours(client: Client) -> None:
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=501", "after=-1", "after=x", f"after={2**63}", "page=0", "x=1"]
 )
-async def test_a_page_that_can_not_be_is_refused(client: Client, query: str) -> None:
+async def test_a_page_that_can_not_be_is_refused(client: ClientSession, query: str) -> None:
     async with client.get(f"/api/users?{query}") as response:
         assert response.status == 422
         (error,) = (await response.json())["errors"]
@@ -202,6 +199,6 @@ async def test_a_page_that_can_not_be_is_refused(client: Client, query: str) -> 
 
 
 @pytest.mark.parametrize("user_id", ["0", "-1", "x", "1.5", str(2**63), "9" * 5000, "%00", "1%20"])
-async def test_an_id_that_can_not_be_is_refused(client: Client, user_id: str) -> None:
+async def test_an_id_that_can_not_be_is_refused(client: ClientSession, user_id: str) -> None:
     async with client.get(f"/api/users/{user_id}") as response:
         assert response.status in (404, 422)
