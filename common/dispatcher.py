@@ -31,6 +31,11 @@ Handlers = Mapping[type[Contract], Handler]
 """Which handler takes which contract; the first stands for messages that name no type."""
 
 
+FIRST_SEEN_MAX_LENGTH = 40
+"""Characters of an ISO 8601 time. All headers must fit into one frame, ours beside the sender's:
+a message that the broker will not take back would stop its queue for good."""
+
+
 class Outcome(StrEnum):
     """Where a delivery went; in each case it can be acknowledged now."""
 
@@ -166,7 +171,7 @@ def _our_headers(delivery: Delivery) -> dict[str, Any]:
     first_seen = delivery.headers.get(FIRST_SEEN)
     headers = {
         FIRST_SEEN: first_seen
-        if isinstance(first_seen, str)
+        if isinstance(first_seen, str) and len(first_seen) <= FIRST_SEEN_MAX_LENGTH
         else datetime.now(UTC).isoformat(timespec="milliseconds")
     }
     if delivery.traceparent:

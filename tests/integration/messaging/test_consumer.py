@@ -121,6 +121,11 @@ MALFORMED: dict[str, tuple[bytes, dict[str, Any], str]] = {
         {"headers": {"x-attempt": "seven", "x-death": "gone", "traceparent": 5, "x-first-seen": 1}},
         "malformed",
     ),
+    "a header that fills a frame": (
+        b"{",
+        {"headers": {"x-first-seen": "x" * 130_000}},
+        "malformed",
+    ),
     "ids of odd form": (b"{", {"message_id": "\n", "correlation_id": "\x00" * 200}, "malformed"),
 }
 

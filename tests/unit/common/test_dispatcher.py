@@ -277,6 +277,17 @@ async def test_the_first_failure_notes_when_and_later_ones_keep_it() -> None:
 
 
 @RETRY_OR_DEAD_LETTER
+async def test_a_time_that_would_not_fit_into_a_frame_is_not_carried_along(
+    fail: Callable[[], Exception],
+) -> None:
+    bench = Bench(fail())
+
+    await bench.dispatch(headers={"x-first-seen": "2026" * 30_000})
+
+    assert len(bench.sent.headers["x-first-seen"]) < 40
+
+
+@RETRY_OR_DEAD_LETTER
 async def test_properties_of_odd_types_do_not_keep_a_message_from_being_kept(
     fail: Callable[[], Exception],
 ) -> None:
