@@ -97,6 +97,9 @@ class Link:
         except (OSError, MalformedReplyError) as error:
             self.abort()
             raise LinkDroppedError(phase, _reason(error)) from error
+        except asyncio.CancelledError:
+            self.abort()  # the reply may still come, and would be taken for the next command's
+            raise
 
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
         """Go on under TLS.

@@ -361,3 +361,19 @@ async def test_a_server_without_password_login_is_refused_where_one_is_set() -> 
     async with running_smtp_server() as server:
         with pytest.raises(NotConnectedError, match="SMTP_USER"):
             await Connection.open(a_server(server, user="us", password="secret"))
+
+
+async def test_a_question_that_is_broken_off_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(link.SECONDS, Phase.IDLE, 3600.0)
+    async with running_smtp_server() as server:
+        server.on("NOOP", STALL)
+        connection = await Connection.open(a_server(server))
+        asking = asyncio.create_task(connection.check())
+        await until(lambda: b"NOOP\r\n" in server.packets)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+        assert not connection.usable  # its answer would be read as the next command's
+        connection.abort()
