@@ -28,7 +28,6 @@ SETTINGS = {
     "report_generator": (
         *(*BROKER, *CONSUMING, *DATABASE_SERVICE),
         *("REPORT_OUTPUT_DIR", "CSV_DELIMITER", "CSV_QUOTE_CHAR", "INCLUDE_HEADER"),
-        *("MAX_RECORDS_PER_FILE", "ENABLE_COMPRESSION", "RETENTION_DAYS"),
     ),
 }
 """Service to the variables it reads besides ``PORT`` and ``LISTENING``."""

@@ -62,3 +62,4 @@ def test_launcher_knows_every_setting_of_every_service(service: str) -> None:
 
     unknown = set(settings.model_fields) - known - {"bind_address", "log_level", "log_format"}
     assert unknown == set()
+    assert known - set(settings.model_fields) <= {"public_url"}  # none that nobody reads
