@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 
 from common import metrics
-from common.errors import DatabaseUnavailableError
+from common.errors import DatabaseUnavailableError, InvalidError
 from database_service.migrations import migrate, read_migrations
 from database_service.settings import Settings
 from database_service.translation import LostRaceError, reason, translated
@@ -51,6 +51,13 @@ SESSION = {
 }
 
 
+_UNREACHABLE = (
+    *(DatabaseUnavailableError, LostRaceError, InvalidError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError),
+)
+"""What may go wrong at start: anything PostgreSQL says, since nobody has asked for anything yet."""
+
+
 class Database:
     """PostgreSQL as the repositories see it; usable once it is connected and migrated."""
 
@@ -82,7 +89,7 @@ class Database:
             try:
                 with translated():
                     await self._connect()
-            except (DatabaseUnavailableError, LostRaceError) as error:
+            except _UNREACHABLE as error:
                 cause = error.__cause__ or error
                 self._waiting_for = f"PostgreSQL can not be reached: {reason(cause)}."
                 log.warning("database.unavailable", reason=reason(cause), attempt=attempt + 1)
@@ -119,6 +126,7 @@ class Database:
             timeout=ACQUIRE_SECONDS,
             command_timeout=COMMAND_SECONDS,
             server_settings=SESSION,
+            reset=_keep,
         )
 
     async def close(self) -> None:
@@ -188,9 +196,22 @@ class Database:
             DatabaseUnavailableError: PostgreSQL is away. If that happened at the commit, nobody
                 knows whether it was stored: what ``work`` does must be safe to do again.
         """
+
+        async def transaction(connection: Connection) -> Result:
+            async with connection.transaction():
+                return await work(connection)
+
+        return await self.by_statements(transaction)
+
+    async def by_statements(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """As ``in_transaction``, for work of which each statement may stand alone.
+
+        BEGIN and COMMIT are two more ways to PostgreSQL and back, which cost as much as a
+        statement.
+        """
         for race in range(RACES):
             try:
-                async with self.connection() as connection, connection.transaction():
+                async with self.connection() as connection:
                     return await work(connection)
             except LostRaceError:
                 metrics.DATABASE_RACES.inc()
@@ -216,6 +237,13 @@ class Database:
 
 class _PoolBusyError(DatabaseUnavailableError):
     """PostgreSQL is there, but there is more to do than the connections can carry."""
+
+
+async def _keep(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Do not reset a connection that comes back: nothing here leaves anything on it.
+
+    asyncpg's own reset is one more statement for each use.
+    """
 
 
 async def _acquire(stack: AsyncExitStack, pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:

@@ -49,8 +49,12 @@ class NotificationRepository:
         """
         results: dict[int, ClaimResult] = {}
         for turn in _turns(claims):
-            work = partial(_claim, claims=[claim for _, claim in turn])
-            answers = await self._database.in_transaction(work)
+            asked = [claim for _, claim in turn]
+            answers = await (
+                self._database.in_transaction(partial(_claim_of_owners, claims=asked))
+                if any(claim.template is Template.ALREADY_REGISTERED for claim in asked)
+                else self._database.by_statements(partial(_claim, claims=asked, withheld=set()))
+            )
             results |= {place: answers[claim.message_id] for place, claim in turn}
         return [results[place] for place in range(len(claims))]
 
@@ -66,7 +70,7 @@ class NotificationRepository:
         results: dict[int, OutcomeResult] = {}
         for turn in _turns(outcomes):
             work = partial(_update, outcomes=[outcome for _, outcome in turn])
-            recorded = await self._database.in_transaction(work)
+            recorded = await self._database.by_statements(work)
             results |= {
                 place: OutcomeResult(
                     message_id=outcome.message_id, recorded=recorded.get(outcome.message_id, False)
@@ -121,8 +125,17 @@ def _turns(items: Sequence[Item]) -> list[list[tuple[int, Item]]]:
     return turns
 
 
-async def _claim(connection: Connection, claims: Sequence[ClaimRequest]) -> dict[UUID, ClaimResult]:
-    withheld = await _withheld(connection, claims)
+async def _claim_of_owners(
+    connection: Connection, claims: Sequence[ClaimRequest]
+) -> dict[UUID, ClaimResult]:
+    """Claims of which some tell the owner of an address: their users stay locked meanwhile."""
+    return await _claim(connection, claims, withheld=await _withheld(connection, claims))
+
+
+async def _claim(
+    connection: Connection, claims: Sequence[ClaimRequest], withheld: set[UUID]
+) -> dict[UUID, ClaimResult]:
+    """Take up mails that are new, then those that are known: each is decided in one statement."""
     allowed = [claim.message_id not in withheld for claim in claims]
     try:
         answers = await _insert_new(connection, claims, allowed)
@@ -194,8 +207,6 @@ async def _withheld(connection: Connection, claims: Sequence[ClaimRequest]) -> s
     come at the same time are judged one after the other.
     """
     asked = [claim for claim in claims if claim.template is Template.ALREADY_REGISTERED]
-    if not asked:
-        return set()
     users = [claim.user_id for claim in asked]
     addresses = [claim.recipient for claim in asked]
     await connection.execute(

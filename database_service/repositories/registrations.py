@@ -35,18 +35,22 @@ class RegistrationRepository:
             DatabaseUnavailableError: Not stored, or stored and not told: ask again.
             InvalidError: A value can not be stored; nothing was.
         """
+        distinct: dict[UUID, RegistrationToStore] = {}
+        for item in registrations:
+            distinct.setdefault(item.registration_id, item)
+        is_repeated = False
 
-        async def work(connection: Connection) -> list[StoredRegistration]:
-            answers = await _select_answers(connection, registrations)
-            unknown: dict[UUID, RegistrationToStore] = {}
-            for item in registrations:
-                if item.registration_id not in answers:
-                    unknown.setdefault(item.registration_id, item)
-            if unknown:
-                answers |= await _insert_unknown(connection, list(unknown.values()))
-            return [answers[item.registration_id] for item in registrations]
+        async def work(connection: Connection) -> dict[UUID, StoredRegistration]:
+            # Hardly ever is an id known. The first try does not ask; if one is, it loses the
+            # race against whoever stored it, and the second try looks.
+            nonlocal is_repeated
+            answers = await _select_answers(connection, list(distinct)) if is_repeated else {}
+            is_repeated = True
+            unknown = [item for key, item in distinct.items() if key not in answers]
+            return answers | (await _insert_unknown(connection, unknown) if unknown else {})
 
-        return await self._database.in_transaction(work)
+        answers = await self._database.in_transaction(work)
+        return [answers[item.registration_id] for item in registrations]
 
     # Of several mails for one registration the one counts that came furthest.
     SELECT_JOURNEY = """
@@ -96,11 +100,9 @@ SELECT_ANSWERS = """
 
 
 async def _select_answers(
-    connection: Connection, items: Sequence[RegistrationToStore]
+    connection: Connection, registration_ids: Sequence[UUID]
 ) -> dict[UUID, StoredRegistration]:
-    return _answers(
-        await connection.fetch(SELECT_ANSWERS, [item.registration_id for item in items])
-    )
+    return _answers(await connection.fetch(SELECT_ANSWERS, registration_ids))
 
 
 # Two batches never wait for each other in a circle: each takes its addresses in order, then
@@ -139,11 +141,11 @@ INSERT_REGISTRATIONS = """
 async def _insert_unknown(
     connection: Connection, items: Sequence[RegistrationToStore]
 ) -> dict[UUID, StoredRegistration]:
-    """Store registrations with distinct ids that were unknown a moment ago.
+    """Store registrations with distinct ids that seem to be unknown.
 
     Raises:
-        LostRaceError: Another transaction stored one of the ids meanwhile, or removed one of
-            the users. A user made here may be one too many, so nothing may be committed.
+        LostRaceError: One of the ids is stored already, or one of the users was removed
+            meanwhile. A user made here may be one too many, so nothing may be committed.
     """
     emails = [item.email for item in items]
     created = await connection.fetch(
