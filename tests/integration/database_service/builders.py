@@ -23,7 +23,7 @@ from database_service.repositories.notifications import NotificationRepository
 from database_service.settings import Settings
 
 
-def settings_for(dsn: str, *, pool_max: int = 10) -> Settings:
+def settings_for(dsn: str, *, pool_min: int = 1, pool_max: int = 10) -> Settings:
     parts = urlsplit(dsn)
     return Settings.model_validate(
         {
@@ -32,7 +32,7 @@ def settings_for(dsn: str, *, pool_max: int = 10) -> Settings:
             "db_name": parts.path.removeprefix("/"),
             "db_user": parts.username,
             "db_password": parts.password or "",
-            "db_pool_min": 1,
+            "db_pool_min": pool_min,
             "db_pool_max": pool_max,
         }
     )

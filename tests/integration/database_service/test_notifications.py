@@ -146,12 +146,13 @@ async def test_one_message_twice_in_a_batch_is_granted_once(
 
 @pytest.mark.parametrize("before", ["unknown", "deferred", "run out"])
 async def test_of_many_senders_at_the_same_time_one_is_granted(
-    database_dsn: str, database: Database, sql: asyncpg.Connection, before: str
+    database_dsn: str, sql: asyncpg.Connection, before: str
 ) -> None:
     messages = [uuid4() for _ in range(40)]
     first = [a_claim(message) for message in messages]
-    async with Database.open(settings_for(database_dsn)) as other:
-        repositories = [NotificationRepository(database), NotificationRepository(other)]
+    settings = settings_for(database_dsn, pool_min=8)  # connected, so that they really collide
+    async with Database.open(settings) as one, Database.open(settings) as other:
+        repositories = [NotificationRepository(one), NotificationRepository(other)]
         if before != "unknown":
             await claimed(repositories[0], *first)
             await sql.execute("UPDATE notification_logs SET lease_until = now()")

@@ -6,8 +6,9 @@ from collections import Counter
 from uuid import UUID, uuid4
 
 import asyncpg
+import hypothesis
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from common.contracts.notifications import DeliveryStatus, Template
@@ -120,7 +121,7 @@ batches = st.lists(
 )
 
 
-@settings(
+@hypothesis.settings(
     max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -166,10 +167,8 @@ async def test_batches_that_overlap_at_the_same_time_store_each_registration_onc
     items = [a_registration(chance.choice(addresses)) for _ in range(300)]
     work = [chance.sample(items, chance.randint(1, 60)) for _ in range(160)]
 
-    async with (
-        Database.open(settings_for(database_dsn, pool_max=4)) as one,
-        Database.open(settings_for(database_dsn, pool_max=4)) as other,
-    ):
+    settings = settings_for(database_dsn, pool_min=4, pool_max=4)
+    async with Database.open(settings) as one, Database.open(settings) as other:
         repositories = [RegistrationRepository(one), RegistrationRepository(other)]
         results = await asyncio.gather(
             *(
