@@ -18,7 +18,7 @@ AWAY = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidAuthorizationSpecificationError,  # wrong password
     asyncpg.InvalidCatalogNameError,  # the database does not exist yet
-    asyncpg.InsufficientPrivilegeError,  # a right was taken away; our statements are always the same
+    asyncpg.InsufficientPrivilegeError,  # a right was taken away
     asyncpg.LockNotAvailableError,
     asyncpg.InternalClientError,  # asyncpg met the end of a connection in the middle of a step
 )

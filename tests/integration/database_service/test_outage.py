@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from common.errors import DatabaseUnavailableError
 from database_service import pool
-from database_service.migrations import LOCK
+from database_service.migrations import LOCK, Migration, migrate
 from database_service.pool import Database
 from database_service.repositories.registrations import RegistrationRepository
 from launcher.postgres import serves_postgres
@@ -166,6 +166,36 @@ async def test_a_server_that_may_not_is_an_outage_not_an_error(
             return response.status == 201
 
     await eventually(stores)
+
+
+async def test_a_right_that_was_taken_away_is_an_outage_too(
+    client: ClientSession, sql: asyncpg.Connection
+) -> None:
+    if await sql.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+        pytest.skip("A superuser has all rights.")
+    await sql.execute("REVOKE SELECT ON users FROM CURRENT_USER")
+
+    assert await refuses(client)
+
+    await sql.execute("GRANT SELECT ON users TO CURRENT_USER")
+    assert await answers(client)
+
+
+@pytest.mark.parametrize("error", [asyncpg.InvalidParameterValueError, asyncpg.InterfaceError])
+async def test_whatever_goes_wrong_at_the_start_it_is_tried_again(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    errors = [error("not now")]
+
+    async def refuse_once(connection: pool.Connection, migrations: list[Migration]) -> int:
+        if errors:
+            raise errors.pop()
+        return await migrate(connection, migrations)
+
+    monkeypatch.setattr(pool, "migrate", refuse_once)
+
+    async with Database.open(settings_for(database_dsn)) as database:
+        await database.check()
 
 
 async def test_a_statement_that_hangs_is_given_up(
