@@ -3,7 +3,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
+from email_validator import EmailNotValidError, validate_email
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -229,3 +230,29 @@ def test_an_instant_is_kept_in_utc() -> None:
 )
 def test_an_instant_without_zone_or_out_of_range_is_refused(text: str) -> None:
     assert refused(INSTANT, text)
+
+
+_LABEL = st.from_regex(r"[A-Za-z0-9-]{1,8}", fullmatch=True)
+_LOCAL = st.from_regex(r"[A-Za-z0-9._+-]{1,70}", fullmatch=True)
+_DOMAIN = st.lists(_LABEL, min_size=1, max_size=4).map(".".join)
+
+
+@given(
+    local=_LOCAL, domain=_DOMAIN, end=st.sampled_from(["", ".org", ".test", ".Local", ".xn--p1ai"])
+)
+@settings(max_examples=500)
+def test_plain_addresses_are_judged_as_the_library_judges_them(
+    local: str, domain: str, end: str
+) -> None:
+    address = f"{local}@{domain}{end}"
+    try:
+        expected: str | None = validate_email(address, check_deliverability=False).normalized
+    except EmailNotValidError:
+        expected = None
+
+    try:
+        judged: str | None = check_email(address)
+    except ValueError:
+        judged = None
+
+    assert judged == expected
