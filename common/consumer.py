@@ -55,6 +55,11 @@ class Consumer:
         self._in_hand: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
+        queue = self._route.queue
+        metrics.IN_HAND.labels(queue).set_function(lambda: len(self._in_hand))
+        # Looked up once: a lookup costs as much as counting.
+        self._settled = {outcome: metrics.DELIVERIES.labels(queue, outcome) for outcome in Outcome}
+        self._seconds = metrics.DELIVERY_SECONDS.labels(queue)
 
     # -- life -------------------------------------------------------------------------------
 
@@ -153,12 +158,11 @@ class Consumer:
         queue = self._route.queue
         started = time.perf_counter()
         self._in_hand.add(task)
-        metrics.IN_HAND.labels(queue).inc()
         try:
             outcome = await self._work_off(_delivery(message), task)
             self._acknowledge(message)
-            metrics.DELIVERIES.labels(queue, outcome).inc()
-            metrics.DELIVERY_SECONDS.labels(queue).observe(time.perf_counter() - started)
+            self._settled[outcome].inc()
+            self._seconds.observe(time.perf_counter() - started)
         except asyncio.CancelledError:
             # Drained, or its channel is gone: nobody settles it, so it is delivered again.
             metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
@@ -169,7 +173,6 @@ class Consumer:
             log.info("delivery.ack_lost", queue=queue)
         finally:
             self._in_hand.discard(task)
-            metrics.IN_HAND.labels(queue).dec()
 
     def _acknowledge(self, message: DeliveredMessage) -> None:
         # Only on the channel it came by: on a newer one the same tag means another message.

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -113,8 +114,8 @@ class Publisher:
             outcome = "returned"
             raise
         finally:
-            metrics.PUBLISHES.labels(exchange, outcome).inc()
-            metrics.PUBLISH_SECONDS.labels(exchange).observe(time.perf_counter() - started)
+            _count(exchange, outcome).inc()
+            _seconds(exchange).observe(time.perf_counter() - started)
 
     async def _wire_within_reach(self) -> Wire:
         """The channel, unless the broker blocks us: a message written then arrives as a ghost."""
@@ -132,6 +133,11 @@ class Publisher:
     async def _prepare(self, channel: AbstractChannel) -> None:
         await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
         self._wire = await wire_of(channel)
+
+
+# Looked up once: a lookup costs as much as counting.
+_count = cache(metrics.PUBLISHES.labels)
+_seconds = cache(metrics.PUBLISH_SECONDS.labels)
 
 
 async def _confirmed(confirmation: Confirmation, exchange: str) -> None:
