@@ -1,8 +1,10 @@
 """One mail, one sender at a time; every attempt on record; nobody told twice a day."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -47,6 +49,37 @@ async def user_id(users: UserRepository) -> int:
     """A user."""
     created = await users.insert_user(UserRequest(name="A", surname="B", email=an_address()))
     return created.user.id
+
+
+Result = TypeVar("Result")
+
+
+class Line(Protocol):
+    """Starts work and returns when it waits behind the work started before."""
+
+    async def __call__(self, work: Coroutine[None, None, Result]) -> asyncio.Task[Result]: ...
+
+
+@asynccontextmanager
+async def waiting_in_line(sql: asyncpg.Connection, message_id: UUID) -> AsyncIterator[Line]:
+    """Hold a mail's row, so that all that is started inside waits; then let them go in turn."""
+    started = []
+
+    async def line(work: Coroutine[None, None, Result]) -> asyncio.Task[Result]:
+        started.append(task := asyncio.create_task(work))
+
+        async def waits() -> bool:
+            count = await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            return bool(count == len(started))
+
+        await eventually(waits)
+        return task
+
+    async with sql.transaction():
+        await sql.execute(
+            "SELECT FROM notification_logs WHERE message_id = $1 FOR UPDATE", message_id
+        )
+        yield line
 
 
 async def attempts(
@@ -173,6 +206,22 @@ async def test_of_many_senders_at_the_same_time_one_is_granted(
     granted = [message for answer in answers for message, claim in answer if claim is Claim.GRANTED]
     assert sorted(granted) == sorted(messages)
     assert {claim for answer in answers for _, claim in answer} == {Claim.GRANTED, Claim.BUSY}
+
+
+async def test_claims_that_waited_for_each_other_see_what_the_first_did(
+    notifications: NotificationRepository,
+    sql: asyncpg.Connection,
+    run_out: Callable[[UUID], Awaitable[None]],
+) -> None:
+    first = a_claim()
+    await claimed(notifications, first)
+    await run_out(first.message_id)
+
+    async with waiting_in_line(sql, first.message_id) as line:
+        rivals = [await line(claimed(notifications, a_claim(first.message_id))) for _ in range(3)]
+
+    assert await asyncio.gather(*rivals) == [[Claim.GRANTED], [Claim.BUSY], [Claim.BUSY]]
+    assert len(await attempts(notifications, first.message_id)) == 2
 
 
 async def test_a_user_that_does_not_exist_is_no_obstacle(
@@ -414,6 +463,27 @@ async def test_a_mail_that_was_accepted_is_sent_whoever_says_so(
         (1, DeliveryStatus.SENT),
         (2, DeliveryStatus.DEFERRED),
     ]
+
+
+async def test_sent_is_not_overwritten_by_a_word_that_came_at_the_same_moment(
+    notifications: NotificationRepository,
+    sql: asyncpg.Connection,
+    run_out: Callable[[UUID], Awaitable[None]],
+) -> None:
+    late = a_claim()
+    await claimed(notifications, late)
+    await run_out(late.message_id)
+    holder = a_claim(late.message_id)
+    await claimed(notifications, holder)
+
+    async with waiting_in_line(sql, late.message_id) as line:
+        sent = await line(recorded(notifications, late, DeliveryStatus.SENT))
+        deferred = await line(recorded(notifications, holder, DeliveryStatus.DEFERRED))
+
+    assert await sent
+    assert not await deferred
+    notification = await notifications.select_notification(late.message_id)
+    assert notification.status is DeliveryStatus.SENT
 
 
 async def test_an_unsure_mail_can_turn_out_as_sent(notifications: NotificationRepository) -> None:
