@@ -83,6 +83,21 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(
     assert await tables(pool) == {"schema_migrations", "first"}
 
 
+async def test_a_migration_that_fails_over_a_row_does_not_quote_it(pool: Pool) -> None:
+    unique = Migration(
+        1,
+        "0001_unique.sql",
+        "CREATE TABLE addresses (email text);"
+        "INSERT INTO addresses VALUES ('ada@example.org'), ('ada@example.org');"
+        "CREATE UNIQUE INDEX addresses_key ON addresses (email);",
+    )
+    async with pool.acquire() as connection:
+        with pytest.raises(MigrationError, match="could not create unique index") as failure:
+            await migrate(connection, [unique])
+
+    assert "ada@" not in str(failure.value)
+
+
 async def test_an_older_service_leaves_newer_tables_alone(
     pool: Pool,
 ) -> None:
