@@ -176,6 +176,14 @@ class TooLargeError(PermanentError):
     title = "The body is too large"
 
 
+class TooSlowError(TransientError):
+    """The body did not arrive in time."""
+
+    code = "too_slow"
+    http_status = 408
+    title = "The body took too long to arrive"
+
+
 class UnsupportedMediaTypeError(PermanentError):
     """The body is of a type or encoding that this endpoint does not read."""
 

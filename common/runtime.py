@@ -12,6 +12,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from common.errors import SettingError
+from common.http.server import Runner
 from common.log import configure_logging
 from common.settings import ServiceSettings
 
@@ -68,13 +69,7 @@ async def _serve(name: str, settings: ServiceSettings, app: web.Application) -> 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    # Bodies are never decompressed: a small bomb stays small.
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        auto_decompress=False,
-        shutdown_timeout=REQUEST_SECONDS_AT_STOP,
-    )
+    runner = Runner(app, shutdown_timeout=REQUEST_SECONDS_AT_STOP)
     await runner.setup()
     try:
         await web.TCPSite(runner, settings.bind_address, settings.port).start()

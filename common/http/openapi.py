@@ -10,13 +10,20 @@ from common.errors import (
     InvalidError,
     MalformedError,
     TooLargeError,
+    TooSlowError,
     UnsupportedMediaTypeError,
     UserStreamError,
 )
 from common.http.api import Api, Operation
 
 _REF = "#/components/schemas/{model}"
-_READS_A_BODY = (MalformedError, TooLargeError, UnsupportedMediaTypeError, InvalidError)
+_READS_A_BODY = (
+    MalformedError,
+    TooSlowError,
+    TooLargeError,
+    UnsupportedMediaTypeError,
+    InvalidError,
+)
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -1,5 +1,6 @@
 """Reads and validates what comes in: path, query, JSON body, form."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import parse_qsl
@@ -14,6 +15,7 @@ from common.errors import (
     InvalidError,
     MalformedError,
     TooLargeError,
+    TooSlowError,
     UnsupportedMediaTypeError,
 )
 
@@ -21,6 +23,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BODY_BYTES = 64 * 1024
 """Largest body that people and programs may send."""
+
+BODY_SECONDS = 30.0
+"""Longest time for a whole body to arrive; whoever sends it more slowly only holds a place."""
 
 MAX_FORM_FIELDS = 100
 """Fields of a form; ours have four."""
@@ -55,6 +60,7 @@ async def read_json(request: web.Request, model: type[Model]) -> Model:
     Raises:
         UnsupportedMediaTypeError: Compressed, or not called JSON.
         TooLargeError: More than the limit.
+        TooSlowError: It did not arrive in time.
         MalformedError: Not JSON.
         InvalidError: A value breaks a rule.
     """
@@ -96,7 +102,12 @@ async def read_bytes(request: web.Request) -> bytes:
     if (request.content_length or 0) > request.client_max_size:
         raise TooLargeError(f"At most {request.client_max_size} bytes are read here.")
     try:
-        return await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError as error:
+        raise TooSlowError(
+            f"The body did not arrive within {BODY_SECONDS:g} s. Nothing was done; send it again."
+        ) from error
     except web.HTTPRequestEntityTooLarge as error:
         raise TooLargeError(f"At most {request.client_max_size} bytes are read here.") from error
 
