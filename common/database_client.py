@@ -159,7 +159,7 @@ class DatabaseClient:
                 async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                     yield chunk
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise DatabaseServiceUnavailableError("The stream of users broke off.") from error
+            raise await self._broken_or_away() from error
 
     # -- HTTP -------------------------------------------------------------------------------
 
@@ -201,6 +201,12 @@ class DatabaseClient:
         if await self._is_ready():
             return NeighbourTimeoutError(f"No answer within {REQUEST_SECONDS:g} s.")
         return DatabaseServiceUnavailableError("database_service does not answer.")
+
+    async def _broken_or_away(self) -> UserStreamError:
+        """A stream that always breaks off is no outage: it would hold up all other reports."""
+        if await self._is_ready():
+            return NeighbourError("The stream of users broke off.")
+        return DatabaseServiceUnavailableError("The stream of users broke off.")
 
     async def _is_ready(self) -> bool:
         timeout = aiohttp.ClientTimeout(total=READINESS_SECONDS)
