@@ -34,6 +34,9 @@ SETTINGS = {
 
 READY = "/health/ready"
 
+STOP_SECONDS = 40.0
+"""A service gives requests 5 s, messages 20 s and what is broken off 5 s, and then disconnects."""
+
 INHERITED = ("PATH", "HOME", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """Variables of the system, not of the project, that a Python program may need."""
 
@@ -73,6 +76,7 @@ def service_program(
         directory=PROJECT,
         log=log,
         is_ready=lambda: answers_ok(port, READY),
+        stop_within=STOP_SECONDS,
         explain=lambda: _get(port, READY)[1],
     )
 
