@@ -19,7 +19,8 @@ from common.contracts.notifications import (
 from common.contracts.users import UserRequest
 from common.errors import NotFoundError
 from database_service.pool import Database
-from database_service.repositories.notifications import LEASE_SECONDS, NotificationRepository
+from database_service.repositories.claims import LEASE_SECONDS
+from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.users import UserRepository
 from tests.integration.database_service.builders import (
     a_claim,

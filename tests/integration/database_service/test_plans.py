@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from database_service.pool import Database
-from database_service.repositories import notifications, registrations
+from database_service.repositories import claims, outcomes, registrations
 
 COUNT = 500
 IDS = [uuid4() for _ in range(COUNT)]
@@ -39,14 +39,14 @@ STATEMENTS: dict[str, tuple[str, list[Any]]] = {
     ),
     "journey": (registrations.RegistrationRepository.SELECT_JOURNEY, [IDS[0]]),
     "new claims": (
-        notifications.INSERT_CLAIMS,
+        claims.INSERT_CLAIMS,
         [IDS, IDS, ["welcome"] * COUNT, ADDRESSES, NUMBERS, IDS, [True] * COUNT, 30],
     ),
-    "known claims": (notifications.UPDATE_CLAIMS, [IDS, IDS, [True] * COUNT, 30]),
-    "owners": (notifications.SELECT_OWNERS_FOR_UPDATE, [NUMBERS[:10], ADDRESSES[:10]]),
-    "telling": (notifications.UPDATE_TOLD, [IDS[:10], [None, *NUMBERS[:9]], ADDRESSES[:10], 24]),
+    "known claims": (claims.UPDATE_CLAIMS, [IDS, IDS, [True] * COUNT, 30]),
+    "owners": (claims.SELECT_OWNERS_FOR_UPDATE, [NUMBERS[:10], ADDRESSES[:10]]),
+    "telling": (claims.UPDATE_TOLD, [IDS[:10], [None, *NUMBERS[:9]], ADDRESSES[:10], 24]),
     "outcomes": (
-        notifications.UPDATE_OUTCOMES,
+        outcomes.UPDATE_OUTCOMES,
         [IDS, IDS, ["sent"] * COUNT, [250] * COUNT, ["ok"] * COUNT],
     ),
 }
