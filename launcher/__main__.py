@@ -1,16 +1,18 @@
 """Run a command: ``python -m launcher demo``; ``./userstream`` does just that."""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from launcher import checks, running, watching
 from launcher.arguments import parser
+from launcher.environment import PROJECT, ensure_environment
 from launcher.errors import LauncherError
 from launcher.ports import ports
-from launcher.stack import default_data
+from launcher.stack import RUN_DIRECTORY, default_data
 from launcher.table import overview, status_lines
 from launcher.terminal import STDERR, Terminal
 
@@ -88,6 +90,14 @@ def _logs(given: Namespace) -> int:
     return OK
 
 
+def _bench(_given: Namespace) -> NoReturn:
+    """Become the benchmark, which reads the same command line in its own environment."""
+    python = ensure_environment("bench", RUN_DIRECTORY, STDERR) / "bin" / "python"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [str(python), "-P", "-m", "bench", *sys.argv[1:]]
+    os.execve(python, command, environment)  # noqa: S606 - becoming it is the purpose
+
+
 def _test(given: Namespace) -> int:
     return checks.run(given.pytest, Terminal(sys.stdout))
 
@@ -98,6 +108,7 @@ COMMANDS = {
     "status": _status,
     "down": _down,
     "logs": _logs,
+    "bench": _bench,
     "test": _test,
 }
 

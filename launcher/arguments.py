@@ -3,12 +3,15 @@
 import argparse
 from pathlib import Path
 
+from bench.arguments import add_arguments
+
 COMMANDS = {
     "demo": "set up and start everything, show where it is, stop with Ctrl-C",
     "up": "the same for scripts; with --detach it returns when everything is ready",
     "status": "show each part: where it is, whether it is ready, how often it was restarted",
     "down": "stop what 'up --detach' started",
     "logs": "show the logs, of one part or of all",
+    "bench": "measure the speed, beside a system that people would write instead",
     "test": "check and test everything; what follows goes to pytest",
 }
 
@@ -42,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
         if name == "logs":
             command.add_argument("part", nargs="?", help="sender, rabbitmq, postgres, …")
             command.add_argument("--follow", "-f", action="store_true", help="go on showing")
+        if name == "bench":
+            add_arguments(command)
         if name == "test":
             command.add_argument("pytest", nargs=argparse.REMAINDER, help="arguments of pytest")
     return top

@@ -36,8 +36,7 @@ class Runner:
         Raises:
             LauncherError: It could not be started. What had been started is stopped.
         """
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+        interrupt_on_signals()
         state = StateFile(self.data)
         stack = build_stack(
             offset=self.offset, data=self.data, given=os.environ, terminal=self.terminal
@@ -50,7 +49,7 @@ class Runner:
             on_change=lambda supervisor: state.write(self._state(stack, supervisor)),
         )
         try:
-            self._start(stack, supervisor)
+            start_parts(stack, supervisor, self.terminal)
             self.phase = "ready"
             state.write(self._state(stack, supervisor))
             announce(stack.connections())
@@ -63,22 +62,6 @@ class Runner:
                 state.write(self._state(stack, supervisor))
             self._stop(supervisor)
         self.terminal.say("Everything is stopped. The data is kept for the next start.")
-
-    def _start(self, stack: Stack, supervisor: Supervisor) -> None:
-        if stack.broker:
-            stack.broker.directory.mkdir(parents=True, exist_ok=True)
-            stack.broker.prepare()
-        if stack.postgres:
-            with self.terminal.step("Preparing PostgreSQL"):
-                stack.postgres.directory.mkdir(parents=True, exist_ok=True)
-                stack.postgres.prepare()
-        if stack.broker:
-            supervisor.start([stack.broker.epmd()])
-        supervisor.start(stack.infrastructure())
-        if stack.broker:
-            with self.terminal.step("Checking RabbitMQ's queues and bindings"):
-                stack.broker.settle()
-        supervisor.start(stack.services())
 
     def _stop(self, supervisor: Supervisor) -> None:
         try:
@@ -97,6 +80,34 @@ class Runner:
                 for name, part in supervisor.parts.items()
             },
         }
+
+
+def interrupt_on_signals() -> None:
+    """Make SIGTERM and a closed terminal stop this process as Ctrl-C does."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
+def start_parts(stack: Stack, supervisor: Supervisor, terminal: Terminal) -> None:
+    """Start everything, what others need first; return when all of it is ready.
+
+    Raises:
+        LauncherError: Something did not start; what had been started goes on.
+    """
+    if stack.broker:
+        stack.broker.directory.mkdir(parents=True, exist_ok=True)
+        stack.broker.prepare()
+    if stack.postgres:
+        with terminal.step("Preparing PostgreSQL"):
+            stack.postgres.directory.mkdir(parents=True, exist_ok=True)
+            stack.postgres.prepare()
+    if stack.broker:
+        supervisor.start([stack.broker.epmd()])
+    supervisor.start(stack.infrastructure())
+    if stack.broker:
+        with terminal.step("Checking RabbitMQ's queues and bindings"):
+            stack.broker.settle()
+    supervisor.start(stack.services())
 
 
 def detach(*, offset: int, data: Path, terminal: Terminal) -> dict[str, Any]:

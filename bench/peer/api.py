@@ -17,7 +17,6 @@ class Submitted(BaseModel):
     email: EmailStr
 
 
-
 router = RabbitRouter(os.environ["AMQP_URL"])
 app = FastAPI()
 

@@ -1,6 +1,6 @@
 """The table, and how to reach it."""
 
-import datetime
+import datetime as dt
 import os
 
 from sqlalchemy import String, func
@@ -21,7 +21,7 @@ class User(Base):
     name: Mapped[str] = mapped_column(String(100))
     surname: Mapped[str] = mapped_column(String(100))
     email: Mapped[str] = mapped_column(String(255), unique=True)
-    created_at: Mapped[datetime.datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[dt.datetime] = mapped_column(server_default=func.now())
 
 
 engine = create_async_engine(os.environ["DATABASE_URL"], pool_size=20)

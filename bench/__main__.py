@@ -1,0 +1,81 @@
+"""Run the measurements: ``./userstream bench``."""
+
+import json
+import os
+import sys
+from typing import Any
+
+from bench.arena import arena, settings_to_measure
+from bench.arguments import sizes
+from bench.comparison import Comparison
+from bench.goals import judge
+from bench.machine import describe_machine, describe_versions
+from bench.table import figures_table, goals_table, plain, usage_table
+from bench.workloads import AGAINST_PEER, measure
+from launcher.arguments import parser
+from launcher.errors import LauncherError
+from launcher.running import interrupt_on_signals
+from launcher.terminal import STDERR
+
+OK, FAILED = 0, 1
+
+
+def main(argv: list[str]) -> int:
+    """Measure, show the results, and return the exit code; being slow is no failure."""
+    given = parser().parse_args(argv)
+    interrupt_on_signals()
+    try:
+        with arena(
+            offset=given.port_offset,
+            data=given.data,
+            with_peer=bool(AGAINST_PEER & set(given.only)),
+            terminal=STDERR,
+        ) as running:
+            comparisons = measure(running, given.only, sizes(given), STDERR.say)
+            about = {
+                "machine": describe_machine(),
+                "versions": describe_versions(running),
+                "settings": settings_to_measure(os.environ),
+            }
+            show(about, comparisons, as_json=given.json)
+            _require_complete(comparisons)
+    except LauncherError as error:
+        STDERR.fail(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+    return OK
+
+
+def show(
+    about: dict[str, dict[str, str]], comparisons: dict[str, Comparison], *, as_json: bool
+) -> None:
+    """Print everything on stdout."""
+    verdicts = judge(comparisons)
+    if as_json:
+        document: dict[str, Any] = {
+            **about,
+            "complete": not any(found.problems for found in comparisons.values()),
+            "goals": [verdict.as_json() for verdict in verdicts],
+            "workloads": {name: found.as_json() for name, found in comparisons.items()},
+        }
+        print(json.dumps(document))
+        return
+    for name, found in comparisons.items():
+        print(f"\n{name}: {found.how}\n", plain(figures_table(found)), sep="\n")
+        if usage := usage_table(found):
+            print("\n", plain(usage), sep="")
+    print("\nGoals", plain(goals_table(verdicts)), sep="\n\n")
+
+
+def _require_complete(comparisons: dict[str, Comparison]) -> None:
+    problems = [problem for found in comparisons.values() for problem in found.problems]
+    if problems:
+        raise LauncherError(
+            "Not everything that was accepted arrived, so the figures do not count:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

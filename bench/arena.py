@@ -1,0 +1,235 @@
+"""Starts what is measured: a private stack, the mail sink, and beside them the peer."""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.mails import Mails
+from bench.peer_system import peer_programs, peer_system, prepare_peer
+from bench.systems import System
+from launcher.broker import Broker
+from launcher.environment import PROJECT
+from launcher.errors import LauncherError
+from launcher.ports import HOST, LARGEST_OFFSET, is_free, ports
+from launcher.postgres import Postgres
+from launcher.processes import Program
+from launcher.running import start_parts
+from launcher.services import SETTINGS
+from launcher.stack import RUN_DIRECTORY, Stack, build_stack
+from launcher.supervisor import Part, Supervisor
+from launcher.terminal import Terminal
+
+OURS = "UserStream"
+
+PASSED_THROUGH = ("frontend", "queue_receiver", "sender", "database_service")
+"""The services that a registration meets; the report generator is not among them."""
+
+COUNT_ROWS = "SELECT count(*) FROM users WHERE lower(email) = ANY($1::text[])"
+
+FIRST_OFFSET, OFFSET_STEP = 1000, 20
+"""Where free ports are looked for; a person's own stacks begin at 0."""
+
+ADDRESSES = frozenset(
+    {
+        *("QUEUE_URL", "QUEUE_MANAGEMENT_URL", "DATABASE_SERVICE_URL", "PUBLIC_URL"),
+        *("SMTP_HOST", "SMTP_PORT", "SMTP_SECURE", "SMTP_USER", "SMTP_PASSWORD", "SMTP_CA_FILE"),
+        *("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSL", "DB_SSL_CA"),
+        *("REGISTRATION_ID_SECRET", "REPORT_OUTPUT_DIR", "BIND_ADDRESS"),
+    }
+)
+"""What is not taken from the environment: nothing but this machine is measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arena:
+    """Everything that runs."""
+
+    stack: Stack
+    broker: Broker
+    postgres: Postgres
+    supervisor: Supervisor
+    ours: System
+    peer: System | None
+    """None where nothing is compared with it."""
+    mails: Mails
+    scratch: Path
+    """A folder for files that a workload makes; gone at the end."""
+
+    @property
+    def systems(self) -> tuple[System, ...]:
+        """Those that are compared, ours first."""
+        return (self.ours, self.peer) if self.peer else (self.ours,)
+
+    def around(self) -> dict[str, int]:
+        """The processes that all share: broker and database."""
+        parts = self.supervisor.parts
+        return {
+            name: part.running.pid
+            for name in ("rabbitmq", "postgres")
+            if (part := parts[name]).running
+        }
+
+    def part(self, name: str) -> Part:
+        """One of our processes."""
+        return self.supervisor.parts[name]
+
+
+def settings_to_measure(environment: Mapping[str, str]) -> dict[str, str]:
+    """The settings of services that the person has chosen, such as ``PREFETCH``."""
+    known = {name for names in SETTINGS.values() for name in names} | {"LOG_LEVEL"}
+    return {name: environment[name] for name in sorted(known - ADDRESSES) if name in environment}
+
+
+@contextmanager
+def arena(
+    *, offset: int, data: Path | None, with_peer: bool, terminal: Terminal
+) -> Iterator[Arena]:
+    """Start everything with data of its own; stop it and remove the data at the end.
+
+    Where something goes wrong the logs stay, because they say why.
+
+    Args:
+        offset: Of the ports; 0 takes the first ones that are free.
+        data: Where a folder for the data is made.
+        with_peer: Whether the peer is needed.
+        terminal: Hears of the progress.
+
+    Raises:
+        LauncherError: Something could not be started.
+    """
+    offset = offset or free_offset()
+    folder = _made(data or RUN_DIRECTORY)
+    keep_logs = False
+    try:
+        with ExitStack() as running:
+            yield _start(offset, folder, running, with_peer=with_peer, terminal=terminal)
+    except LauncherError as error:
+        keep_logs = True
+        raise LauncherError(f"{error}\nThe logs are kept in {folder / 'logs'}") from error
+    finally:
+        _remove(folder, keep_logs=keep_logs)
+
+
+def free_offset() -> int:
+    """The first offset with which every port is free.
+
+    Raises:
+        LauncherError: There is none.
+    """
+    for offset in range(FIRST_OFFSET, LARGEST_OFFSET, OFFSET_STEP):
+        if all(is_free(port) for port in ports(offset).values()):
+            return offset
+    raise LauncherError("There are no free ports for a stack; name some with --port-offset.")
+
+
+def _made(parent: Path) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="bench-", dir=parent))
+    except PermissionError as error:
+        raise LauncherError(
+            f"{parent} can not be written by this user. Take another folder with --data."
+        ) from error
+
+
+def _remove(folder: Path, *, keep_logs: bool) -> None:
+    # PostgreSQL's may be a link to where its user can go; see launcher/postgres.py.
+    shutil.rmtree((folder / "postgres").resolve(), ignore_errors=True)
+    if not keep_logs:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for entry in folder.iterdir():
+        if entry.is_symlink() or entry.is_file():
+            entry.unlink()
+        elif entry.name != "logs":
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _start(
+    offset: int, folder: Path, running: ExitStack, *, with_peer: bool, terminal: Terminal
+) -> Arena:
+    numbers = ports(offset)
+    sink_port = numbers["mailbox smtp"]  # the sink takes the mailbox's place
+    given = {name: os.environ[name] for name in os.environ if not _is_address(name)}
+    given |= {"SMTP_HOST": HOST, "SMTP_PORT": str(sink_port), "SMTP_SECURE": "none"}
+    stack = build_stack(offset=offset, data=folder, given=given, terminal=terminal)
+    if stack.broker is None or stack.postgres is None:
+        raise AssertionError("no address is handed on, so both are the stack's own")
+    log = folder / "mails.log"
+    log.touch()
+    supervisor = Supervisor(terminal=terminal, on_change=lambda _: None)
+    running.callback(supervisor.stop)
+    supervisor.start([_sink(sink_port, log, stack.logs)])
+    running.callback(_stop, supervisor, "sink")
+    start_parts(stack, supervisor, terminal)
+    peer = None
+    if with_peer:
+        port = numbers["mailbox web"]
+        prepare_peer(stack.broker, stack.postgres)
+        programs = peer_programs(
+            stack.broker, stack.postgres, port=port, smtp_port=sink_port, logs=stack.logs
+        )
+        running.callback(_stop, supervisor, *(program.name for program in programs))
+        supervisor.start(programs)
+        parts = {program.name: supervisor.parts[program.name] for program in programs}
+        peer = peer_system(stack.broker, stack.postgres, port=port, parts=parts)
+    return Arena(
+        stack=stack,
+        broker=stack.broker,
+        postgres=stack.postgres,
+        supervisor=supervisor,
+        ours=_our_system(stack, stack.broker, stack.postgres, supervisor),
+        peer=peer,
+        mails=Mails(log),
+        scratch=folder,
+    )
+
+
+def _is_address(name: str) -> bool:
+    return name.removesuffix("_FILE") in ADDRESSES
+
+
+def _our_system(stack: Stack, broker: Broker, postgres: Postgres, supervisor: Supervisor) -> System:
+    return System(
+        name=OURS,
+        port=stack.ports["frontend"],
+        path="/api/registrations",
+        dsn=postgres.dsn(),
+        count_rows=COUNT_ROWS,
+        amqp_url=broker.url(),
+        queue="user.registration",
+        consumer="queue_receiver",
+        parts={name: supervisor.parts[name] for name in PASSED_THROUGH},
+    )
+
+
+def _sink(port: int, log: Path, logs: Path) -> Program:
+    def is_ready() -> bool:
+        try:
+            with socket.create_connection((HOST, port), timeout=1) as connection:
+                return connection.recv(3) == b"220"
+        except OSError:
+            return False
+
+    return Program(
+        name="sink",
+        argv=(sys.executable, "-m", "bench.sink", str(port), str(log)),
+        environment={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+        directory=PROJECT,
+        log=logs / "sink.log",
+        is_ready=is_ready,
+    )
+
+
+def _stop(supervisor: Supervisor, *names: str) -> None:
+    """Stop parts that the supervisor's own order does not know."""
+    running = [part.running for name in names if (part := supervisor.parts[name]).running]
+    for each in running:
+        if each:
+            each.stop()

@@ -1,0 +1,184 @@
+"""An HTTP client that costs next to nothing, so that it is not what is measured.
+
+It knows what these servers send: HTTP/1.1, keep-alive, a body with Content-Length.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+HOST = "127.0.0.1"
+
+TRY_AGAIN_STATUS = 503
+PAUSE_SECONDS = 0.05
+"""Before a post that was answered with 503, or not at all, is made again."""
+
+ANSWER_WITHIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status and a body."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What became of one post; instants on the monotonic clock."""
+
+    due: float
+    """When it was to be sent: with a full queue of work, earlier than when it was."""
+    answered: float
+    status: int
+    repeats: int
+    """How often it was made again after a 503 or a lost connection."""
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self._received = b""
+        self._waiting: asyncio.Future[Answer] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.WriteTransport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_exception(exc or ConnectionResetError("closed by the server"))
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received = self._received + data if self._received else data
+        end = received.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = received[:end].lower()
+        length = head.find(b"\r\ncontent-length:")
+        size = int(head[length + 17 :].split(b"\r\n", 1)[0]) if length >= 0 else 0
+        if len(received) < end + 4 + size:
+            return
+        self._received = b""
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_result(Answer(int(received[9:12]), received[end + 4 :]))
+
+    def send(self, request: bytes) -> asyncio.Future[Answer]:
+        self._waiting = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self._waiting
+
+
+@dataclass(slots=True)
+class Client:
+    """Connections to one server, kept open and used again."""
+
+    port: int
+    _idle: list[_Connection] = field(default_factory=list)
+    _all: list[_Connection] = field(default_factory=list)
+
+    async def send(self, request: bytes) -> Answer:
+        """Make one request.
+
+        Raises:
+            OSError: The connection could not be made, or was lost.
+            TimeoutError: No answer within half a minute.
+        """
+        connection = await self._connection()
+        answer = await asyncio.wait_for(connection.send(request), ANSWER_WITHIN_SECONDS)
+        self._idle.append(connection)
+        return answer
+
+    async def _connection(self) -> _Connection:
+        while self._idle:
+            if (connection := self._idle.pop()).is_open:
+                return connection
+        loop = asyncio.get_running_loop()
+        _, made = await loop.create_connection(_Connection, HOST, self.port)
+        self._all.append(made)
+        return made
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in self._all:
+            connection.transport.close()
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Client]:
+    """A client, closed at the end."""
+    client = Client(port)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def get(path: str) -> bytes:
+    """A GET as it goes over the wire."""
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nAccept: */*\r\n\r\n".encode()
+
+
+def post_json(path: str, body: object) -> bytes:
+    """A POST as it goes over the wire."""
+    content = json.dumps(body, ensure_ascii=False).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nAccept: application/json\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+async def closed_loop(client: Client, posts: Sequence[bytes], *, connections: int) -> list[Post]:
+    """Make all posts, each connection the next one as soon as it has its answer.
+
+    Returns:
+        What became of them, in the order of ``posts``.
+    """
+    made: dict[int, Post] = {}
+    remaining: Iterator[tuple[int, bytes]] = iter(enumerate(posts))
+
+    async def work() -> None:
+        for number, request in remaining:
+            made[number] = await _post(client, request, due=time.monotonic())
+
+    await asyncio.gather(*(work() for _ in range(connections)))
+    return [made[number] for number in range(len(posts))]
+
+
+async def open_loop(client: Client, posts: Sequence[bytes], *, rate: float) -> list[Post]:
+    """Make ``rate`` posts a second, whether or not the earlier ones are answered.
+
+    Latencies count from the instant when a post was due; a server that stalls is charged for
+    all that had to wait meanwhile.
+    """
+    begun = time.monotonic()
+    under_way = []
+    for number, request in enumerate(posts):
+        due = begun + number / rate
+        if (pause := due - time.monotonic()) > 0:
+            await asyncio.sleep(pause)
+        under_way.append(asyncio.create_task(_post(client, request, due=due)))
+    return list(await asyncio.gather(*under_way))
+
+
+async def _post(client: Client, request: bytes, *, due: float) -> Post:
+    deadline = time.monotonic() + ANSWER_WITHIN_SECONDS
+    repeats = 0
+    while True:
+        try:
+            status = (await client.send(request)).status
+        except OSError:  # TimeoutError is one
+            status = 0
+        answered = time.monotonic()
+        if status not in (0, TRY_AGAIN_STATUS) or answered > deadline:
+            return Post(due, answered, status, repeats)
+        repeats += 1
+        await asyncio.sleep(PAUSE_SECONDS)
