@@ -1,6 +1,5 @@
 """Everything people and programs can ask the frontend."""
 
-import re
 import secrets
 from datetime import UTC, datetime
 from uuid import UUID
@@ -20,13 +19,13 @@ from common.database_client import DatabaseClient
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
-    FieldError,
     IdempotencyKeyReusedError,
     InvalidError,
     UnavailableError,
     UserStreamError,
 )
 from common.http.api import Api, answer
+from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key, is_sane_key
 from common.http.validation import read_form_fields, validate
 from common.publisher import Publisher
 from frontend.events import TooManyWatchersError, Watchers
@@ -34,8 +33,6 @@ from frontend.identity import Identities
 from frontend.pages import UNCONFIRMED_NOTICE, FormValues, render_form, render_status
 
 log = structlog.get_logger()
-
-IDEMPOTENCY_KEY = "Idempotency-Key"
 
 PUBLISHER = web.AppKey("publisher", Publisher)
 DATABASE = web.AppKey("database", DatabaseClient)
@@ -72,7 +69,7 @@ async def submit_form(request: web.Request) -> web.Response:
         email=fields.get("email", ""),
     )
     nonce = fields.get("nonce", "")
-    if not _SANE_KEY.fullmatch(nonce):
+    if not is_sane_key(nonce):
         nonce = secrets.token_urlsafe(16)
     try:
         body = validate(
@@ -105,7 +102,7 @@ _KEY_HEADER = {
 )
 async def submit(request: web.Request, *, body: RegistrationRequest) -> web.Response:
     """Register somebody; 202 means that the broker has confirmed it."""
-    key = _idempotency_key(request)
+    key = idempotency_key(request)
     if key is not None:
         request.app[IDENTITIES].check_reuse(body, key)
     registration_id = await _register(request, body, key)
@@ -180,17 +177,6 @@ async def _register(request: web.Request, body: RegistrationRequest, key: str | 
     )
     log.info("registration.accepted", registration_id=str(registration_id))
     return registration_id
-
-
-_SANE_KEY = re.compile(r"[!-~]{1,200}")
-
-
-def _idempotency_key(request: web.Request) -> str | None:
-    key = request.headers.get(IDEMPOTENCY_KEY)
-    if key is None or _SANE_KEY.fullmatch(key):
-        return key
-    error = FieldError(IDEMPOTENCY_KEY, "Use 1 to 200 printable ASCII characters without spaces.")
-    raise InvalidError(error.detail, errors=(error,))
 
 
 def _page(text: str, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

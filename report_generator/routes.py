@@ -29,15 +29,14 @@ from common.errors import (
     BrokerUnavailableError,
     ConflictError,
     DatabaseServiceUnavailableError,
-    FieldError,
     GoneError,
-    InvalidError,
     NotFoundError,
     RangeNotSatisfiableError,
     UnavailableError,
     UserStreamError,
 )
 from common.http.api import Api, answer
+from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key
 from common.publisher import Publisher
 from report_generator.downloads import file_name, send_file
 from report_generator.files import ReportDirectory
@@ -49,9 +48,6 @@ DIRECTORY = web.AppKey("directory", ReportDirectory)
 
 REPORT_IDS = UUID("5b6f5c0e-0f0c-5c39-9c44-0a3d2b7c9b11")
 """Namespace of the ids that follow from an ``Idempotency-Key``."""
-
-IDEMPOTENCY_KEY = "Idempotency-Key"
-KEY_MAX_LENGTH = 200
 
 api = Api()
 
@@ -194,14 +190,9 @@ def _report_id(request: web.Request, body: ReportRequest) -> UUID:
     Raises:
         InvalidError: The key is empty, too long or not printable.
     """
-    key = request.headers.get(IDEMPOTENCY_KEY)
+    key = idempotency_key(request)
     if key is None:
         return uuid4()
-    if not (0 < len(key) <= KEY_MAX_LENGTH and all("!" <= character <= "~" for character in key)):
-        detail = f"Use 1 to {KEY_MAX_LENGTH} printable ASCII characters without spaces."
-        raise InvalidError(
-            f"{IDEMPOTENCY_KEY}: {detail}", errors=(FieldError(IDEMPOTENCY_KEY, detail),)
-        )
     return uuid5(REPORT_IDS, f"{key} {body.model_dump_json()}")
 
 

@@ -1,6 +1,5 @@
 """Everything people and programs can ask the sender."""
 
-import re
 from enum import StrEnum
 from uuid import UUID, uuid4, uuid5
 
@@ -25,13 +24,12 @@ from common.errors import (
     NotFoundError,
 )
 from common.http.api import Api, answer
+from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key
 from common.publisher import Publisher
 from sender.render import Renderer
 from sender.template_data import NEEDS, TemplateDataMissingError, read_data
 
 log = structlog.get_logger()
-
-IDEMPOTENCY_KEY = "Idempotency-Key"
 
 IDS = UUID("7f0a1c6e-9f0b-5d0e-8a3c-2f4f6f2f1b77")
 """Namespace of the ids that follow from an Idempotency-Key."""
@@ -86,7 +84,7 @@ class PreviewQuery(Body):
 async def send(request: web.Request, *, body: NotificationRequest) -> web.Response:
     """Ask for a mail; 202 means that the broker has confirmed it, not that it was sent."""
     _check_data(body)
-    notification_id = _identify(body, _idempotency_key(request))
+    notification_id = _identify(body, idempotency_key(request))
     await request.app[PUBLISHER].publish(
         EmailRequested.model_construct(**dict(body)),  # just validated by the same rules
         message_id=notification_id,
@@ -163,14 +161,3 @@ def _identify(body: NotificationRequest, key: str | None) -> UUID:
     The key alone would let a second, different mail pass for the first and never be sent.
     """
     return uuid5(IDS, f"{key}\n{body.model_dump_json()}") if key is not None else uuid4()
-
-
-_SANE_KEY = re.compile(r"[!-~]{1,200}")
-
-
-def _idempotency_key(request: web.Request) -> str | None:
-    key = request.headers.get(IDEMPOTENCY_KEY)
-    if key is None or _SANE_KEY.fullmatch(key):
-        return key
-    error = FieldError(IDEMPOTENCY_KEY, "Use 1 to 200 printable ASCII characters without spaces.")
-    raise InvalidError(error.detail, errors=(error,))
