@@ -18,10 +18,7 @@ from common.contracts.base import Contract
 from common.envelope import TRACEPARENT
 from common.errors import BrokerUnavailableError, UnroutableError
 from common.link import Link, check_topology
-from common.wire import Confirmation, Wire, wire_of
-
-CONFIRM_SECONDS = 5.0
-"""Longest wait for a confirm. What times out may still arrive later: it was not promised."""
+from common.wire import CONFIRM_SECONDS, Confirmation, Wire, wire_of
 
 CHANNEL_SECONDS = 1.0
 """Longest wait for a lost connection to come back before giving up on this message."""
@@ -143,20 +140,22 @@ _seconds = cache(metrics.PUBLISH_SECONDS.labels)
 async def _confirmed(confirmation: Confirmation, exchange: str) -> None:
     """Wait for the broker's word; what it does not say in time is not promised."""
     try:
-        async with asyncio.timeout(CONFIRM_SECONDS):
-            # Shielded: aiormq breaks the channel over a return for a cancelled confirmation.
-            await asyncio.shield(confirmation)
+        await confirmation
     except PublishError as error:
         raise UnroutableError(
             f"The exchange {exchange} has no queue bound to it; the message was not kept."
         ) from error
     except DeliveryError as error:
         raise BrokerUnavailableError("The broker refused the message: a queue is full.") from error
-    except (AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
-        if isinstance(error, TimeoutError):
-            raise BrokerUnavailableError(
-                f"The broker did not confirm within {CONFIRM_SECONDS:g} s."
-            ) from error
-        if isinstance(error, asyncio.CancelledError) and not confirmation.cancelled():
-            raise  # it is we who are cancelled, not the channel
+    except TimeoutError as error:
+        raise BrokerUnavailableError(
+            f"The broker did not confirm within {CONFIRM_SECONDS:g} s."
+        ) from error
+    except (AMQPError, OSError, RuntimeError) as error:
         raise BrokerUnavailableError("The connection broke before the confirm.") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # It is the channel that was cancelled, and its confirmations with it.
+        raise BrokerUnavailableError("The connection was closed before the confirm.") from error

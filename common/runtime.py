@@ -1,6 +1,7 @@
 """The life of a service process: settings, log, HTTP server, stop."""
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +23,9 @@ Settings = TypeVar("Settings", bound=ServiceSettings)
 
 EXIT_CONFIG = 78
 """``EX_CONFIG`` of sysexits.h: restarting will not help, a setting has to change."""
+
+GC_ALLOCATIONS = 20_000
+"""Objects more than before until cycles are looked for; Python's default is 700."""
 
 REQUEST_SECONDS_AT_STOP = 5.0
 """How long requests under way may take once the service was told to stop."""
@@ -71,6 +75,7 @@ async def _serve(name: str, settings: ServiceSettings, app: web.Application) -> 
         loop.add_signal_handler(number, stopped.set)
     runner = Runner(app, shutdown_timeout=REQUEST_SECONDS_AT_STOP)
     await runner.setup()
+    _calm_the_garbage_collector()
     try:
         await web.TCPSite(runner, settings.bind_address, settings.port).start()
         log.info("service.started", port=settings.port, name=name)
@@ -79,3 +84,14 @@ async def _serve(name: str, settings: ServiceSettings, app: web.Application) -> 
     finally:
         await runner.cleanup()
     log.info("service.stopped")
+
+
+def _calm_the_garbage_collector() -> None:
+    """Look for cycles less often, and not among what lives as long as the process.
+
+    At its defaults the collector took 5 % of a busy service's time to find next to nothing:
+    requests and messages end without cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS)

@@ -11,6 +11,7 @@ This leans on four attributes of aiormq's channel (``write_queue``, ``confirmati
 
 import asyncio
 import struct
+from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,6 +24,9 @@ from pamqp import encode
 
 FRAME_MAX = 131_072
 """Largest frame that RabbitMQ negotiates by default, in bytes; our bodies fit in one."""
+
+CONFIRM_SECONDS = 5.0
+"""Longest wait for a confirm. What times out may still arrive later: it was not promised."""
 
 DRAIN_SECONDS = 1.0
 """Longest wait for the last acks to leave; those that do not are delivered again."""
@@ -50,7 +54,7 @@ _FLAGS = {
 _PERSISTENT = b"\x02"
 
 Confirmation = asyncio.Future[Any]
-"""Done when the broker confirms; fails when it refuses or returns the message."""
+"""Done when the broker confirms; fails when it refuses, returns or does not answer in time."""
 
 
 class Wire:
@@ -62,6 +66,8 @@ class Wire:
         self._buffer: list[bytes] = []
         self._scheduled = False
         self._under_way: dict[str, Confirmation] = {}
+        self._deadlines: deque[tuple[float, Confirmation]] = deque()
+        self._timer_is_set = False
         self._done: set[int] = set()
         self._acked: set[int] = set()
         self._acked_below = 1
@@ -93,6 +99,7 @@ class Wire:
         )
         # The channel's own future: it fails when the channel is lost.
         confirmation: Confirmation = channel.create_future()
+        self._expire_later(confirmation)
         channel.delivery_tag += 1
         channel.confirmations[channel.delivery_tag] = confirmation
         # By this table aiormq finds the confirmation of a message that comes back.
@@ -101,6 +108,27 @@ class Wire:
         self._under_way[message_id] = confirmation
         confirmation.add_done_callback(partial(self._forget, message_id))
         return confirmation
+
+    def _expire_later(self, confirmation: Confirmation) -> None:
+        """Fail the confirmation at its deadline: one timer for all, since they expire in order."""
+        self._drop_settled()
+        self._deadlines.append((self._loop.time() + CONFIRM_SECONDS, confirmation))
+        if not self._timer_is_set:
+            self._timer_is_set = True
+            self._loop.call_at(self._deadlines[0][0], self._expire)
+
+    def _expire(self) -> None:
+        self._drop_settled()
+        while self._deadlines and self._deadlines[0][0] <= self._loop.time():
+            self._deadlines.popleft()[1].set_exception(TimeoutError())
+            self._drop_settled()
+        self._timer_is_set = bool(self._deadlines)
+        if self._timer_is_set:
+            self._loop.call_at(self._deadlines[0][0], self._expire)
+
+    def _drop_settled(self) -> None:
+        while self._deadlines and self._deadlines[0][1].done():
+            self._deadlines.popleft()
 
     async def turn(self, message_id: str) -> None:
         """Wait until no other message of that id is under way.

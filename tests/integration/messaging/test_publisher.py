@@ -6,8 +6,9 @@ from uuid import uuid4
 import pytest
 
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnroutableError
-from common.publisher import CONFIRM_SECONDS, Publisher
+from common.publisher import Publisher
 from common.topology import USER_REGISTRATION
+from common.wire import CONFIRM_SECONDS
 from tests.amqp import a_registration, depth, eventually, take
 from tests.backends import TestBroker
 
