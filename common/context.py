@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 REQUEST_ID = "X-Request-Id"
 CORRELATION_ID = "X-Correlation-Id"
@@ -66,11 +66,6 @@ def enter_message(message_id: str, correlation_id: str, traceparent: str) -> Non
     _current.set(
         Context(message_id=message_id, correlation_id=correlation_id, traceparent=traceparent)
     )
-
-
-def enter_correlation(correlation_id: str) -> None:
-    """Go on under another correlation id, as when a request becomes a piece of work."""
-    _current.set(replace(_current.get(), correlation_id=correlation_id))
 
 
 def outgoing_headers() -> dict[str, str]:

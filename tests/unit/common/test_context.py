@@ -5,7 +5,6 @@ import pytest
 from common.context import (
     current,
     current_ids,
-    enter_correlation,
     enter_message,
     enter_request,
     outgoing_headers,
@@ -42,8 +41,7 @@ async def test_a_request_without_ids_gets_new_ones() -> None:
 
 
 async def test_ids_go_on_to_the_next_service() -> None:
-    enter_request({"X-Request-Id": "r-1", "traceparent": TRACE})
-    enter_correlation("c-1")
+    enter_request({"X-Request-Id": "r-1", "X-Correlation-Id": "c-1", "traceparent": TRACE})
 
     assert outgoing_headers() == {
         "X-Request-Id": "r-1",
