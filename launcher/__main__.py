@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import Namespace
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher import checks, running, watching
@@ -30,13 +31,29 @@ def main(argv: list[str]) -> int:
         STDERR.fail(str(error))
         return USAGE
     given.data = (given.data or default_data(given.port_offset)).absolute()
+    if given.data.resolve() == PROJECT:
+        STDERR.fail("--data: this folder holds the program; take one of its own for the data.")
+        return USAGE
     try:
         return COMMANDS[given.command](given)
     except LauncherError as error:
         STDERR.fail(str(error))
         return FAILED
+    except OSError as error:
+        if not _lies_in(error.filename, given.data):
+            raise
+        STDERR.fail(
+            f"{error.filename}: {error.strerror}. Data and logs can not be kept there;"
+            " take another folder with --data."
+        )
+        return FAILED
     except KeyboardInterrupt:
         return FAILED
+
+
+def _lies_in(file: object, folder: Path) -> bool:
+    """Whether a failure is about the data's folder or something in it."""
+    return isinstance(file, (str, os.PathLike)) and Path(file).is_relative_to(folder)
 
 
 def _demo(given: Namespace) -> int:

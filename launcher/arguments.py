@@ -67,9 +67,16 @@ def _options(*, default: bool = False) -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--data",
-        type=Path,
+        type=_directory,
         metavar="DIR",
         default=None if default else argparse.SUPPRESS,
         help="keep data and logs there (default: .run/offset-N)",
     )
     return options
+
+
+def _directory(text: str) -> Path:
+    """A folder by its name; an empty one, as of an unset variable, would mean this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the folder has no name")
+    return Path(text)
