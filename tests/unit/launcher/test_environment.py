@@ -38,7 +38,7 @@ def test_pips_variables_win_over_its_files(tmp_path: Path) -> None:
 def test_lock_files_are_hashed_and_name_no_index_and_no_host() -> None:
     locks = sorted(REQUIREMENTS.glob("*.lock"))
 
-    assert [lock.stem for lock in locks] == ["demo", "runtime", "test", "uv"]
+    assert [lock.stem for lock in locks] == ["bench", "demo", "runtime", "test", "uv"]
     for lock in locks:
         text = lock.read_text()
         assert "://" not in text, lock.name
