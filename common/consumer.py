@@ -18,10 +18,11 @@ from common.context import enter_message
 from common.dispatcher import Dispatcher, Handlers, Outcome
 from common.envelope import Delivery
 from common.errors import UnavailableError
-from common.link import Link, check_topology
+from common.link import Link, check_topology, wire_of
+from common.plain_wire import PlainWire
 from common.publisher import Publisher
 from common.topology import Route, queues
-from common.wire import Wire, wire_of
+from common.wire import Wire
 
 log = structlog.get_logger()
 
@@ -42,14 +43,16 @@ class Consumer:
         service: str,
         dispatcher: Dispatcher,
         prefetch: int,
+        batched: bool,
     ) -> None:
         self._dispatcher = dispatcher
         self._route = dispatcher.route
         self._service = service
         self._prefetch = prefetch
+        self._batched = batched
         self._link = Link(url, service=service, purpose="consume", setup=self._subscribe_on)
         self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed)
-        self._wire: Wire | None = None
+        self._wire: Wire | PlainWire | None = None
         self._subscribed = False
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
@@ -97,7 +100,7 @@ class Consumer:
         for task in list(self._waiting):
             task.cancel()
         await check_topology(channel, queues=queues(self._route))
-        self._wire = await wire_of(channel)
+        self._wire = await wire_of(channel, batched=self._batched)
         self._wire.channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         await self._wire.channel.basic_qos(prefetch_count=self._prefetch)
         await self._subscribe()
@@ -204,6 +207,7 @@ async def consuming(
     publisher: Publisher,
     prefetch: int,
     retry_delays: Sequence[timedelta],
+    batched: bool = True,
 ) -> AsyncIterator[Consumer]:
     """Consume the handlers' route until the block is left; then drain.
 
@@ -214,6 +218,7 @@ async def consuming(
         publisher: Publishes retries and dead letters.
         prefetch: Deliveries in hand at once.
         retry_delays: Waits before each retry; at most the route's steps.
+        batched: Acknowledge what ends in one turn of the event loop at once.
 
     Raises:
         SettingError: More retries are wanted than the route has steps.
@@ -221,7 +226,9 @@ async def consuming(
     dispatcher = Dispatcher(
         service=service, handlers=handlers, publisher=publisher, retry_delays=retry_delays
     )
-    consumer = Consumer(url, service=service, dispatcher=dispatcher, prefetch=prefetch)
+    consumer = Consumer(
+        url, service=service, dispatcher=dispatcher, prefetch=prefetch, batched=batched
+    )
     await consumer.start()
     try:
         yield consumer

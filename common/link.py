@@ -14,9 +14,12 @@ import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+from aiormq.channel import Channel
 
 from common import metrics, tolerant_amqp
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnavailableError
+from common.plain_wire import PlainWire
+from common.wire import Wire
 
 log = structlog.get_logger()
 
@@ -162,6 +165,14 @@ async def check_topology(
                 raise TopologyMissingError(
                     f"The {kind} {name} does not exist. Import rabbitmq/definitions.json."
                 ) from error
+
+
+async def wire_of(channel: AbstractChannel, *, batched: bool) -> Wire | PlainWire:
+    """How to write to a channel: in batches, or by aiormq's own methods."""
+    underlay = await channel.get_underlay_channel()
+    if not isinstance(underlay, Channel):
+        raise TypeError("aio-pika no longer stands on aiormq's channel.")
+    return Wire(underlay) if batched else PlainWire(underlay)
 
 
 def _reason(error: BaseException) -> str:

@@ -17,8 +17,9 @@ from common.context import current
 from common.contracts.base import Contract
 from common.envelope import TRACEPARENT
 from common.errors import BrokerUnavailableError, UnroutableError
-from common.link import Link, check_topology
-from common.wire import CONFIRM_SECONDS, Confirmation, Wire, wire_of
+from common.link import Link, check_topology, wire_of
+from common.plain_wire import PlainWire
+from common.wire import CONFIRM_SECONDS, Confirmation, Wire
 
 CHANNEL_SECONDS = 1.0
 """Longest wait for a lost connection to come back before giving up on this message."""
@@ -28,18 +29,31 @@ class Publisher:
     """One confirmed channel on a connection of its own: an alarm blocks publishers only."""
 
     def __init__(
-        self, url: str, *, service: str, exchanges: Sequence[str], queues: Sequence[str]
+        self,
+        url: str,
+        *,
+        service: str,
+        exchanges: Sequence[str],
+        queues: Sequence[str],
+        batched: bool,
     ) -> None:
         self._service = service
+        self._batched = batched
         self._exchanges = exchanges
         self._queues = queues
-        self._wire: Wire | None = None
+        self._wire: Wire | PlainWire | None = None
         self._link = Link(url, service=service, purpose="publish", setup=self._prepare)
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, url: str, *, service: str, exchanges: Sequence[str], queues: Sequence[str] = ()
+        cls,
+        url: str,
+        *,
+        service: str,
+        exchanges: Sequence[str],
+        queues: Sequence[str] = (),
+        batched: bool = True,
     ) -> AsyncIterator["Publisher"]:
         """Start connecting.
 
@@ -48,8 +62,9 @@ class Publisher:
             service: Name that messages carry as ``app_id``.
             exchanges: Everything it will publish to; ready only when all of them exist.
             queues: Queues that must exist for it to make sense.
+            batched: Write what is published in one turn of the event loop at once.
         """
-        publisher = cls(url, service=service, exchanges=exchanges, queues=queues)
+        publisher = cls(url, service=service, exchanges=exchanges, queues=queues, batched=batched)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(publisher._link)
             yield publisher
@@ -114,7 +129,7 @@ class Publisher:
             _count(exchange, outcome).inc()
             _seconds(exchange).observe(time.perf_counter() - started)
 
-    async def _wire_within_reach(self) -> Wire:
+    async def _wire_within_reach(self) -> Wire | PlainWire:
         """The channel, unless the broker blocks us: a message written then arrives as a ghost."""
         if self._wire is None or self._wire.closed:
             try:
@@ -129,7 +144,7 @@ class Publisher:
 
     async def _prepare(self, channel: AbstractChannel) -> None:
         await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
-        self._wire = await wire_of(channel)
+        self._wire = await wire_of(channel, batched=self._batched)
 
 
 # Looked up once: a lookup costs as much as counting.

@@ -6,7 +6,8 @@ one write, through aiormq's own queue to its writer, and confirms come back thro
 own table. Nothing waits for company: a lone publish leaves at the end of its turn.
 
 This leans on four attributes of aiormq's channel (``write_queue``, ``confirmations``,
-``message_id_delivery_tag``, ``delivery_tag``); checked with aiormq 7.2.
+``message_id_delivery_tag``, ``delivery_tag``); checked with aiormq 7.2. ``common.plain_wire``
+does the same without them.
 """
 
 import asyncio
@@ -17,7 +18,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from aio_pika.abc import AbstractChannel
 from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
 from pamqp import encode
@@ -197,14 +197,6 @@ class Wire:
         self._acked |= self._done
         self._done.clear()
         return acks
-
-
-async def wire_of(channel: AbstractChannel) -> Wire:
-    """The wire of an aio-pika channel."""
-    underlay = await channel.get_underlay_channel()
-    if not isinstance(underlay, Channel):
-        raise TypeError("aio-pika no longer stands on aiormq's channel.")
-    return Wire(underlay)
 
 
 def content_header(

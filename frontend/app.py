@@ -36,6 +36,7 @@ def build_app(settings: Settings) -> web.Application:
                 Publisher.open(
                     str(settings.queue_url),
                     service=SERVICE,
+                    batched=settings.batched_writes,
                     exchanges=[route.name],
                     queues=[route.queue],
                 )

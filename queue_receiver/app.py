@@ -34,6 +34,7 @@ def build_app(settings: Settings) -> web.Application:
                 Publisher.open(
                     str(settings.queue_url),
                     service=SERVICE,
+                    batched=settings.batched_writes,
                     exchanges=[
                         EmailRequested.route.name,
                         *republished_to(RegistrationSubmitted.route),
@@ -51,6 +52,7 @@ def build_app(settings: Settings) -> web.Application:
                     service=SERVICE,
                     publisher=publisher,
                     prefetch=settings.prefetch,
+                    batched=settings.batched_writes,
                     retry_delays=settings.retry_delays(),
                 )
             )

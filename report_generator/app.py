@@ -42,6 +42,7 @@ def build_app(settings: Settings) -> web.Application:
                 Publisher.open(
                     str(settings.queue_url),
                     service=SERVICE,
+                    batched=settings.batched_writes,
                     exchanges=[
                         ReportRequested.route.name,
                         EmailRequested.route.name,
@@ -64,6 +65,7 @@ def build_app(settings: Settings) -> web.Application:
                     service=SERVICE,
                     publisher=publisher,
                     prefetch=settings.prefetch,
+                    batched=settings.batched_writes,
                     retry_delays=settings.retry_delays(),
                 )
             )

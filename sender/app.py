@@ -43,6 +43,7 @@ def build_app(settings: Settings) -> web.Application:
                 Publisher.open(
                     str(settings.queue_url),
                     service=SERVICE,
+                    batched=settings.batched_writes,
                     exchanges=[EmailRequested.route.name, *republished_to(EmailRequested.route)],
                 )
             )
@@ -60,6 +61,7 @@ def build_app(settings: Settings) -> web.Application:
                     service=SERVICE,
                     publisher=publisher,
                     prefetch=settings.prefetch,
+                    batched=settings.batched_writes,
                     retry_delays=settings.retry_delays(RETRY_FACTOR),
                 )
             )

@@ -9,35 +9,47 @@ import pytest
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from aiormq.abc import DeliveredMessage
 
+from common.link import wire_of
+from common.plain_wire import PlainWire
 from common.topology import USER_REGISTRATION
-from common.wire import Wire, wire_of
+from common.wire import Wire
 from tests.amqp import depth, eventually, opened, take
 from tests.backends import TestBroker
 
 EXCHANGE = USER_REGISTRATION.name
 QUEUE = USER_REGISTRATION.queue
 
+AnyWire = Wire | PlainWire
+
+
+@pytest.fixture(params=[True, False], ids=["batched", "plain"])
+def batched(request: pytest.FixtureRequest) -> bool:
+    """Both ways must keep the same promises."""
+    return bool(request.param)
+
 
 @pytest.fixture
-async def wire(empty_broker: TestBroker) -> AsyncIterator[Wire]:
+async def wire(empty_broker: TestBroker, *, batched: bool) -> AsyncIterator[AnyWire]:
     async with opened(empty_broker.admin_url) as channel:
-        yield await wire_of(channel)
+        yield await wire_of(channel, batched=batched)
 
 
-def published(wire: Wire, exchange: str = EXCHANGE, **properties: str) -> asyncio.Future[object]:
+def published(wire: AnyWire, exchange: str = EXCHANGE, **properties: str) -> asyncio.Future[object]:
     properties = {"message_id": str(uuid4())} | properties
     return wire.publish(exchange, "key", b"{}", properties=properties, headers={})
 
 
 async def test_confirms_come_back_for_all_that_left_together(
-    wire: Wire, empty_broker: TestBroker
+    wire: AnyWire, empty_broker: TestBroker
 ) -> None:
     await asyncio.gather(*(published(wire) for _ in range(300)))
 
     assert await depth(empty_broker.admin_url, QUEUE) == 300
 
 
-async def test_every_property_arrives_as_it_was_given(wire: Wire, empty_broker: TestBroker) -> None:
+async def test_every_property_arrives_as_it_was_given(
+    wire: AnyWire, empty_broker: TestBroker
+) -> None:
     await wire.publish(
         EXCHANGE,
         "schlüssel",
@@ -67,13 +79,13 @@ async def test_every_property_arrives_as_it_was_given(wire: Wire, empty_broker: 
     }
 
 
-async def test_an_empty_body_is_published(wire: Wire, empty_broker: TestBroker) -> None:
+async def test_an_empty_body_is_published(wire: AnyWire, empty_broker: TestBroker) -> None:
     await wire.publish(EXCHANGE, "k", b"", properties={"message_id": "m"}, headers={})
 
     assert (await take(empty_broker.admin_url, QUEUE)).body == b""
 
 
-async def test_only_what_comes_back_fails(wire: Wire, empty_broker: TestBroker) -> None:
+async def test_only_what_comes_back_fails(wire: AnyWire, empty_broker: TestBroker) -> None:
     async with opened(empty_broker.admin_url) as channel:
         await channel.declare_exchange("bound.to.nothing", durable=True)
     try:
@@ -92,7 +104,7 @@ async def test_only_what_comes_back_fails(wire: Wire, empty_broker: TestBroker) 
 
 
 async def test_a_return_for_somebody_who_gave_up_breaks_nothing(
-    wire: Wire, empty_broker: TestBroker
+    wire: AnyWire, empty_broker: TestBroker
 ) -> None:
     async with opened(empty_broker.admin_url) as channel:
         await channel.declare_exchange("bound.to.nothing", durable=True)
@@ -108,7 +120,7 @@ async def test_a_return_for_somebody_who_gave_up_breaks_nothing(
     await published(wire)
 
 
-async def test_a_full_queue_refuses(wire: Wire, empty_broker: TestBroker) -> None:
+async def test_a_full_queue_refuses(wire: AnyWire, empty_broker: TestBroker) -> None:
     policy = "/api/policies/%2F/full"
     definition = {"max-length": 1, "overflow": "reject-publish"}
     body = {"pattern": f"^{QUEUE}$", "definition": definition, "priority": 9, "apply-to": "queues"}
@@ -127,7 +139,7 @@ async def test_a_full_queue_refuses(wire: Wire, empty_broker: TestBroker) -> Non
         empty_broker.management("DELETE", policy)
 
 
-async def test_the_same_id_waits_for_its_turn(wire: Wire) -> None:
+async def test_the_same_id_waits_for_its_turn(wire: AnyWire) -> None:
     first = published(wire, message_id="same")
     turn = asyncio.ensure_future(wire.turn("same"))
     await asyncio.sleep(0)
@@ -140,7 +152,7 @@ async def test_the_same_id_waits_for_its_turn(wire: Wire) -> None:
 
 
 async def test_what_is_under_way_fails_when_the_connection_is_lost(
-    wire: Wire, empty_broker: TestBroker
+    wire: AnyWire, empty_broker: TestBroker
 ) -> None:
     await published(wire)
     empty_broker.freeze()
@@ -160,7 +172,7 @@ async def test_what_is_under_way_fails_when_the_connection_is_lost(
 
 
 async def test_acks_reach_exactly_what_was_acknowledged(
-    wire: Wire, empty_broker: TestBroker
+    wire: AnyWire, empty_broker: TestBroker, *, batched: bool
 ) -> None:
     for number in range(10):
         await wire.publish(
@@ -168,7 +180,7 @@ async def test_acks_reach_exactly_what_was_acknowledged(
         )
     async with opened(empty_broker.admin_url) as channel:
         tags: dict[bytes, int] = {}
-        consuming = await wire_of(channel)
+        consuming = await wire_of(channel, batched=batched)
         await consuming.channel.basic_consume(QUEUE, _remember(tags))
         await eventually(lambda: len(tags) == 10, "delivery of all ten")
         for group in ([b"2", b"3"], [b"0"], [b"1", b"5"], [b"9"], [b"4"]):
