@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 from bench.arena import arena, settings_to_measure
-from bench.arguments import sizes
+from bench.arguments import WORKLOADS, sizes
 from bench.comparison import Comparison
 from bench.goals import judge
 from bench.machine import describe_machine, describe_versions
+from bench.page import PAGE, results, write
 from bench.table import figures_table, goals_table, plain, usage_table
 from bench.workloads import AGAINST_PEER, measure
 from launcher.arguments import parser
@@ -17,12 +18,15 @@ from launcher.errors import LauncherError
 from launcher.running import interrupt_on_signals
 from launcher.terminal import STDERR
 
-OK, FAILED = 0, 1
+OK, FAILED, USAGE = 0, 1, 2
 
 
 def main(argv: list[str]) -> int:
     """Measure, show the results, and return the exit code; being slow is no failure."""
     given = parser().parse_args(argv)
+    if given.write and (given.quick or given.only != WORKLOADS):
+        STDERR.fail("--write takes a whole run: leave out --quick and --only.")
+        return USAGE
     interrupt_on_signals()
     try:
         with arena(
@@ -39,6 +43,10 @@ def main(argv: list[str]) -> int:
             }
             show(about, comparisons, as_json=given.json)
             _require_complete(comparisons)
+        if given.write:
+            found = list(comparisons.values())
+            write(results(about, found, judge(comparisons)))
+            STDERR.say(f"The results are in {PAGE}")
     except LauncherError as error:
         STDERR.fail(str(error))
         return FAILED

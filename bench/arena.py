@@ -67,11 +67,11 @@ class Arena:
         return (self.ours, self.peer) if self.peer else (self.ours,)
 
     def around(self) -> dict[str, int]:
-        """The processes that all share: broker and database."""
+        """The processes that all share: broker, database, mail sink, and this one."""
         parts = self.supervisor.parts
-        return {
+        return {"driver": os.getpid()} | {
             name: part.running.pid
-            for name in ("rabbitmq", "postgres")
+            for name in ("rabbitmq", "postgres", "sink")
             if (part := parts[name]).running
         }
 

@@ -43,7 +43,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
     command.add_argument(
-        "--write", action="store_true", help="put the results into docs/performance.md"
+        "--write",
+        action="store_true",
+        help="put the results of a whole run into docs/performance.md",
     )
     hidden = {"count": 10, "backlog": 10, "users": 200}
     for name, least in hidden.items():

@@ -77,9 +77,6 @@ def people(number: int) -> list[Person]:
 def burst(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """``number`` registrations as fast as 32 clients get them in."""
 
-    async def load(client: Client, posts: Sequence[bytes]) -> list[Post]:
-        return await closed_loop(client, posts, connections=CONNECTIONS)
-
     def told(done: Run) -> str:
         return f"{done.figures['registrations_per_s']:,.0f} registrations/s"
 
@@ -92,7 +89,9 @@ def burst(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None])
         baseline=PEER,
         runs=_in_turns(
             arena,
-            _Course(name="burst", rounds=rounds, number=number, load=load, told=told),
+            _Course(
+                name="burst", rounds=rounds, number=number, load=_as_fast_as_possible, told=told
+            ),
             say,
         ),
     )
@@ -131,12 +130,17 @@ def steady(
 
 def warm_up(arena: Arena) -> None:
     """Send some registrations through each system that do not count."""
-
-    async def load(client: Client, posts: Sequence[bytes]) -> list[Post]:
-        return await closed_loop(client, posts, connections=CONNECTIONS)
-
     for system in arena.systems:
-        run(register(system, people(WARM_UP), load, mails=arena.mails))
+        burst_of(arena, system, WARM_UP)
+
+
+def burst_of(arena: Arena, system: System, number: int) -> Run:
+    """One burst to one system."""
+    return run(register(arena, system, people(number), _as_fast_as_possible))
+
+
+async def _as_fast_as_possible(client: Client, posts: Sequence[bytes]) -> list[Post]:
+    return await closed_loop(client, posts, connections=CONNECTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,16 +161,17 @@ def _in_turns(arena: Arena, course: _Course, say: Callable[[str], None]) -> dict
     runs: dict[str, list[Run]] = {system.name: [] for system in arena.systems}
     for turn in range(course.rounds):
         for system in arena.systems[:: -1 if turn % 2 else 1]:
-            done = run(register(system, people(course.number), course.load, mails=arena.mails))
+            done = run(register(arena, system, people(course.number), course.load))
             runs[system.name].append(done)
             say(f"{course.name} {turn + 1}/{course.rounds}, {system.name}: {course.told(done)}")
     return runs
 
 
-async def register(system: System, persons: Sequence[Person], load: Load, *, mails: Mails) -> Run:
+async def register(arena: Arena, system: System, persons: Sequence[Person], load: Load) -> Run:
     """Register these people and wait until each has a row and a mail."""
     posts = [post_json(system.path, person.as_json()) for person in persons]
-    async with connected(system.port) as client, measuring(system.pids()) as meter:
+    mails, own = arena.mails, system.pids()
+    async with connected(system.port) as client, measuring(own | arena.around()) as meter:
         begun = time.monotonic()
         made = await load(client, posts)
         posted = time.monotonic()
@@ -179,12 +184,12 @@ async def register(system: System, persons: Sequence[Person], load: Load, *, mai
     figures = {
         "registrations_per_s": len(arrived) / (max(arrived, default=posted) - begun),
         "posts_per_s": len(made) / (posted - begun),
-        **_latencies("post", [post.answered - post.due for post in made]),
-        **_latencies("mail", _until_mailed(persons, made, mails)),
-        "cpu_ms": 1e3 * sum(used.cpu_seconds for used in usage.values()) / len(persons),
-        "rss_mb": meter.peak(usage, since=begun, until=time.monotonic()) / 1e6,
+        **latencies("post", [post.answered - post.due for post in made]),
+        **latencies("mail", _until_mailed(persons, made, mails)),
+        "cpu_ms": 1e3 * sum(usage[name].cpu_seconds for name in own) / len(persons),
+        "rss_mb": meter.peak(own) / 1e6,
     }
-    problems = [*_incomplete(made, rows, missing), *system.deaths()]
+    problems = [*refused(made), *missing_of(len(made), rows, missing), *system.deaths()]
     return Run(figures=figures, usage=usage, problems=problems)
 
 
@@ -197,17 +202,23 @@ def _until_mailed(persons: Sequence[Person], made: Sequence[Post], mails: Mails)
     ]
 
 
-def _latencies(what: str, seconds: Sequence[float]) -> dict[str, float]:
+def latencies(what: str, seconds: Sequence[float]) -> dict[str, float]:
+    """Percentiles in milliseconds, by the names they have in JSON."""
     if not seconds:
         return {}
-    return {f"{what}_p{percent}_ms": 1e3 * percentile(seconds, percent) for percent in (50, 90, 99)}
+    return {f"{what}_p{percent}_ms": 1e3 * percentile(seconds, percent) for percent in (50, 99)}
 
 
-def _incomplete(made: Sequence[Post], rows: int, missing_mails: int) -> Iterator[str]:
-    """What was promised and not kept."""
-    if refused := [post.status for post in made if post.status != ACCEPTED]:
-        yield f"{len(refused)} POSTs were not accepted (the first answer: {refused[0]})"
-    if rows < len(made):
-        yield f"{len(made) - rows} of {len(made)} registrations have no row"
+def refused(made: Sequence[Post]) -> Iterator[str]:
+    """POSTs that were not accepted, as a problem."""
+    if statuses := [post.status for post in made if post.status != ACCEPTED]:
+        first = statuses[0] or "none at all"
+        yield f"{len(statuses)} POSTs were not accepted (the first answer: {first})"
+
+
+def missing_of(number: int, rows: int, missing_mails: int) -> Iterator[str]:
+    """Rows and mails that did not come, as problems."""
+    if rows < number:
+        yield f"{number - rows} of {number} registrations have no row"
     if missing_mails:
-        yield f"{missing_mails} of {len(made)} registrations have no mail"
+        yield f"{missing_mails} of {number} registrations have no mail"

@@ -44,8 +44,10 @@ class System:
 
     def stop_consumer(self) -> None:
         """From now on registrations wait in the queue."""
-        if running := self.parts[self.consumer].running:
-            running.stop()
+        part = self.parts[self.consumer]
+        if part.running:
+            part.running.stop()
+            part.running = None
 
     def start_consumer(self) -> None:
         """Let the consumer go on; returns when it takes messages."""

@@ -1,31 +1,48 @@
 """All workloads in their order."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
-from bench import pipeline
-from bench.arena import Arena
+from bench import pipeline, users, waiting
+from bench.arena import OURS, Arena
 from bench.arguments import Sizes
 from bench.comparison import Comparison
 
 AGAINST_PEER = {"burst", "steady", "accept"}
 """Workloads that need the peer."""
 
+WITH_MAILS = AGAINST_PEER | {"backlog"}
+"""Workloads of the whole pipeline, which is to be warm."""
+
 STEADY_RATES = (50, 200)
 """Registrations a second."""
 
 
 def measure(
-    arena: Arena, wanted: Iterable[str], sizes: Sizes, say: Callable[[str], None]
+    arena: Arena, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
 ) -> dict[str, Comparison]:
     """Run the workloads; their comparisons by name."""
     found: dict[str, Comparison] = {}
-    pipeline.warm_up(arena)
+    rounds, number = sizes.rounds, sizes.count
+    if WITH_MAILS & set(wanted):
+        pipeline.warm_up(arena)
     if "burst" in wanted:
-        found["burst"] = pipeline.burst(arena, rounds=sizes.rounds, number=sizes.count, say=say)
+        found["burst"] = pipeline.burst(arena, rounds=rounds, number=number, say=say)
     if "steady" in wanted:
         for rate in STEADY_RATES:
-            steady = pipeline.steady(
-                arena, rate=rate, rounds=sizes.rounds, seconds=sizes.seconds, say=say
+            found[f"steady {rate}/s"] = pipeline.steady(
+                arena, rate=rate, rounds=rounds, seconds=sizes.seconds, say=say
             )
-            found[steady.name] = steady
+    if "accept" in wanted:
+        found["accept"] = waiting.accept(arena, rounds=rounds, number=number, say=say)
+    if "backlog" in wanted:
+        bursts = found["burst"].runs[OURS] if "burst" in found else ()
+        found["backlog"] = waiting.backlog(
+            arena, number=sizes.backlog, burst_number=number, bursts=bursts, say=say
+        )
+    if {"report", "paging"} & set(wanted):
+        users.fill(arena, sizes.users, say)
+    if "report" in wanted:
+        found["report"] = users.report(arena, rounds=rounds, number=sizes.users, say=say)
+    if "paging" in wanted:
+        found["paging"] = users.paging(arena, rounds=rounds, number=sizes.users, say=say)
     return found
