@@ -1,12 +1,13 @@
 """A report: the request, its record, and which rows and columns it holds."""
 
+import re
 from collections.abc import Mapping
 from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from common.contracts.base import Answer, Body, Contract
 from common.contracts.rules import MAX_BIGINT, EmailAddress, Instant, Text
@@ -63,6 +64,19 @@ Delimiter = Annotated[str, StringConstraints(pattern=r"^[,;|\t]$")]
 QuoteCharacter = Annotated[str, StringConstraints(pattern=r"""^["']$""")]
 
 
+def _written_as_a_day(value: object) -> object:
+    """Refuse numbers, which pydantic takes for seconds since 1970."""
+    if isinstance(value, date) or (isinstance(value, str) and _DAY.fullmatch(value)):
+        return value
+    raise ValueError("Write a day like 2026-01-31.")
+
+
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+Day = Annotated[date, BeforeValidator(_written_as_a_day)]
+"""A day in UTC, as ISO 8601 writes it."""
+
+
 def _check_range(start: date | None, end: date | None) -> None:
     if start and end and end < start:
         raise ValueError("The end date lies before the start date.")
@@ -73,10 +87,10 @@ class ReportRequest(Body):
 
     report_name: ReportName = "users"
     format: Format = Format.CSV
-    start_date: date | None = None
+    start_date: Day | None = None
     """First day of ``created_at``, UTC, inclusive."""
 
-    end_date: date | None = None
+    end_date: Day | None = None
     """Last day of ``created_at``, UTC, inclusive: the whole day counts."""
 
     columns: Columns = list(Column)
@@ -104,8 +118,8 @@ class ReportRequested(Contract):
 
     report_name: ReportName = "users"
     format: Format = Format.CSV
-    start_date: date | None = None
-    end_date: date | None = None
+    start_date: Day | None = None
+    end_date: Day | None = None
     columns: Columns = list(Column)
     recipient: EmailAddress | None = None
 
@@ -218,8 +232,8 @@ class ReportListQuery(Body):
 class UserReportQuery(Body):
     """Which users, and how they are written (``GET /api/users/report``)."""
 
-    start_date: date | None = None
-    end_date: date | None = None
+    start_date: Day | None = None
+    end_date: Day | None = None
     columns: str | None = None
     """Names separated by commas; without it, all."""
 
