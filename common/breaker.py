@@ -10,6 +10,10 @@ FIRST_PROBE_SECONDS = 1.0
 LONGEST_PROBE_SECONDS = 30.0
 """Between probes: doubling from the first to the longest."""
 
+PATIENCE_SECONDS = 20.0
+"""A probe that has met no outage for so long has got through: longer than every deadline of a
+neighbour (10 s for an answer, 2 s for its readiness)."""
+
 
 class Breaker:
     """Everyone passes while the neighbours answer; otherwise one at a time, after a pause.
@@ -30,7 +34,8 @@ class Breaker:
         self._on_resume = on_resume
         self._first_pause = first_pause
         self._pause = first_pause
-        self._probe = asyncio.Lock()
+        self._turn = asyncio.Event()
+        self._turn.set()
         self.failure: UnavailableError | None = None
 
     @property
@@ -45,28 +50,45 @@ class Breaker:
         An ``UnavailableError`` from inside pauses everybody. Anything else, failure or not,
         shows that the neighbours answer.
         """
-        if self.paused:
-            async with self._probe:
-                if self.paused:
-                    await asyncio.sleep(self._pause)
-                    async with self._judged(probing=True):
-                        yield
-                    return
+        while self.paused:
+            await self._turn.wait()
+            if not self.paused or not self._turn.is_set():
+                continue
+            self._turn.clear()
+            try:
+                await asyncio.sleep(self._pause)
+                async with self._judged(probing=True):
+                    yield
+            finally:
+                self._turn.set()
+            return
         async with self._judged(probing=False):
             yield
 
     @asynccontextmanager
     async def _judged(self, *, probing: bool) -> AsyncIterator[None]:
+        # A probe may take long for reasons of its own, such as a slow mail server; the others
+        # need not wait for its end once it is plain that the neighbours are there.
+        patience = (
+            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._resume)
+            if probing
+            else None
+        )
         try:
             yield
         except UnavailableError as error:
             self._trip(error, longer=probing)
             raise
         except Exception:
-            self._resume(if_probing=probing)
+            if probing:
+                self._resume()
             raise
         else:
-            self._resume(if_probing=probing)
+            if probing:
+                self._resume()
+        finally:
+            if patience is not None:
+                patience.cancel()
 
     def _trip(self, error: UnavailableError, *, longer: bool) -> None:
         first = not self.paused
@@ -77,7 +99,8 @@ class Breaker:
             self._pause = self._first_pause
             self._on_pause(error)
 
-    def _resume(self, *, if_probing: bool) -> None:
-        if if_probing and self.paused:
+    def _resume(self) -> None:
+        if self.paused:
             self.failure = None
+            self._turn.set()
             self._on_resume()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from common import metrics
-from common.errors import PermanentError
+from common.errors import NeighbourError, PermanentError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,8 +39,8 @@ class Coalescer(Generic[Item, Result]):
     async def __call__(self, item: Item) -> Result:
         """The answer to ``item``; raises what the request raised.
 
-        If one item makes a whole request fail for good, each is sent again alone, so that
-        only the bad one fails.
+        If one item makes a whole request fail, each is sent again alone, so that only the bad
+        one fails.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -77,7 +77,7 @@ class Coalescer(Generic[Item, Result]):
             for (_, future), result in list(zip(batch, results, strict=True)):
                 if not future.done():
                     future.set_result(result)
-        except PermanentError as error:
+        except (PermanentError, NeighbourError) as error:
             if len(batch) == 1:
                 _fail(batch, error)
             else:

@@ -17,7 +17,7 @@ from common.breaker import Breaker
 from common.context import enter_message
 from common.dispatcher import Dispatcher, Handlers, Outcome
 from common.envelope import Delivery
-from common.errors import UnavailableError
+from common.errors import BrokerUnavailableError, UnavailableError
 from common.link import Link, check_topology, wire_of
 from common.plain_wire import PlainWire
 from common.publisher import Publisher
@@ -28,6 +28,9 @@ log = structlog.get_logger()
 
 DRAIN_SECONDS = 20.0
 """How long handlers may go on after SIGTERM; then they are cancelled and delivered again."""
+
+CANCEL_SECONDS = 5.0
+"""Longest wait for the broker to answer a cancel."""
 
 LAST_WORDS_SECONDS = 5.0
 """How long cancelled handlers may take to note how far they came."""
@@ -54,6 +57,7 @@ class Consumer:
         self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed)
         self._wire: Wire | PlainWire | None = None
         self._subscribed = False
+        self._subscribing = asyncio.Lock()
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
@@ -73,7 +77,7 @@ class Consumer:
     async def drain(self) -> None:
         """Take nothing new, let what runs finish, leave the rest to redelivery."""
         self._stopping = True
-        await self._unsubscribe()
+        await self._reconcile()
         for task in list(self._waiting):
             task.cancel()
         if self._in_hand:
@@ -92,39 +96,67 @@ class Consumer:
         await self._link.check()
         if self._breaker.failure is not None:
             raise self._breaker.failure
+        if not self._subscribed:
+            raise BrokerUnavailableError("The consumer is not subscribed (yet).")
 
     # -- subscription -----------------------------------------------------------------------
 
     async def _subscribe_on(self, channel: AbstractChannel) -> None:
-        """Prepare a new channel: what was held on the old one is delivered again on this."""
+        """Prepare a new channel: what was held on the old one is delivered again on this.
+
+        Also during an outage: something has to be in hand that can probe.
+        """
         for task in list(self._waiting):
             task.cancel()
         await check_topology(channel, queues=queues(self._route))
-        self._wire = await wire_of(channel, batched=self._batched)
-        self._wire.channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
-        await self._wire.channel.basic_qos(prefetch_count=self._prefetch)
-        await self._subscribe()
+        async with self._subscribing:
+            self._subscribed = False
+            wire = self._wire = await wire_of(channel, batched=self._batched)
+            wire.channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
+            await wire.channel.basic_qos(prefetch_count=self._prefetch)
+            if not self._stopping:
+                await self._consume(wire)
 
-    async def _subscribe(self) -> None:
-        if self._wire is None or self._stopping:
-            return
-        await self._wire.channel.basic_consume(
+    async def _reconcile(self) -> None:
+        """Subscribe while nothing is away, unsubscribe otherwise; one step at a time.
+
+        A cancel may be answered after the next probe has got through: without the lock its
+        answer would end the new subscription, and nobody would notice.
+        """
+        async with self._subscribing:
+            wire = self._wire
+            try:
+                while wire is not None and not wire.closed and self._wanted != self._subscribed:
+                    if self._wanted:
+                        await self._consume(wire)
+                    else:
+                        await wire.channel.basic_cancel(self._service, timeout=CANCEL_SECONDS)
+                        self._subscribed = False
+            except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
+                # In doubt about what the broker thinks, begin again on a new channel.
+                log.warning("consumer.unsure", queue=self._route.queue, reason=type(error).__name__)
+                await self._give_up_channel()
+
+    async def _consume(self, wire: Wire | PlainWire) -> None:
+        await wire.channel.basic_consume(
             self._route.queue, self._received, consumer_tag=self._service
         )
         self._subscribed = True
 
-    async def _unsubscribe(self) -> None:
-        wire, subscribed = self._wire, self._subscribed
-        self._subscribed = False
-        if wire is not None and subscribed and not wire.closed:
+    @property
+    def _wanted(self) -> bool:
+        return not self._breaker.paused and not self._stopping
+
+    async def _give_up_channel(self) -> None:
+        """Close the channel; the link opens another one, and the broker delivers again."""
+        if self._wire is not None:
             with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
-                await wire.channel.basic_cancel(self._service, timeout=5)
+                await self._wire.channel.close()
 
     def _cancelled_by_broker(self, *_: object) -> None:
-        """The queue was deleted or its leader moved: begin again on a new channel."""
+        """The queue was deleted or its leader moved."""
         log.warning("consumer.cancelled_by_broker", queue=self._route.queue)
-        if self._wire is not None:
-            self._in_background(self._wire.channel.close())
+        self._in_background(self._give_up_channel())
 
     def _paused(self, error: UnavailableError) -> None:
         log.warning(
@@ -132,7 +164,7 @@ class Consumer:
         )
         metrics.CONSUMER_PAUSED.labels(self._route.queue).set(1)
         metrics.CONSUMER_PAUSES.labels(self._route.queue, error.code).inc()
-        self._in_background(self._unsubscribe())
+        self._in_background(self._reconcile())
 
     def _resumed(self) -> None:
         log.info("consumer.resumed", queue=self._route.queue, held=len(self._waiting))
@@ -143,9 +175,7 @@ class Consumer:
         # A new subscription brings a new prefetch: first work off what is held.
         while len(self._in_hand) > self._prefetch // 2 and not self._breaker.paused:
             await asyncio.wait(self._in_hand, return_when=asyncio.FIRST_COMPLETED)
-        if not self._breaker.paused and not self._subscribed:
-            with suppress(AMQPError, OSError, RuntimeError):
-                await self._subscribe()
+        await self._reconcile()
 
     def _in_background(self, work: Awaitable[Any]) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
@@ -155,37 +185,51 @@ class Consumer:
     # -- deliveries -------------------------------------------------------------------------
 
     async def _received(self, message: DeliveredMessage) -> None:
-        """Handle and settle one delivery; runs as a task of its own."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - aiormq calls consumers in tasks
+        """Begin with one delivery, in a task of our own.
+
+        aiormq cancels its tasks with the channel: a mail whose text is out would count as
+        unsure and go out again, though its server is about to say 250.
+        """
+        if self._wire is not None and self._wire.channel is message.channel:
+            self._wire.received(message.delivery_tag or 0)
+            task = asyncio.ensure_future(self._settle(message))
+            self._in_hand.add(task)
+            task.add_done_callback(self._in_hand.discard)
+
+    async def _settle(self, message: DeliveredMessage) -> None:
+        """Handle one delivery and acknowledge it, or leave it to be delivered again."""
         queue = self._route.queue
         started = time.perf_counter()
-        self._in_hand.add(task)
         try:
-            outcome = await self._work_off(_delivery(message), task)
-            self._acknowledge(message)
-            self._settled[outcome].inc()
-            self._seconds.observe(time.perf_counter() - started)
+            outcome = await self._work_off(_delivery(message))
+            if self._acknowledged(message):
+                self._settled[outcome].inc()
+                self._seconds.observe(time.perf_counter() - started)
+            else:
+                # The work is done, but its channel is gone: it is delivered again, and every
+                # handler is safe to run twice.
+                metrics.DELIVERIES.labels(queue, "ack_lost").inc()
+                log.info("delivery.ack_lost", queue=queue)
         except asyncio.CancelledError:
-            # Drained, or its channel is gone: nobody settles it, so it is delivered again.
             metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
-        except (AMQPError, OSError, RuntimeError):
-            # The work is done but the ack could not be sent: it is delivered again, and every
-            # handler is safe to run twice.
-            metrics.DELIVERIES.labels(queue, "ack_lost").inc()
-            log.info("delivery.ack_lost", queue=queue)
-        finally:
-            self._in_hand.discard(task)
+        except Exception:  # a fault of ours: unsettled, it would stay in hand for ever
+            metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
+            log.exception("delivery.unsettled", queue=queue)
+            await self._give_up_channel()
 
-    def _acknowledge(self, message: DeliveredMessage) -> None:
+    def _acknowledged(self, message: DeliveredMessage) -> bool:
         # Only on the channel it came by: on a newer one the same tag means another message.
-        if self._wire is None or self._wire.closed or self._wire.channel is not message.channel:
-            raise ConnectionResetError
-        self._wire.acknowledge(message.delivery_tag or 0)
+        wire = self._wire
+        if wire is None or wire.closed or wire.channel is not message.channel:
+            return False
+        wire.acknowledge(message.delivery_tag or 0)
+        return True
 
-    async def _work_off(self, delivery: Delivery, task: asyncio.Task[None]) -> Outcome:
+    async def _work_off(self, delivery: Delivery) -> Outcome:
         """Repeat through outages until there is an outcome."""
         enter_message(str(delivery.id), delivery.sane_correlation_id, delivery.traceparent)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - called by a task
         while True:
             self._waiting.add(task)
             try:
@@ -193,7 +237,8 @@ class Consumer:
                     self._waiting.discard(task)
                     return await self._dispatcher.dispatch(delivery)
             except UnavailableError:
-                continue
+                if self._stopping:
+                    raise asyncio.CancelledError from None
             finally:
                 self._waiting.discard(task)
 
@@ -254,5 +299,4 @@ def _delivery(message: DeliveredMessage) -> Delivery:
         app_id=properties.app_id,
         timestamp=properties.timestamp,
         headers=dict(properties.headers or {}),
-        redelivered=bool(message.redelivered),
     )

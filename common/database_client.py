@@ -39,10 +39,12 @@ from common.contracts.reports import (
     UserReportQuery,
 )
 from common.errors import (
+    ConflictError,
     DatabaseServiceUnavailableError,
     NeighbourError,
     NeighbourTimeoutError,
-    PermanentError,
+    NotFoundError,
+    StaleError,
     UserStreamError,
 )
 
@@ -54,6 +56,9 @@ READINESS_SECONDS = 2.0
 
 STREAM_SILENCE_SECONDS = 60.0
 """Longest pause between two pieces of a streamed report."""
+
+_ABOUT_THE_REQUEST = (400, 404, 409, 412, 413, 422)
+"""Refusals that speak of what was sent; with any other one something between us is wrong."""
 
 CHUNK_BYTES = 64 * 1024
 
@@ -97,9 +102,7 @@ class DatabaseClient:
 
     async def _store_all(self, items: list[RegistrationToStore]) -> list[StoredRegistration]:
         body = RegistrationsToStore.model_construct(registrations=items)
-        return (
-            await self._send("POST", "api/registrations/bulk", body, StoredRegistrations)
-        ).results
+        return (await self._send_bulk("api/registrations/bulk", body, StoredRegistrations)).results
 
     # -- notifications ----------------------------------------------------------------------
 
@@ -117,13 +120,11 @@ class DatabaseClient:
 
     async def _claim_all(self, items: list[ClaimRequest]) -> list[ClaimResult]:
         body = ClaimRequests.model_construct(claims=items)
-        return (await self._send("POST", "api/notifications/claims", body, ClaimResults)).results
+        return (await self._send_bulk("api/notifications/claims", body, ClaimResults)).results
 
     async def _record_all(self, items: list[DeliveryOutcomeOf]) -> list[OutcomeResult]:
         body = DeliveryOutcomes.model_construct(outcomes=items)
-        return (
-            await self._send("POST", "api/notifications/outcomes", body, OutcomeResults)
-        ).results
+        return (await self._send_bulk("api/notifications/outcomes", body, OutcomeResults)).results
 
     # -- reports ----------------------------------------------------------------------------
 
@@ -167,6 +168,13 @@ class DatabaseClient:
         self, path: str, answer: type[Model], parameters: dict[str, object] | None = None
     ) -> Model:
         return await self._ask("GET", path, None, answer, _texts(parameters or {}))
+
+    async def _send_bulk(self, path: str, body: BaseModel, answer: type[Model]) -> Model:
+        """As ``_send``; an answer that is not about the items never counts against them."""
+        try:
+            return await self._send("POST", path, body, answer)
+        except (NotFoundError, ConflictError, StaleError) as error:
+            raise NeighbourError(f"database_service does not know {path}.") from error
 
     async def _send(self, method: str, path: str, body: BaseModel, answer: type[Model]) -> Model:
         data = body.model_dump_json(by_alias=True, exclude_none=True).encode()
@@ -236,4 +244,7 @@ async def _raise_for(response: aiohttp.ClientResponse) -> None:
         raise DatabaseServiceUnavailableError(detail)
     if response.status >= 500:  # noqa: PLR2004
         raise NeighbourError(f"database_service answered {response.status}. {detail}")
-    raise UserStreamError.by_code.get(code, PermanentError)(detail)
+    if response.status not in _ABOUT_THE_REQUEST or code not in UserStreamError.by_code:
+        # A wrong address, a proxy between, an older release: not the message's fault.
+        raise NeighbourError(f"database_service answered {response.status}. {detail}")
+    raise UserStreamError.by_code[code](detail)

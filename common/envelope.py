@@ -63,7 +63,6 @@ class Delivery:
     app_id: object = None
     timestamp: object = None
     headers: dict[str, Any]
-    redelivered: bool = False
 
     @property
     def id(self) -> UUID:

@@ -1,6 +1,7 @@
 """Structured logs: one event per line, as JSON or for the eye; never a name, address or body."""
 
 import asyncio
+import atexit
 import json
 import logging
 import sys
@@ -65,6 +66,7 @@ class TurnWriter:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lines: list[bytes] = []
+        atexit.register(self._write_out)
 
     def write(self, line: Any) -> int:
         """Keep a line until the turn is over."""
@@ -83,9 +85,11 @@ class TurnWriter:
 
     def _write_out(self) -> None:
         lines, self._lines = self._lines, []
-        with suppress(BrokenPipeError):  # whoever read the log has gone; the work goes on
-            self._stream.write(b"".join(lines))
-            self._stream.flush()
+        if lines:
+            # Whoever read the log has gone; the work goes on.
+            with suppress(BrokenPipeError, ValueError):
+                self._stream.write(b"".join(lines))
+                self._stream.flush()
 
 
 def _encode(_logger: object, _method: str, line: Any) -> Any:

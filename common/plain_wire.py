@@ -61,10 +61,17 @@ class PlainWire:
         confirmation.add_done_callback(lambda _: self._under_way.pop(message_id, None))
         return confirmation
 
+    def is_under_way(self, message_id: str) -> bool:
+        """Whether a message of that id is not confirmed yet."""
+        return message_id in self._under_way
+
     async def turn(self, message_id: str) -> None:
         """Wait until no other message of that id is under way; ``Wire.turn`` says why."""
         while other := self._under_way.get(message_id):
             await asyncio.wait([other])
+
+    def received(self, tag: int) -> None:
+        """Nothing to note: every ack is for one delivery."""
 
     def acknowledge(self, tag: int) -> None:
         """Acknowledge one delivery of this channel."""

@@ -111,7 +111,8 @@ class Publisher:
         outcome = "unavailable"
         try:
             wire = await self._wire_within_reach()
-            await wire.turn(properties["message_id"])
+            if wire.is_under_way(properties["message_id"]):
+                wire = await self._wire_after(wire, properties["message_id"])
             confirmation = wire.publish(
                 exchange,
                 routing_key,
@@ -141,6 +142,17 @@ class Publisher:
             raise BrokerUnavailableError("The broker takes no messages: memory or disk alarm.")
         assert self._wire is not None  # noqa: S101 - set before the link hands out its channel
         return self._wire
+
+    async def _wire_after(self, wire: Wire | PlainWire, message_id: str) -> Wire | PlainWire:
+        """The channel once no other message of that id is under way."""
+        try:
+            async with asyncio.timeout(CHANNEL_SECONDS):
+                await wire.turn(message_id)
+        except TimeoutError as error:
+            raise BrokerUnavailableError(
+                "The same message is under way and the broker has not confirmed it yet."
+            ) from error
+        return await self._wire_within_reach()
 
     async def _prepare(self, channel: AbstractChannel) -> None:
         await check_topology(channel, exchanges=self._exchanges, queues=self._queues)

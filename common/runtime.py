@@ -43,13 +43,6 @@ def run_service(
     except SettingError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(EXIT_CONFIG) from error
-    except OSError as error:
-        print(  # noqa: T201 - the last word of a process that can not start
-            f"{name}: can not listen on {settings.bind_address}:{settings.port}: "
-            f"{error.strerror or error}. Set PORT to another port, or stop what holds this one.",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from error
 
 
 def _read(name: str, settings_class: type[Settings]) -> Settings:
@@ -77,13 +70,23 @@ async def _serve(name: str, settings: ServiceSettings, app: web.Application) -> 
     await runner.setup()
     _calm_the_garbage_collector()
     try:
-        await web.TCPSite(runner, settings.bind_address, settings.port).start()
+        await _listen(runner, settings)
         log.info("service.started", port=settings.port, name=name)
         await stopped.wait()
         log.info("service.stopping")
     finally:
         await runner.cleanup()
     log.info("service.stopped")
+
+
+async def _listen(runner: Runner, settings: ServiceSettings) -> None:
+    try:
+        await web.TCPSite(runner, settings.bind_address, settings.port).start()
+    except OSError as error:
+        raise SettingError(
+            f"can not listen on {settings.bind_address}:{settings.port}: "
+            f"{error.strerror or error}. Set PORT to another port, or stop what holds this one."
+        ) from error
 
 
 def _calm_the_garbage_collector() -> None:

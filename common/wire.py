@@ -11,9 +11,11 @@ does the same without them.
 """
 
 import asyncio
+import math
 import struct
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -22,11 +24,17 @@ from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
 from pamqp import encode
 
-FRAME_MAX = 131_072
-"""Largest frame that RabbitMQ negotiates by default, in bytes; our bodies fit in one."""
+MIN_FRAME = 4096
+"""Bytes of a frame that every broker takes (AMQP 0-9-1, 4.2.3)."""
+
+FRAME_OVERHEAD = 8
+"""Bytes around what a frame carries (AMQP 0-9-1, 4.2.3)."""
 
 CONFIRM_SECONDS = 5.0
 """Longest wait for a confirm. What times out may still arrive later: it was not promised."""
+
+FULL_SECONDS = 0.005
+"""How long to wait when aiormq's writer has not kept up."""
 
 DRAIN_SECONDS = 1.0
 """Longest wait for the last acks to leave; those that do not are delivered again."""
@@ -68,9 +76,10 @@ class Wire:
         self._under_way: dict[str, Confirmation] = {}
         self._deadlines: deque[tuple[float, Confirmation]] = deque()
         self._timer_is_set = False
-        self._done: set[int] = set()
-        self._acked: set[int] = set()
-        self._acked_below = 1
+        self._in_hand: dict[int, None] = {}
+        self._done: list[int] = []
+        tune = channel.connection.connection_tune
+        self._piece = (tune.frame_max or MIN_FRAME) - FRAME_OVERHEAD
 
     @property
     def closed(self) -> bool:
@@ -95,7 +104,10 @@ class Wire:
         self._write(
             _frame(_METHOD, number, method)
             + _frame(_HEADER, number, content)
-            + (_frame(_BODY, number, body) if body else b"")
+            + b"".join(
+                _frame(_BODY, number, body[start : start + self._piece])
+                for start in range(0, len(body), self._piece)
+            )
         )
         # The channel's own future: it fails when the channel is lost.
         confirmation: Confirmation = channel.create_future()
@@ -130,6 +142,10 @@ class Wire:
         while self._deadlines and self._deadlines[0][1].done():
             self._deadlines.popleft()
 
+    def is_under_way(self, message_id: str) -> bool:
+        """Whether a message of that id is not confirmed yet."""
+        return message_id in self._under_way
+
     async def turn(self, message_id: str) -> None:
         """Wait until no other message of that id is under way.
 
@@ -139,20 +155,26 @@ class Wire:
         while other := self._under_way.get(message_id):
             await asyncio.wait([other])
 
+    def received(self, tag: int) -> None:
+        """Note a delivery of this channel, in the order they come."""
+        self._in_hand[tag] = None
+
     def acknowledge(self, tag: int) -> None:
-        """Acknowledge one delivery of this channel; those of one turn leave together."""
-        self._done.add(tag)
+        """Acknowledge one delivery that was noted; those of one turn leave together."""
+        self._done.append(tag)
         self._schedule()
 
     async def drain(self) -> None:
         """Wait until all that was published and acknowledged so far is on its way."""
-        if self._scheduled and not self.channel.is_closed:
-            self._flush()
-        if not self.channel.is_closed:
-            written = self.channel.create_future()
-            frame = ChannelFrame(payload=b"", should_close=False, drain_future=written)
-            self.channel.write_queue.put_nowait(frame)
-            await asyncio.wait([written], timeout=DRAIN_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._scheduled and not self.closed:  # noqa: ASYNC110 - a turn or two
+                    await asyncio.sleep(0)
+                if not self.closed:
+                    written = self.channel.create_future()
+                    frame = ChannelFrame(payload=b"", should_close=False, drain_future=written)
+                    await self.channel.write_queue.put(frame)
+                    await asyncio.wait([written])
 
     def _forget(self, message_id: str, confirmation: Confirmation) -> None:
         self._under_way.pop(message_id, None)
@@ -171,6 +193,10 @@ class Wire:
 
     def _flush(self) -> None:
         self._scheduled = False
+        if self.channel.write_queue.full():
+            self._scheduled = True
+            self._loop.call_later(FULL_SECONDS, self._flush)
+            return
         if self.channel.is_closed or not (self._buffer or self._done):
             return  # aiormq has failed all confirmations; the broker delivers again
         self._buffer += self._acks()
@@ -180,23 +206,20 @@ class Wire:
         self.channel.write_queue.put_nowait(frame)
 
     def _acks(self) -> list[bytes]:
-        """One ack for all that is done without a gap, single ones for the rest.
+        """One ack for all that is done before the first in hand, single ones for the rest.
 
         The broker reads ``multiple`` as "and everything before", so it must never reach past
-        a delivery that is still in hand, and its tag must be one that is still unacknowledged.
+        a delivery that is still in hand, and its tag must be one that is not acknowledged yet.
         """
-        number, together = self.channel.number, 0
-        while self._acked_below in self._done or self._acked_below in self._acked:
-            if self._acked_below in self._done:
-                together = self._acked_below
-            self._done.discard(self._acked_below)
-            self._acked.discard(self._acked_below)
-            self._acked_below += 1
-        acks = [_ack(number, together, multiple=True)] if together else []
-        acks += [_ack(number, tag, multiple=False) for tag in self._done]
-        self._acked |= self._done
+        for tag in self._done:
+            del self._in_hand[tag]
+        first_in_hand = next(iter(self._in_hand), math.inf)
+        together = [tag for tag in self._done if tag < first_in_hand]
+        alone = [tag for tag in self._done if tag > first_in_hand]
         self._done.clear()
-        return acks
+        number = self.channel.number
+        acks = [_ack(number, max(together), multiple=True)] if together else []
+        return acks + [_ack(number, tag, multiple=False) for tag in alone]
 
 
 def content_header(

@@ -6,7 +6,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated
 
-from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
+from email_validator import (
+    SPECIAL_USE_DOMAIN_NAMES,
+    EmailNotValidError,
+    validate_email,
+)
+from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -75,7 +80,8 @@ def check_email(value: str) -> str:
     """
     if _PLAIN_EMAIL.fullmatch(value) and not value.lower().endswith(_SPECIAL_DOMAINS):
         local, _, domain = value.rpartition("@")
-        return f"{local}@{domain.lower()}"
+        if local.lower() not in CASE_INSENSITIVE_MAILBOX_NAMES:
+            return f"{local}@{domain.lower()}"
     try:
         address = validate_email(value, check_deliverability=False).normalized
     except EmailNotValidError as error:

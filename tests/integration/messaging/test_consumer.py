@@ -3,14 +3,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import pytest
+from aiormq.channel import Channel
 from pamqp.commands import Basic
 
 from common.consumer import Consumer, consuming, republished_to
 from common.contracts.registrations import RegistrationSubmitted
-from common.envelope import Envelope
+from common.dispatcher import Dispatcher, Outcome
+from common.envelope import Delivery, Envelope
 from common.errors import (
     DatabaseServiceUnavailableError,
     PermanentError,
@@ -114,6 +117,7 @@ MALFORMED: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "not an address": (b'{"name":"A","surname":"B","email":"nobody"}', {}, "malformed"),
     "compressed": (b"\x1f\x8b", {"content_encoding": "gzip"}, "malformed"),
     "too large": (b'"' + b"x" * 65_536 + b'"', {}, "too_large"),
+    "larger than a frame": (b'"' + b"x" * 200_000 + b'"', {}, "too_large"),
     "a later version": (b"{}", {"type": "user.registration.submitted.v9"}, "unknown_version"),
     "another contract": (b"{}", {"type": "report.requested.v1"}, "unknown_version"),
     "headers of odd types": (
@@ -352,6 +356,68 @@ async def test_draining_finishes_what_runs_and_leaves_the_rest(empty_broker: Tes
     assert await depth(empty_broker.admin_url, QUEUE) == 3
 
 
+async def test_work_under_way_is_finished_when_its_channel_is_lost(
+    empty_broker: TestBroker,
+) -> None:
+    finished: list[UUID] = []
+    under_way, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(envelope: Registration) -> None:
+        under_way.set()
+        await go_on.wait()
+        finished.append(envelope.id)
+
+    async with a_consumer(empty_broker, handler) as consumer:
+        message_id = await submit(empty_broker)
+        await under_way.wait()
+        await _cut_connections(empty_broker)
+        go_on.set()
+        await eventually(lambda: finished.count(message_id) == 2, "finishing it, and again")
+        await eventually(lambda: _healthy(consumer), "being ready again")
+
+    assert await depth(empty_broker.admin_url, QUEUE) == 0
+
+
+async def test_a_slow_answer_to_a_cancel_does_not_end_the_next_subscription(
+    empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Recorder()
+    cancel = Channel.basic_cancel
+
+    async def slow_cancel(channel: Channel, *arguments: Any, **options: Any) -> Any:
+        await asyncio.sleep(1.5)  # longer than the first pause of the breaker
+        return await cancel(channel, *arguments, **options)
+
+    monkeypatch.setattr(Channel, "basic_cancel", slow_cancel)
+    async with a_consumer(empty_broker, handler) as consumer:
+        handler.error = DatabaseServiceUnavailableError("gone")
+        await submit(empty_broker)
+        await eventually(lambda: handler.seen, "the first failure")
+        handler.error = None
+        await eventually(lambda: len(handler.seen) == 2, "the probe")
+        await eventually(lambda: _healthy(consumer), "being subscribed again")
+        last = await submit(empty_broker)
+        await eventually(lambda: last in handler.ids, "handling what comes later")
+
+
+async def test_a_fault_of_ours_leaves_the_message_to_redelivery(
+    empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Recorder()
+    dispatch = Dispatcher.dispatch
+    faults = [ValueError("a fault")]
+
+    async def faulty(dispatcher: Dispatcher, delivery: Delivery) -> Outcome:
+        if faults:
+            raise faults.pop()
+        return await dispatch(dispatcher, delivery)
+
+    monkeypatch.setattr(Dispatcher, "dispatch", faulty)
+    async with a_consumer(empty_broker, handler):
+        message_id = await submit(empty_broker)
+        await eventually(lambda: handler.ids == [message_id], "handling it after all")
+
+
 async def test_more_retries_than_steps_are_refused_at_start(empty_broker: TestBroker) -> None:
     async with Publisher.open(
         empty_broker.url("queue_receiver"), service="queue_receiver", exchanges=[]
@@ -374,6 +440,17 @@ async def _healthy(consumer: Consumer) -> bool:
     except UnavailableError:
         return False
     return True
+
+
+async def _cut_connections(broker: TestBroker) -> None:
+    """Close the consumer's connection as an operator would; it takes a while to be listed."""
+
+    def consuming_connections() -> list[str]:
+        rows = broker.management("GET", "/api/connections")
+        return [row["name"] for row in rows if row.get("user") == "queue_receiver"]
+
+    for name in await eventually(consuming_connections, "listing connections"):
+        broker.management("DELETE", f"/api/connections/{quote(name)}")
 
 
 async def _submitted(broker: TestBroker) -> UUID | None:

@@ -181,7 +181,7 @@ async def test_acks_reach_exactly_what_was_acknowledged(
     async with opened(empty_broker.admin_url) as channel:
         tags: dict[bytes, int] = {}
         consuming = await wire_of(channel, batched=batched)
-        await consuming.channel.basic_consume(QUEUE, _remember(tags))
+        await consuming.channel.basic_consume(QUEUE, _remember(tags, consuming))
         await eventually(lambda: len(tags) == 10, "delivery of all ten")
         for group in ([b"2", b"3"], [b"0"], [b"1", b"5"], [b"9"], [b"4"]):
             for body in group:
@@ -194,8 +194,11 @@ async def test_acks_reach_exactly_what_was_acknowledged(
     assert await depth(empty_broker.admin_url, QUEUE) == 0
 
 
-def _remember(tags: dict[bytes, int]) -> Callable[[DeliveredMessage], Coroutine[Any, Any, None]]:
+def _remember(
+    tags: dict[bytes, int], wire: AnyWire
+) -> Callable[[DeliveredMessage], Coroutine[Any, Any, None]]:
     async def callback(message: DeliveredMessage) -> None:
         tags[message.body] = message.delivery_tag or 0
+        wire.received(message.delivery_tag or 0)
 
     return callback
