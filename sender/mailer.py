@@ -114,8 +114,7 @@ class SmtpMailer:
         """
         for fresh in (False, True):
             try:
-                async with self._pool.connection(fresh=fresh) as connection:
-                    answer = await connection.send(mail, before_text=before_text)
+                answer = await self._pool.send(mail, before_text=before_text, fresh=fresh)
             except NotConnectedError as error:
                 raise _unavailable(str(error)) from error
             except Utf8AddressError:

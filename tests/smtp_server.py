@@ -33,10 +33,18 @@ class _Stall:
     """Say nothing, keep the link."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Reply when it is released."""
+
+    reply: str
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 DROP: Final = _Drop()
 STALL: Final = _Stall()
 
-Action = str | bytes | _Drop | _Stall
+Action = str | bytes | _Drop | _Stall | Hold
 """A reply (text: CRLF is added; bytes: sent as they are), or what is done instead."""
 
 Point = Literal[
@@ -99,6 +107,9 @@ class SmtpServer:
 
     packets: list[bytes] = field(default_factory=list)
     """What came in one read, outside of texts: shows what was pipelined."""
+
+    behind_texts: list[bytes] = field(default_factory=list)
+    """What came in the same packet as a text, behind it."""
 
     sessions: int = 0
     """Connections ever accepted."""
@@ -300,12 +311,15 @@ class _Session:
         else:
             content, _, self.buffer = self.buffer.partition(b"\r\n.\r\n")
             content += b"\r\n"
+        if self.buffer:
+            self.server.behind_texts.append(self.buffer)
         content = (b"\r\n" + content).replace(b"\r\n..", b"\r\n.")[2:]
         mail = ReceivedMail(self.sender, self.recipients, content, self.encrypted, self.user)
         self.server.mails.append(mail)
         action = self.server.action("TEXT", self.recipients)
-        mail.accepted = isinstance(action, str) and action.startswith("2")
         self.in_transaction, self.recipients = False, []
+        reply = action.reply if isinstance(action, Hold) else action
+        mail.accepted = isinstance(reply, str) and reply.startswith("2")
         await self.perform(action)
 
     async def do(self, point: Point) -> str:
@@ -322,7 +336,9 @@ class _Session:
             self.writer.write(action)
             await self.writer.drain()
             return action.decode("latin-1")
-        assert isinstance(action, str)
+        if isinstance(action, Hold):
+            await action.released.wait()
+            action = action.reply
         await self.reply(action)
         return action
 

@@ -1,7 +1,8 @@
 """A session with a mail server, and how one mail goes through it.
 
 MAIL, RCPT and DATA travel in one packet where the server offers PIPELINING (RFC 2920): two
-round trips for a mail instead of four.
+round trips for a mail instead of four. If another mail waits as the text of one leaves, its
+commands leave in the same packet (section 3.1 allows it): one packet per mail.
 """
 
 import re
@@ -18,19 +19,29 @@ from sender.smtp.replies import Phase, Reply
 SERVICE_CLOSING = 421
 START_TEXT = 354
 
-_PATH = re.compile(r"[^\x00-\x20\x7f<>]+")
+_PATH = re.compile(r"[^\x00-\x20\x7f<>\ud800-\udfff]+")
+"""An address that ends where it ends, and can be written as UTF-8."""
 
-Commands = tuple[tuple[Phase, bytes], ...]
+_ANNOUNCEMENT = (Phase.MAIL, Phase.RCPT, Phase.DATA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mail:
-    """A mail in its envelope."""
+    """A mail in its envelope.
+
+    Raises:
+        ValueError: An address would end early, and what follows be a command.
+    """
 
     sender: str
     recipient: str
     content: bytes
     """Headers and body; lines end with CRLF, the last one too. Dots are not yet doubled."""
+
+    def __post_init__(self) -> None:
+        """Check the addresses once more: by now, another mail may travel in the same packet."""
+        if not (_PATH.fullmatch(self.sender) and _PATH.fullmatch(self.recipient)):
+            raise ValueError("an address with a space, bracket or control character")
 
     @property
     def needs_utf8(self) -> bool:
@@ -52,12 +63,18 @@ class Answer(NamedTuple):
         return not self.reply.positive
 
 
+def nobody() -> None:
+    """No mail waits."""
+
+
 class Connection:
     """A session that is ready for mails; used by one task at a time."""
 
     def __init__(self, link: Link, extensions: Extensions) -> None:
         self._link = link
-        self._extensions = extensions
+        self._pipelining = "PIPELINING" in extensions
+        self._utf8 = "SMTPUTF8" in extensions
+        self._announced: Mail | None = None
 
     @classmethod
     async def open(cls, server: Server) -> Self:
@@ -70,29 +87,42 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """Whether the next mail can go this way, as far as can be told without asking."""
-        return self._link.usable
+        """Whether any mail can go this way next, as far as can be told without asking."""
+        return self._announced is None and self._link.usable
 
-    async def send(self, mail: Mail, *, before_text: Callable[[], None]) -> Answer:
+    def can_announce(self, mail: Mail) -> bool:
+        """Whether the mail may be announced behind another one's text."""
+        return self._pipelining and self._can_say(mail)
+
+    async def send(
+        self,
+        mail: Mail,
+        *,
+        before_text: Callable[[], None],
+        following: Callable[[], Mail | None] = nobody,
+    ) -> Answer:
         """Send one mail.
 
         Args:
             mail: The mail.
             before_text: Called just before the text and its final dot are written, where
                 nothing can be called back any more; may raise to prevent it.
+            following: Called after that: a mail that waits for this connection and that it
+                ``can_announce``. Its commands leave with the text. Only that one can be sent
+                next, whatever comes of this one; if it is not, the connection is of no use.
 
         Raises:
             LinkDroppedError: With phase ``TEXT`` the mail may have been accepted, else not.
             Utf8AddressError: The server can not be told this address.
         """
-        if mail.needs_utf8 and "SMTPUTF8" not in self._extensions:
+        if not self._can_say(mail):
             raise Utf8AddressError("the server does not offer SMTPUTF8")
-        commands = _commands(mail)
         try:
-            refusal = await self._announce(commands)
+            refusal = await self._announce(mail)
             if refusal is None:
+                self._link.require(Phase.DATA)  # else nothing of the text goes out
                 before_text()
-                self._link.write(_stuffed(mail.content))
+                self._write_text(mail, following())
                 return Answer(Phase.TEXT, await self._final_reply())
         except BaseException:
             self._link.abort()
@@ -120,21 +150,26 @@ class Connection:
         """Close without a word."""
         self._link.abort()
 
-    async def _announce(self, commands: Commands) -> Answer | None:
-        """Say from whom and to whom; the first refusal, if there is one."""
-        if "PIPELINING" in self._extensions:
-            return await self._announce_at_once(commands)
-        for phase, command in commands:
+    def _can_say(self, mail: Mail) -> bool:
+        return self._utf8 or not mail.needs_utf8
+
+    async def _announce(self, mail: Mail) -> Answer | None:
+        """Say from whom and to whom, unless that is said; the first refusal, if there is one."""
+        if self._pipelining:
+            if self._announced is not mail:
+                self._link.write(b"".join(_commands(mail)))
+            self._announced = None
+            return await self._announcement_refusal()
+        for phase, command in zip(_ANNOUNCEMENT, _commands(mail), strict=True):
             self._link.write(command)
             answer = Answer(phase, await self._link.read(phase))
             if answer.refuses:
                 return answer
         return None
 
-    async def _announce_at_once(self, commands: Commands) -> Answer | None:
-        self._link.write(b"".join(command for _, command in commands))
+    async def _announcement_refusal(self) -> Answer | None:
         refusal: Answer | None = None
-        for phase, _ in commands:
+        for phase in _ANNOUNCEMENT:
             try:
                 answer = Answer(phase, await self._link.read(phase))
             except LinkDroppedError:
@@ -150,8 +185,15 @@ class Connection:
                 break
         return refusal
 
+    def _write_text(self, mail: Mail, following: Mail | None) -> None:
+        self._announced = following
+        company = _commands(following) if following else ()
+        self._link.write(b"".join((*_stuffed(mail.content), *company)))
+
     async def _final_reply(self) -> Reply:
         reply = await self._link.read(Phase.TEXT)
+        if reply.code == SERVICE_CLOSING:
+            self._link.abort()
         if 300 <= reply.code < 400:  # noqa: PLR2004 - neither yes nor no
             raise LinkDroppedError(Phase.TEXT, f"an answer without meaning: {reply.summary}")
         return reply
@@ -165,23 +207,17 @@ class Connection:
                 await self._link.command(Phase.IDLE, "RSET")
 
 
-def _commands(mail: Mail) -> Commands:
+def _commands(mail: Mail) -> tuple[bytes, bytes, bytes]:
+    """What announces a mail, in the order of ``_ANNOUNCEMENT``."""
     parameters = " SMTPUTF8" if mail.needs_utf8 else ""
     return (
-        (Phase.MAIL, f"MAIL FROM:<{_path(mail.sender)}>{parameters}\r\n".encode()),
-        (Phase.RCPT, f"RCPT TO:<{_path(mail.recipient)}>\r\n".encode()),
-        (Phase.DATA, b"DATA\r\n"),
+        f"MAIL FROM:<{mail.sender}>{parameters}\r\n".encode(),
+        f"RCPT TO:<{mail.recipient}>\r\n".encode(),
+        b"DATA\r\n",
     )
 
 
-def _path(address: str) -> str:
-    """An address that ends where it ends; the contracts have checked it before."""
-    if not _PATH.fullmatch(address):
-        raise ValueError("an address with a space, bracket or control character")
-    return address
-
-
-def _stuffed(content: bytes) -> bytes:
+def _stuffed(content: bytes) -> tuple[bytes, bytes, bytes]:
     """The text as it travels: lines that start with a dot get a second one (4.5.2)."""
     first = b"." if content.startswith(b".") else b""
-    return first + content.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+    return first, content.replace(b"\r\n.", b"\r\n.."), b".\r\n"

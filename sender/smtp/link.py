@@ -83,6 +83,15 @@ class Link:
         if not self._protocol.ended:
             self._transport.write(data)
 
+    def require(self, phase: Phase) -> None:
+        """Pass if what is written now may arrive.
+
+        Raises:
+            LinkDroppedError: It can not.
+        """
+        if self._protocol.ended:
+            raise LinkDroppedError(phase, "the connection ended")
+
     async def read(self, phase: Phase) -> Reply:
         """Wait for a reply.
 
@@ -128,7 +137,7 @@ class Link:
     def abort(self) -> None:
         """Close without a word."""
         self._transport.abort()
-        self._protocol.connection_lost(None)
+        self._protocol.give_up()
 
 
 def _reason(error: Exception) -> str:

@@ -78,6 +78,7 @@ class ReplyProtocol(asyncio.Protocol):
     """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._lines: list[tuple[int, str]] = []
         self._size = 0
@@ -104,15 +105,24 @@ class ReplyProtocol(asyncio.Protocol):
             MalformedReplyError: What came is not a reply.
         """
         if not self._replies and self._end is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._waiter
-            finally:
-                self._waiter = None
+            await self._wait(seconds)
         if self._replies:
             return self._replies.popleft()
         raise self._end or ConnectionResetError("the connection ended")
+
+    async def _wait(self, seconds: float) -> None:
+        # By hand: ``asyncio.timeout`` costs more than all the rest of a reply.
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._time_out)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _time_out(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(TimeoutError())
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop with bytes in any portions."""
@@ -135,6 +145,11 @@ class ReplyProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop when the link is gone."""
         self._finish(exc or ConnectionResetError("the connection ended"))
+
+    def give_up(self) -> None:
+        """End, and forget what came: the replies to an announced mail, if one before it failed."""
+        self._replies.clear()
+        self.connection_lost(None)
 
     def _take_lines(self) -> None:
         *lines, rest = self._buffer.split(b"\n")

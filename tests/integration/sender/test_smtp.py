@@ -377,3 +377,32 @@ async def test_a_question_that_is_broken_off_ends_the_connection(
 
         assert not connection.usable  # its answer would be read as the next command's
         connection.abort()
+
+
+async def test_a_text_that_can_not_leave_any_more_is_not_committed_to() -> None:
+    async with running_smtp_server() as server:
+        server.on("BODY", DROP, to="bob@example.org")
+        connection = await Connection.open(a_server(server))
+        ada, bob = a_mail(), a_mail("bob@example.org")
+        await connection.send(ada, before_text=go_on, following=lambda: bob)
+        await until(lambda: server.open_sessions == 0)  # 354, and then the link was gone
+        await until(lambda: connection._link._protocol.ended)
+
+        with pytest.raises(LinkDroppedError) as caught:
+            await connection.send(bob, before_text=pytest.fail)
+
+    assert caught.value.phase is Phase.DATA
+
+
+async def test_a_connection_that_expects_one_mail_takes_no_other() -> None:
+    async with running_smtp_server() as server:
+        connection = await Connection.open(a_server(server))
+        announced = a_mail("bob@example.org")
+        await connection.send(a_mail(), before_text=go_on, following=lambda: announced)
+
+        assert not connection.usable
+        await connection.send(announced, before_text=go_on)
+        assert connection.usable
+        await connection.quit()
+
+    assert len(server.accepted) == 2
