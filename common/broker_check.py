@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import aiohttp
@@ -22,10 +22,11 @@ class BrokerCheck:
     """Asks the management API whether bindings and policies are as they should be.
 
     A lost binding or policy shows nowhere else: a message that a queue's policy fails to
-    dead-letter is just gone.
+    dead-letter is just gone. Only the service's own routes: what others miss stops nobody here.
     """
 
-    def __init__(self, url: AnyHttpUrl | str) -> None:
+    def __init__(self, url: AnyHttpUrl | str, service: str) -> None:
+        self._routes = topology.BROKER_USERS[service].routes
         parsed = URL(str(url))
         self._url = parsed.with_user(None)
         login = aiohttp.encode_basic_auth(parsed.user or "", parsed.password or "")
@@ -52,7 +53,7 @@ class BrokerCheck:
                 bindings = await self._get(session, "bindings")
         except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
             raise BrokerUnavailableError("The broker's management API does not answer.") from error
-        return differences(queues, bindings)
+        return differences(queues, bindings, self._routes)
 
     async def _get(self, session: aiohttp.ClientSession, what: str) -> list[dict[str, Any]]:
         vhost = topology.VHOST.replace("/", "%2F")
@@ -63,9 +64,13 @@ class BrokerCheck:
             return rows
 
 
-def differences(queues: Iterable[dict[str, Any]], bindings: Iterable[dict[str, Any]]) -> list[str]:
-    """What the broker lacks, in words; empty if all is well."""
-    wanted: Any = topology.definitions()
+def differences(
+    queues: Iterable[dict[str, Any]],
+    bindings: Iterable[dict[str, Any]],
+    routes: Sequence[topology.Route] = topology.ROUTES,
+) -> list[str]:
+    """What the broker lacks for these routes, in words; empty if all is well."""
+    wanted: Any = topology.definitions(routes)
     present = {queue["name"]: queue for queue in queues}
     bound = {(row["source"], row["destination"], row["routing_key"]) for row in bindings}
     policies = {policy["name"]: policy["definition"] for policy in wanted["policies"]}

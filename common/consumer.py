@@ -32,6 +32,12 @@ DRAIN_SECONDS = 20.0
 CANCEL_SECONDS = 5.0
 """Longest wait for the broker to answer a cancel."""
 
+WATCH_INTERVAL = timedelta(seconds=15)
+"""How often an idle consumer looks whether messages are waiting for it in vain."""
+
+LONGEST_IDLE = timedelta(minutes=10)
+"""After so long without a delivery the channel is renewed, whatever the broker counts."""
+
 LAST_WORDS_SECONDS = 5.0
 """How long cancelled handlers may take to note how far they came."""
 
@@ -59,6 +65,7 @@ class Consumer:
         self._subscribed = False
         self._subscribing = asyncio.Lock()
         self._stopping = False
+        self._deliveries = 0
         self._in_hand: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
@@ -73,10 +80,13 @@ class Consumer:
     async def start(self) -> None:
         """Start connecting; does not wait for the broker."""
         await self._link.__aenter__()
+        self._in_background(self._watch())
 
     async def drain(self) -> None:
         """Take nothing new, let what runs finish, leave the rest to redelivery."""
         self._stopping = True
+        for task in list(self._background):
+            task.cancel()
         await self._reconcile()
         for task in list(self._waiting):
             task.cancel()
@@ -177,6 +187,36 @@ class Consumer:
             await asyncio.wait(self._in_hand, return_when=asyncio.FIRST_COMPLETED)
         await self._reconcile()
 
+    async def _watch(self) -> None:
+        """Begin on a new channel where the broker has forgotten that we subscribed.
+
+        RabbitMQ 3.10 does when a queue is deleted and made again within milliseconds: it
+        counts our consumer and gives it nothing, or counts as given what never arrives.
+        """
+        idle = timedelta()
+        while True:
+            seen = self._deliveries
+            await asyncio.sleep(WATCH_INTERVAL.total_seconds())
+            if self._in_hand or self._deliveries != seen or not self._subscribed:
+                idle = timedelta()
+                continue
+            idle += WATCH_INTERVAL
+            waiting = await self._count_waiting()
+            if (waiting and self._deliveries == seen) or idle >= LONGEST_IDLE:
+                log.info("consumer.renewed", queue=self._route.queue, waiting=waiting)
+                idle = timedelta()
+                await self._give_up_channel()
+
+    async def _count_waiting(self) -> int:
+        if self._wire is None:
+            return 0
+        with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
+            declared = await self._wire.channel.queue_declare(
+                self._route.queue, passive=True, timeout=CANCEL_SECONDS
+            )
+            return declared.message_count or 0
+        return 0
+
     def _in_background(self, work: Awaitable[Any]) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._background.add(task)
@@ -192,6 +232,7 @@ class Consumer:
         """
         if self._wire is not None and self._wire.channel is message.channel:
             self._wire.received(message.delivery_tag or 0)
+            self._deliveries += 1
             task = asyncio.ensure_future(self._settle(message))
             self._in_hand.add(task)
             task.add_done_callback(self._in_hand.discard)

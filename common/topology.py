@@ -5,6 +5,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 VHOST = "/"
@@ -78,6 +79,11 @@ class BrokerUser:
     consumes: tuple[Route, ...] = ()
 
     @property
+    def routes(self) -> tuple[Route, ...]:
+        """Every route it has to do with."""
+        return tuple(dict.fromkeys((*self.consumes, *self.publishes)))
+
+    @property
     def write(self) -> str:
         """Permission pattern: the exchanges it publishes to."""
         names = [route.name for route in self.publishes]
@@ -105,14 +111,14 @@ MONITOR = "monitor"
 """The broker user that may look at everything over the management API and change nothing."""
 
 
-def definitions() -> dict[str, object]:
+def definitions(routes: Sequence[Route] = ROUTES) -> dict[str, object]:
     """The broker's definitions: topology and policies, no users (RabbitMQ 3.10 to 4.x)."""
     return {
         "vhosts": [{"name": VHOST}],
-        "policies": [policy for route in ROUTES for policy in _policies(route)],
-        "exchanges": [exchange for route in ROUTES for exchange in _exchanges(route)],
-        "queues": [_queue(name) for route in ROUTES for name in queues(route)],
-        "bindings": [binding for route in ROUTES for binding in _bindings(route)],
+        "policies": [policy for route in routes for policy in _policies(route)],
+        "exchanges": [exchange for route in routes for exchange in _exchanges(route)],
+        "queues": [_queue(name) for route in routes for name in queues(route)],
+        "bindings": [binding for route in routes for binding in _bindings(route)],
     }
 
 

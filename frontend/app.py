@@ -45,7 +45,7 @@ def build_app(settings: Settings) -> web.Application:
             # The broker alone: without the database people can still register.
             readiness.add("publisher", app[PUBLISHER].check)
             if settings.queue_management_url:
-                readiness.add("topology", BrokerCheck(settings.queue_management_url).check)
+                readiness.add("topology", BrokerCheck(settings.queue_management_url, SERVICE).check)
             yield
 
     async def end_streams(app: web.Application) -> None:

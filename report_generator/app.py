@@ -75,7 +75,7 @@ def build_app(settings: Settings) -> web.Application:
             readiness.add("database_service", database.check)
             readiness.add("output_directory", partial(asyncio.to_thread, directory.check))
             if settings.queue_management_url:
-                readiness.add("topology", BrokerCheck(settings.queue_management_url).check)
+                readiness.add("topology", BrokerCheck(settings.queue_management_url, SERVICE).check)
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 
     app = base_app(

@@ -165,7 +165,14 @@ def _in_utc(value: datetime) -> datetime:
         raise ValueError("The date is out of range.") from error
 
 
-Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+def _as_written(value: object) -> object:
+    """Refuse numbers, which pydantic would take for seconds since 1970."""
+    if isinstance(value, datetime) or (isinstance(value, str) and "-" in value[1:]):
+        return value
+    raise ValueError("Write a time like 2026-01-31T09:30:00Z.")
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_as_written), AfterValidator(_in_utc)]
 """A point in time, kept in UTC."""
 
 MAX_BIGINT = 2**63 - 1

@@ -356,6 +356,22 @@ async def test_draining_finishes_what_runs_and_leaves_the_rest(empty_broker: Tes
     assert await depth(empty_broker.admin_url, QUEUE) == 3
 
 
+async def test_a_queue_that_is_made_again_at_once_is_consumed(
+    empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ 3.10 then counts the old consumer and gives it nothing."""
+    monkeypatch.setattr("common.consumer.WATCH_INTERVAL", timedelta(seconds=0.5))
+    handler = Recorder()
+    definitions = empty_broker.management("GET", "/api/definitions")
+
+    async with a_consumer(empty_broker, handler, prefetch=5) as consumer:
+        await eventually(lambda: _healthy(consumer), "being ready")
+        empty_broker.management("DELETE", f"/api/queues/%2F/{QUEUE}")
+        empty_broker.management("POST", "/api/definitions", definitions)
+        ids = {await submit(empty_broker) for _ in range(20)}
+        await eventually(lambda: set(handler.ids) >= ids, "handling all twenty")
+
+
 async def test_work_under_way_is_finished_when_its_channel_is_lost(
     empty_broker: TestBroker,
 ) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from common.broker_check import differences
-from common.topology import ROUTES, definitions, queues
+from common.topology import ROUTES, USER_REGISTRATION, definitions, queues
 
 Rows = list[dict[str, Any]]
 
@@ -69,7 +69,17 @@ def test_a_binding_with_another_key_does_not_count() -> None:
     assert "binding user.registration to user.registration is missing" in differences(rows, narrow)
 
 
-def test_an_empty_broker_lacks_everything() -> None:
+def test_an_empty_broker_lacks_a_broker_as_it_should_be() -> None:
     wanted: Any = definitions()
 
     assert len(differences([], [])) == len(wanted["queues"]) + len(wanted["bindings"])
+
+
+def test_what_another_route_lacks_is_no_difference() -> None:
+    rows, bindings = a_broker_as_it_should_be()
+    own = [row for row in rows if row["name"].startswith("user.registration")]
+
+    assert differences(own, bindings, (USER_REGISTRATION,)) == []
+    assert differences([], bindings, (USER_REGISTRATION,)) == [
+        f"queue {name} is missing" for name in queues(USER_REGISTRATION)
+    ]
