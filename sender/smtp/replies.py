@@ -5,9 +5,13 @@ import re
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 REPLY_LIMIT = 64 * 1024
 """Bytes of one reply. RFC 5321, 4.5.3.1.5 allows 512 per line; some servers write essays."""
+
+COMMON_LENGTH = 60
+"""Longest reply, in bytes, that is remembered: MAIL, RCPT and DATA get the same ones each time."""
 
 _LINE = re.compile(rb"([2-5][0-9]{2})(?:([ -])(.*))?", re.DOTALL)
 """Replies of 1yz and above 5yz do not exist: to act on them would be to guess."""
@@ -160,15 +164,17 @@ class ReplyProtocol(asyncio.Protocol):
             raise MalformedReplyError("a reply without end")
 
     def _take_line(self, line: bytes) -> None:
+        if not self._lines and len(line) <= COMMON_LENGTH and (reply := _reply_of(line)):
+            self._replies.append(reply)
+            return
         match = _LINE.fullmatch(line)
         code = int(match[1]) if match else 0
         if not match or (self._lines and self._lines[0][0] != code):
             raise MalformedReplyError("not an SMTP reply")
-        self._lines.append((code, (match[3] or b"").decode("utf-8", "replace")))
+        self._lines.append((code, _text(match)))
         self._size += len(line)
         if match[2] != b"-":
-            texts = tuple(_UNPRINTABLE.sub(" ", text).strip() for _, text in self._lines)
-            self._replies.append(Reply(code, " ".join(filter(None, texts)), texts))
+            self._replies.append(_reply(code, [text for _, text in self._lines]))
             self._lines.clear()
             self._size = 0
         elif self._size > REPLY_LIMIT:
@@ -181,3 +187,21 @@ class ReplyProtocol(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+@lru_cache(64)
+def _reply_of(line: bytes) -> Reply | None:
+    """The reply that a line is by itself."""
+    match = _LINE.fullmatch(line)
+    if match is None or match[2] == b"-":
+        return None
+    return _reply(int(match[1]), [_text(match)])
+
+
+def _text(match: re.Match[bytes]) -> str:
+    return (match[3] or b"").decode("utf-8", "replace")
+
+
+def _reply(code: int, lines: list[str]) -> Reply:
+    texts = tuple(_UNPRINTABLE.sub(" ", line).strip() for line in lines)
+    return Reply(code, " ".join(filter(None, texts)), texts)

@@ -19,6 +19,12 @@ async def test_replies_come_out_in_the_order_they_came_in() -> None:
     assert replies == ["250 one", "250 two", "354 go"]
 
 
+async def test_a_line_means_the_same_whatever_it_meant_before() -> None:
+    packet = b"250 ok\r\n250-ok\r\n250 ok\r\n250 ok\r\n250-ok\r\n250 ok\r\n"
+
+    assert await read_all(packet, count=4) == ["250 ok", "250 ok ok", "250 ok", "250 ok ok"]
+
+
 async def test_a_reply_may_come_in_pieces_and_span_lines() -> None:
     reply = b"250-first\r\n250-second\r\n250 third\r\n"
     in_pieces = [reply[place : place + 1] for place in range(len(reply))]
