@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -55,7 +56,7 @@ class MailWriter:
             f"From: {self._from}\r\n"
             f"To: {recipient}\r\n"
             f"Subject: {header_text(request.subject) if request.subject else subject}\r\n"
-            f"Date: {format_datetime(datetime.now(UTC))}\r\n"
+            f"Date: {_date(int(time.time()))}\r\n"
             f"Message-ID: <{message_id}@{self._domain}>\r\n"
         )
         return Mail(sender=self._sender, recipient=recipient, content=head.encode() + body)
@@ -104,6 +105,12 @@ def ascii_domain(address: str) -> str:
         return address
     parts = validate_email(address, check_deliverability=False)
     return f"{parts.local_part}@{parts.ascii_domain}"
+
+
+@lru_cache(1)
+def _date(second: int) -> str:
+    """A point in time as RFC 5322, 3.3 writes it; many mails are written in one second."""
+    return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
 def _part(subtype: str, text: str) -> bytes:

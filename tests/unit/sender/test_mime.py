@@ -3,6 +3,7 @@ import email.header
 import email.policy
 import re
 from email.message import EmailMessage
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -55,6 +56,15 @@ def parsed(mail: Mail) -> EmailMessage:
     assert isinstance(message, EmailMessage)
     assert not message.defects
     return message
+
+
+def test_the_date_of_a_mail_is_that_of_its_making(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [1_700_000_000.0, 1_700_000_000.9, 1_700_000_001.0, 1_700_000_000.0]
+    monkeypatch.setattr("sender.mime.time", SimpleNamespace(time=iter(seconds).__next__))
+
+    dates = [parsed(write())["Date"].datetime.timestamp() for _ in seconds]
+
+    assert dates == [1_700_000_000, 1_700_000_000, 1_700_000_001, 1_700_000_000]
 
 
 @pytest.mark.parametrize("template", Template)
