@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Protocol
 from uuid import UUID
 
@@ -22,6 +23,9 @@ from sender.mailer import Outcome
 from sender.smtp.connection import Mail
 
 log = structlog.get_logger()
+
+_emails = cache(metrics.EMAILS.labels)
+"""The counter of one template and status; to look it up takes longer than to count."""
 
 LAST_WORDS_SECONDS = 3.0
 """How long noting an interrupted attempt may take; less than the consumer grants."""
@@ -80,11 +84,11 @@ async def send_email(
     await mailer.ensure()
     lease = await take_lease(envelope, deliveries)
     if lease is None:
-        metrics.EMAILS.labels(template, "skipped").inc()
+        _emails(template, "skipped").inc()
         return
     async with lease:
         outcome = await _hand_over(mail, mailer, lease)
-    metrics.EMAILS.labels(template, outcome.status).inc()
+    _emails(template, outcome.status).inc()
     _tell(envelope, outcome)
 
 
