@@ -225,7 +225,14 @@ async def test_such_an_address_is_refused_where_the_server_can_not_take_it() -> 
 
 
 @pytest.mark.parametrize(
-    "address", ["a@example.org>\r\nRCPT TO:<b@example.org", "a b@example.org", "a\0@x.org", ""]
+    "address",
+    [
+        "a@example.org>\r\nRCPT TO:<b@example.org",
+        "a b@example.org",
+        "a\0@x.org",
+        "a\ud800@x.org",
+        "",
+    ],
 )
 async def test_an_address_never_becomes_a_command(address: str) -> None:
     async with running_smtp_server() as server:
