@@ -25,7 +25,7 @@ class Mails:
 
     def read(self) -> list[str]:
         """Take in what is new; the recipients of mails that came for the first time."""
-        with self.log.open() as file:
+        with self.log.open(encoding="utf-8") as file:
             file.seek(self._position)
             text = file.read()
         complete = text[: text.rfind("\n") + 1]

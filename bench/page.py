@@ -36,7 +36,7 @@ def write(text: str, page: Path = PAGE) -> None:
         LauncherError: The page or a mark is missing.
     """
     try:
-        before, begin, rest = page.read_text().partition(BEGIN)
+        before, begin, rest = page.read_text("utf-8").partition(BEGIN)
     except FileNotFoundError as error:
         raise LauncherError(f"{page} is not there, so nothing was written.") from error
     _, end, after = rest.partition(END)
@@ -45,7 +45,7 @@ def write(text: str, page: Path = PAGE) -> None:
             f"{page} lacks the lines between which the results go, so nothing was written:\n"
             f"{BEGIN}\n{END}"
         )
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", "utf-8")
 
 
 def _about(about: About) -> str:

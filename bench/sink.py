@@ -93,7 +93,7 @@ async def serve(port: int, log: Path) -> None:
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     accepted: list[str] = []
     server = await loop.create_server(lambda: Session(accepted), HOST, port, backlog=1024)
-    with log.open("a", buffering=1 << 20) as file:
+    with log.open("a", buffering=1 << 20, encoding="utf-8") as file:
         while not stopped.is_set():
             await asyncio.sleep(FLUSH_SECONDS)
             file.writelines(accepted)
