@@ -3,9 +3,13 @@
 import json
 import os
 import sys
+from argparse import Namespace
 from typing import Any
 
-from bench.arena import arena, settings_to_measure
+import aio_pika
+import asyncpg
+
+from bench.arena import Arena, arena, settings_to_measure
 from bench.arguments import WORKLOADS, sizes
 from bench.comparison import Comparison
 from bench.goals import judge
@@ -19,6 +23,14 @@ from launcher.running import interrupt_on_signals
 from launcher.terminal import STDERR
 
 OK, FAILED, USAGE = 0, 1, 2
+
+UNREACHABLE = (
+    OSError,
+    aio_pika.exceptions.AMQPError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
+"""What is raised when a service, the broker or the database went away."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +47,7 @@ def main(argv: list[str]) -> int:
             with_peer=bool(AGAINST_PEER & set(given.only)),
             terminal=STDERR,
         ) as running:
-            comparisons = measure(running, given.only, sizes(given), STDERR.say)
+            comparisons = _measured(running, given)
             about = {
                 "machine": describe_machine(),
                 "versions": describe_versions(running),
@@ -74,6 +86,17 @@ def show(
         if usage := usage_table(found):
             print("\n", plain(usage), sep="")
     print("\nGoals", plain(goals_table(verdicts)), sep="\n\n")
+
+
+def _measured(running: Arena, given: Namespace) -> dict[str, Comparison]:
+    try:
+        return measure(running, given.only, sizes(given), STDERR.say)
+    except UNREACHABLE as error:
+        deaths = [death for system in running.systems for death in system.deaths()]
+        raise LauncherError(
+            "Something that was to be measured can not be reached any more, so there are no"
+            f" results: {error!r}\n" + "\n".join(f"  {death}" for death in deaths)
+        ) from error
 
 
 def _require_complete(comparisons: dict[str, Comparison]) -> None:

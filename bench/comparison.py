@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from bench.figures import Spread, ratio, spread
@@ -109,5 +110,5 @@ def _plain(spreads: Mapping[str, Spread | None]) -> dict[str, Any]:
     return {
         key: {"median": found.median, "low": found.low, "high": found.high}
         for key, found in spreads.items()
-        if found is not None
+        if found is not None and isfinite(found.high)  # JSON knows no infinity
     }

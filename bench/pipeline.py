@@ -106,7 +106,8 @@ def steady(
         return await open_loop(client, posts, rate=rate)
 
     def told(done: Run) -> str:
-        return f"p50 {done.figures['mail_p50_ms']:.1f} ms, p99 {done.figures['mail_p99_ms']:.1f} ms"
+        p50, p99 = (done.figures.get(f"mail_p{percent}_ms") for percent in (50, 99))
+        return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms" if p50 and p99 else "no mail came"
 
     return Comparison(
         name=f"steady {rate}/s",

@@ -82,7 +82,8 @@ def backlog(
         persons = people(number)
         run(_fill_by_amqp(arena.ours, persons))
     done = run(_drain(arena, persons))
-    say(f"backlog, {number:,} messages: {done.figures['ms_per_registration']:.3f} ms each")
+    each = done.figures.get("ms_per_registration")
+    say(f"backlog, {number:,} messages: {f'{each:.3f} ms each' if each else 'no mail came'}")
     return Comparison(
         name="backlog",
         how=f"{number:,} registrations that wait in the queue when the consumer starts, from the"
@@ -177,10 +178,13 @@ async def _drain(arena: Arena, persons: Sequence[Person]) -> Run:
     ]
     usage = meter.usage()
     first_quarter, last_quarter = meter.peak(own, end=0.25), meter.peak(own, begin=0.75)
-    seconds = max(instants) - min(instants) if instants else float("nan")
+    pace = {}
+    if len(instants) > 1:
+        seconds = max(instants) - min(instants)
+        pace["ms_per_registration"] = 1e3 * seconds / (len(instants) - 1)
     return Run(
         figures={
-            "ms_per_registration": 1e3 * seconds / max(1, len(instants) - 1),
+            **pace,
             "cpu_ms": 1e3 * sum(usage[name].cpu_seconds for name in own) / len(persons),
             "rss_mb": meter.peak(own) / 1e6,
             "rss_growth": last_quarter / first_quarter,
@@ -192,5 +196,6 @@ async def _drain(arena: Arena, persons: Sequence[Person]) -> Run:
 
 def _per_registration(burst: Run) -> Run:
     per_second = burst.figures["registrations_per_s"]
-    figures = {**burst.figures, "ms_per_registration": 1e3 / per_second}
-    return Run(figures=figures, usage=burst.usage)
+    pace = {"ms_per_registration": 1e3 / per_second} if per_second else {}
+    figures = {**burst.figures, **pace}
+    return Run(figures=figures, usage=burst.usage, problems=burst.problems)
