@@ -20,6 +20,9 @@ Longer than clients and proxies keep theirs (15 to 60 s), so that it is they who
 request is never sent into a connection that is just being closed here.
 """
 
+LINGERING_SECONDS = 1.0
+"""How long the rest of a refused body is read, so that its sender gets to see the answer."""
+
 
 class Runner(web.AppRunner):
     """Runs an application on connections as they are made here."""
@@ -33,6 +36,7 @@ class Runner(web.AppRunner):
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=IDLE_SECONDS,
+            lingering_time=LINGERING_SECONDS,
             **options,
         )
 
