@@ -24,6 +24,9 @@ from launcher.terminal import STDERR
 
 OK, FAILED, USAGE = 0, 1, 2
 
+BUSY = 0.3
+"""Share of the cores that others may use before a person is told."""
+
 UNREACHABLE = (
     OSError,
     aio_pika.exceptions.AMQPError,
@@ -40,6 +43,12 @@ def main(argv: list[str]) -> int:
         STDERR.fail("--write takes a whole run: leave out --quick and --only.")
         return USAGE
     interrupt_on_signals()
+    machine = describe_machine()
+    if float(machine["load_before"]) > BUSY * int(machine["cores"]):
+        STDERR.say(
+            f"Other programs are busy on this machine (load {machine['load_before']}): expect"
+            " wide ranges, of latencies above all."
+        )
     try:
         with arena(
             offset=given.port_offset,
@@ -49,7 +58,7 @@ def main(argv: list[str]) -> int:
         ) as running:
             comparisons = _measured(running, given)
             about = {
-                "machine": describe_machine(),
+                "machine": machine,
                 "versions": describe_versions(running),
                 "settings": settings_to_measure(os.environ),
             }

@@ -26,12 +26,13 @@ for name in sys.argv[1:]:
 
 
 def describe_machine() -> dict[str, str]:
-    """Cores, processor, memory, kernel, and today's date."""
+    """Cores, processor, memory, kernel, today's date, and how busy it is with other things."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "cores": str(len(os.sched_getaffinity(0))),
         "processor": _first("/proc/cpuinfo", "model name"),
         "memory": f"{int(_first('/proc/meminfo', 'MemTotal').split()[0]) / 1e6:.0f} GB",
+        "load_before": f"{os.getloadavg()[0]:.1f}",
         "kernel": f"{platform.system()} {platform.release()}",
     }
 

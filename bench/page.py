@@ -56,6 +56,7 @@ def _about(about: About) -> str:
         ["measured on", machine["date"]],
         ["machine", f"{machine['cores']} cores, {machine['processor']}, {machine['memory']}"],
         ["system", machine["kernel"]],
+        ["load before the start", machine["load_before"]],
         *([name, value] for name, value in versions.items()),
         ["settings", chosen or "all as by default"],
     ]
