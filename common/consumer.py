@@ -21,7 +21,7 @@ from common.errors import BrokerUnavailableError, UnavailableError
 from common.link import Link, check_topology, wire_of
 from common.plain_wire import PlainWire
 from common.publisher import Publisher
-from common.topology import Route, queues
+from common.topology import queues
 from common.wire import Wire
 
 log = structlog.get_logger()
@@ -320,11 +320,6 @@ async def consuming(
         yield consumer
     finally:
         await consumer.drain()
-
-
-def republished_to(route: Route) -> list[str]:
-    """The exchanges that a consumer of ``route`` publishes to by itself."""
-    return [*route.retries, route.dead_letter_exchange]
 
 
 def _delivery(message: DeliveredMessage) -> Delivery:

@@ -84,12 +84,17 @@ class BrokerUser:
         return tuple(dict.fromkeys((*self.consumes, *self.publishes)))
 
     @property
-    def write(self) -> str:
-        """Permission pattern: the exchanges it publishes to."""
+    def exchanges(self) -> list[str]:
+        """Everything it publishes to: its messages, and what its consumers retry or give up."""
         names = [route.name for route in self.publishes]
         for route in self.consumes:
             names += [*route.retries, route.dead_letter_exchange]
-        return _any_of(names)
+        return names
+
+    @property
+    def write(self) -> str:
+        """Permission pattern: the exchanges it publishes to."""
+        return _any_of(self.exchanges)
 
     @property
     def read(self) -> str:

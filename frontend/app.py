@@ -5,13 +5,11 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
-from common.broker_check import BrokerCheck
-from common.contracts.registrations import RegistrationSubmitted
 from common.database_client import DatabaseClient
 from common.errors import UserStreamError
 from common.http.app import base_app
 from common.http.health import Readiness
-from common.publisher import Publisher
+from common.messaging import open_publisher
 from frontend.events import Watchers
 from frontend.files import keep_whole_files, static_file
 from frontend.identity import Identities
@@ -27,25 +25,15 @@ def build_app(settings: Settings) -> web.Application:
     readiness = Readiness()
 
     async def lifespan(app: web.Application) -> AsyncIterator[None]:
-        route = RegistrationSubmitted.route
         async with AsyncExitStack() as stack:
             app[DATABASE] = await stack.enter_async_context(
                 DatabaseClient.open(settings.database_service_url)
             )
             app[PUBLISHER] = await stack.enter_async_context(
-                Publisher.open(
-                    str(settings.queue_url),
-                    service=SERVICE,
-                    batched=settings.batched_writes,
-                    exchanges=[route.name],
-                    queues=[route.queue],
-                )
+                open_publisher(settings, service=SERVICE, readiness=readiness)
             )
             app[WATCHERS] = Watchers(app[DATABASE].select_journey)
             # The broker alone: without the database people can still register.
-            readiness.add("publisher", app[PUBLISHER].check)
-            if settings.queue_management_url:
-                readiness.add("topology", BrokerCheck(settings.queue_management_url, SERVICE).check)
             yield
 
     async def end_streams(app: web.Application) -> None:

@@ -6,14 +6,11 @@ from functools import partial
 
 from aiohttp import web
 
-from common.broker_check import BrokerCheck
-from common.consumer import consuming, republished_to
-from common.contracts.notifications import EmailRequested
 from common.contracts.registrations import RegistrationSubmitted
 from common.database_client import DatabaseClient
 from common.http.app import base_app
 from common.http.health import Readiness
-from common.publisher import Publisher
+from common.messaging import handling, open_publisher
 from queue_receiver.handlers import store_registration
 from queue_receiver.routes import api
 from queue_receiver.settings import Settings
@@ -31,19 +28,11 @@ def build_app(settings: Settings) -> web.Application:
                 DatabaseClient.open(settings.database_service_url)
             )
             publisher = await stack.enter_async_context(
-                Publisher.open(
-                    str(settings.queue_url),
-                    service=SERVICE,
-                    batched=settings.batched_writes,
-                    exchanges=[
-                        EmailRequested.route.name,
-                        *republished_to(RegistrationSubmitted.route),
-                    ],
-                )
+                open_publisher(settings, service=SERVICE, readiness=readiness)
             )
-            consumer = await stack.enter_async_context(
-                consuming(
-                    str(settings.queue_url),
+            await stack.enter_async_context(
+                handling(
+                    settings,
                     {
                         RegistrationSubmitted: partial(
                             store_registration, registrations=database, publisher=publisher
@@ -51,16 +40,10 @@ def build_app(settings: Settings) -> web.Application:
                     },
                     service=SERVICE,
                     publisher=publisher,
-                    prefetch=settings.prefetch,
-                    batched=settings.batched_writes,
-                    retry_delays=settings.retry_delays(),
+                    readiness=readiness,
                 )
             )
-            readiness.add("publisher", publisher.check)
-            readiness.add("consumer", consumer.check)
             readiness.add("database_service", database.check)
-            if settings.queue_management_url:
-                readiness.add("topology", BrokerCheck(settings.queue_management_url, SERVICE).check)
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 
     app = base_app(

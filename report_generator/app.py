@@ -8,15 +8,12 @@ from functools import partial
 import structlog
 from aiohttp import web
 
-from common.broker_check import BrokerCheck
-from common.consumer import consuming, republished_to
-from common.contracts.notifications import EmailRequested
 from common.contracts.reports import ReportRequested
 from common.database_client import DatabaseClient
 from common.errors import StorageError
 from common.http.app import base_app
 from common.http.health import Readiness
-from common.publisher import Publisher
+from common.messaging import handling, open_publisher
 from report_generator.files import ReportDirectory
 from report_generator.handlers import generate_report
 from report_generator.routes import DATABASE, DIRECTORY, PUBLISHER, api
@@ -39,16 +36,7 @@ def build_app(settings: Settings) -> web.Application:
                 DatabaseClient.open(settings.database_service_url)
             )
             publisher = await stack.enter_async_context(
-                Publisher.open(
-                    str(settings.queue_url),
-                    service=SERVICE,
-                    batched=settings.batched_writes,
-                    exchanges=[
-                        ReportRequested.route.name,
-                        EmailRequested.route.name,
-                        *republished_to(ReportRequested.route),
-                    ],
-                )
+                open_publisher(settings, service=SERVICE, readiness=readiness)
             )
             handler = partial(
                 generate_report,
@@ -58,24 +46,18 @@ def build_app(settings: Settings) -> web.Application:
                 style=settings.style,
                 links_from=settings.links_from,
             )
-            consumer = await stack.enter_async_context(
-                consuming(
-                    str(settings.queue_url),
+            await stack.enter_async_context(
+                handling(
+                    settings,
                     {ReportRequested: handler},
                     service=SERVICE,
                     publisher=publisher,
-                    prefetch=settings.prefetch,
-                    batched=settings.batched_writes,
-                    retry_delays=settings.retry_delays(),
+                    readiness=readiness,
                 )
             )
             app[DATABASE], app[PUBLISHER], app[DIRECTORY] = database, publisher, directory
-            readiness.add("publisher", publisher.check)
-            readiness.add("consumer", consumer.check)
             readiness.add("database_service", database.check)
             readiness.add("output_directory", partial(asyncio.to_thread, directory.check))
-            if settings.queue_management_url:
-                readiness.add("topology", BrokerCheck(settings.queue_management_url, SERVICE).check)
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 
     app = base_app(

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from common.broker_check import BrokerCheck
-from common.consumer import consuming, republished_to
 from common.contracts.notifications import EmailRequested
 from common.database_client import DatabaseClient
 from common.errors import SettingError
 from common.http.app import base_app
 from common.http.health import Readiness
-from common.publisher import Publisher
+from common.messaging import handling, open_publisher
 from sender.handlers import send_email
 from sender.mailer import SmtpMailer
 from sender.mime import MailWriter
@@ -40,19 +38,14 @@ def build_app(settings: Settings) -> web.Application:
                 DatabaseClient.open(settings.database_service_url)
             )
             publisher = await stack.enter_async_context(
-                Publisher.open(
-                    str(settings.queue_url),
-                    service=SERVICE,
-                    batched=settings.batched_writes,
-                    exchanges=[EmailRequested.route.name, *republished_to(EmailRequested.route)],
-                )
+                open_publisher(settings, service=SERVICE, readiness=readiness)
             )
             mailer = await stack.enter_async_context(
                 SmtpMailer.open(server, connections=settings.smtp_connections)
             )
-            consumer = await stack.enter_async_context(
-                consuming(
-                    str(settings.queue_url),
+            await stack.enter_async_context(
+                handling(
+                    settings,
                     {
                         EmailRequested: partial(
                             send_email, writer=writer, mailer=mailer, deliveries=database
@@ -60,19 +53,14 @@ def build_app(settings: Settings) -> web.Application:
                     },
                     service=SERVICE,
                     publisher=publisher,
-                    prefetch=settings.prefetch,
-                    batched=settings.batched_writes,
-                    retry_delays=settings.retry_delays(RETRY_FACTOR),
+                    readiness=readiness,
+                    retry_factor=RETRY_FACTOR,
                 )
             )
             app[DATABASE] = database
             app[PUBLISHER] = publisher
-            readiness.add("publisher", publisher.check)
-            readiness.add("consumer", consumer.check)
             readiness.add("database_service", database.check)
             readiness.add("smtp", mailer.check)
-            if settings.queue_management_url:
-                readiness.add("topology", BrokerCheck(settings.queue_management_url, SERVICE).check)
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 
     app = base_app(

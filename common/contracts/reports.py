@@ -7,7 +7,14 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from common.contracts.base import Answer, Body, Contract
 from common.contracts.rules import MAX_BIGINT, EmailAddress, Instant, Text
@@ -82,8 +89,8 @@ def _check_range(start: date | None, end: date | None) -> None:
         raise ValueError("The end date lies before the start date.")
 
 
-class ReportRequest(Body):
-    """What ``POST /api/reports/generate`` takes; everything may be left out."""
+class ReportWishes(BaseModel):
+    """What somebody wants in a report; everything may be left out."""
 
     report_name: ReportName = "users"
     format: Format = Format.CSV
@@ -103,7 +110,11 @@ class ReportRequest(Body):
         return self
 
 
-class ReportRequested(Contract):
+class ReportRequest(ReportWishes, Body):
+    """What ``POST /api/reports/generate`` takes."""
+
+
+class ReportRequested(ReportWishes, Contract):
     """A report is to be made; its ``message_id`` is the report's id."""
 
     type_name: ClassVar[str] = "report.requested.v1"
@@ -115,18 +126,6 @@ class ReportRequested(Contract):
         "endDate": "2026-01-31",
         "columns": ["id", "email"],
     }
-
-    report_name: ReportName = "users"
-    format: Format = Format.CSV
-    start_date: Day | None = None
-    end_date: Day | None = None
-    columns: Columns = list(Column)
-    recipient: EmailAddress | None = None
-
-    @model_validator(mode="after")
-    def _dates_in_order(self) -> Self:
-        _check_range(self.start_date, self.end_date)
-        return self
 
 
 class ReportAccepted(Answer):

@@ -117,7 +117,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     broker, database = FakeBroker(), FakeDatabase(a_journey(JourneyStatus.PENDING))
     broker.may_confirm.set()
-    monkeypatch.setattr("frontend.app.Publisher", _opening(broker))
+    monkeypatch.setattr("common.messaging.Publisher", _opening(broker))
     monkeypatch.setattr("frontend.app.DatabaseClient", _opening(database))
     async with TestServer(build_app(_settings())) as server:
         yield Site(str(server.make_url("")).rstrip("/"), broker, database)

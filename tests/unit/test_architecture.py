@@ -125,7 +125,10 @@ def test_only_the_wiring_of_a_service_builds_what_speaks_to_the_world() -> None:
         for node in nodes_of(path)
         if isinstance(node, ast.Call)
         and (
-            (isinstance(node.func, ast.Name) and node.func.id in ("consuming", "BrokerCheck"))
+            (
+                isinstance(node.func, ast.Name)
+                and node.func.id in ("handling", "open_publisher", "consuming", "BrokerCheck")
+            )
             or ast.unparse(node.func) in ("Publisher.open", "DatabaseClient.open")
         )
     }

@@ -10,7 +10,7 @@ import pytest
 from aiormq.channel import Channel
 from pamqp.commands import Basic
 
-from common.consumer import Consumer, consuming, republished_to
+from common.consumer import Consumer, consuming
 from common.contracts.registrations import RegistrationSubmitted
 from common.dispatcher import Dispatcher, Outcome
 from common.envelope import Delivery, Envelope
@@ -22,7 +22,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.publisher import Publisher
-from common.topology import USER_REGISTRATION
+from common.topology import BROKER_USERS, USER_REGISTRATION
 from tests.amqp import a_registration, depth, eventually, publish, publish_altered, take
 from tests.backends import TestBroker
 
@@ -60,7 +60,7 @@ async def a_consumer(
     url = broker.url("queue_receiver")
     async with (
         Publisher.open(
-            url, service="queue_receiver", exchanges=republished_to(USER_REGISTRATION)
+            url, service="queue_receiver", exchanges=BROKER_USERS["queue_receiver"].exchanges
         ) as publisher,
         consuming(
             url,

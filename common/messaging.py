@@ -1,0 +1,70 @@
+"""A service's side of the broker, from its settings: what it publishes, what it consumes.
+
+Which exchanges and queues those are stands in ``common.topology.BROKER_USERS``.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from common.broker_check import BrokerCheck
+from common.consumer import consuming
+from common.dispatcher import Handlers
+from common.http.health import Readiness
+from common.publisher import Publisher
+from common.settings import BrokerSettings, ConsumerSettings
+from common.topology import BROKER_USERS
+
+
+@asynccontextmanager
+async def open_publisher(
+    settings: BrokerSettings, *, service: str, readiness: Readiness
+) -> AsyncIterator[Publisher]:
+    """A publisher for all that the service writes to; ready when all of it is there."""
+    user = BROKER_USERS[service]
+    async with Publisher.open(
+        str(settings.queue_url),
+        service=service,
+        exchanges=user.exchanges,
+        queues=[route.queue for route in user.publishes],
+        batched=settings.batched_writes,
+    ) as publisher:
+        readiness.add("publisher", publisher.check)
+        if settings.queue_management_url:
+            readiness.add("topology", BrokerCheck(settings.queue_management_url, service).check)
+        yield publisher
+
+
+@asynccontextmanager
+async def handling(
+    settings: ConsumerSettings,
+    handlers: Handlers,
+    *,
+    service: str,
+    publisher: Publisher,
+    readiness: Readiness,
+    retry_factor: int = 2,
+) -> AsyncIterator[None]:
+    """Consume the handlers' route until the block is left; then drain.
+
+    Args:
+        settings: Prefetch, retries, and where the broker is.
+        handlers: Which handler takes which contract, all of one route.
+        service: Name that dead letters carry as the failing service.
+        publisher: Publishes retries and dead letters.
+        readiness: Learns whether the consumer works.
+        retry_factor: By how much each wait is longer than the one before.
+
+    Raises:
+        SettingError: More retries are wanted than the route has steps.
+    """
+    async with consuming(
+        str(settings.queue_url),
+        handlers,
+        service=service,
+        publisher=publisher,
+        prefetch=settings.prefetch,
+        batched=settings.batched_writes,
+        retry_delays=settings.retry_delays(retry_factor),
+    ) as consumer:
+        readiness.add("consumer", consumer.check)
+        yield
