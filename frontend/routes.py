@@ -25,6 +25,7 @@ from common.errors import (
     UserStreamError,
 )
 from common.http.api import Api, answer
+from common.http.app import LOGGED
 from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key, is_sane_key
 from common.http.validation import read_form_fields, validate
 from common.publisher import Publisher
@@ -169,13 +170,15 @@ async def _register(request: web.Request, body: RegistrationRequest, key: str | 
     """Publish the registration; when this returns, it is safe."""
     registration_id = request.app[IDENTITIES].identify(body, key)
     await request.app[PUBLISHER].publish(
-        RegistrationSubmitted(
+        # Constructed, not validated: the same rule has just been asked.
+        RegistrationSubmitted.model_construct(
             name=body.name, surname=body.surname, email=body.email, timestamp=datetime.now(UTC)
         ),
         message_id=registration_id,
         correlation_id=current().correlation_id,
     )
     log.info("registration.accepted", registration_id=str(registration_id))
+    request[LOGGED] = True
     return registration_id
 
 

@@ -53,7 +53,8 @@ async def store_registration(
     """
     data = registration.data
     stored = await registrations.store(
-        RegistrationToStore(
+        # Constructed, not validated: the contract has just been asked the same.
+        RegistrationToStore.model_construct(
             registration_id=registration.id,
             name=data.name,
             surname=data.surname,
@@ -63,7 +64,7 @@ async def store_registration(
     )
     template = MAIL_FOR[stored.outcome]
     await publisher.publish(
-        EmailRequested(
+        EmailRequested.model_construct(
             to=data.email,
             template=template,
             user_id=stored.user_id,

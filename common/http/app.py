@@ -77,6 +77,9 @@ async def _metrics(_request: web.Request) -> web.Response:
     return web.Response(body=generate_latest(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
 
 
+LOGGED = web.RequestKey("logged", bool)
+"""Set by a handler whose own line says it all: one line for each piece of work."""
+
 # Looked up once: a lookup costs as much as counting.
 _requests = cache(metrics.HTTP_REQUESTS.labels)
 _seconds = cache(metrics.HTTP_SECONDS.labels)
@@ -95,7 +98,7 @@ async def _observed(request: web.Request, handler: Handler) -> web.StreamRespons
     method = request.method if request.method in hdrs.METH_ALL else "other"
     _requests(method, route, response.status).inc()
     _seconds(method, route).observe(seconds)
-    if not route.startswith(_QUIET):
+    if not route.startswith(_QUIET) and LOGGED not in request:
         log.info(
             "http.answered",
             method=request.method,

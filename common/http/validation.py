@@ -102,6 +102,8 @@ async def read_bytes(request: web.Request) -> bytes:
     if (request.content_length or 0) > request.client_max_size:
         raise TooLargeError(f"At most {request.client_max_size} bytes are read here.")
     try:
+        if request.content.is_eof():  # nearly always: it came with the head
+            return await request.read()
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()
     except TimeoutError as error:
