@@ -188,6 +188,13 @@ async def test_a_link_lost_before_that_reply_leaves_one_unsure_and_the_other_unt
     assert [mail.recipients for mail in server.mails] == [["ada@example.org"], ["bob@example.org"]]
 
 
+async def test_what_follows_a_senseless_reply_decides_about_nobody() -> None:
+    async with running_smtp_server() as server, a_mailer(server, connections=1) as mailer:
+        server.on("TEXT", b"354 more\r\n250 ok\r\n550 5.1.1 nobody\r\n", times=1)
+
+        assert await send_together(mailer, "ada", "bob") == [UNSURE, SENT]
+
+
 async def test_a_farewell_in_reply_to_the_text_sends_both_once_on_a_new_connection() -> None:
     async with running_smtp_server() as server, a_mailer(server, connections=1) as mailer:
         server.on("TEXT", "421 4.3.2 closing", times=1)
@@ -268,6 +275,7 @@ async def test_a_cancelled_mail_leaves_those_before_and_behind_it_alone(cancelle
     del names[cancelled]
     assert sorted(name for name in accepted(server) if name in names) == names
     assert len(server.mails) == (3 if cancelled else 4)  # the first one's text was out
+    assert server.sessions == 3 - cancelled  # who only waits costs none
 
 
 async def test_a_mail_cancelled_as_it_gets_its_turn_leaves_the_rest_alone(

@@ -15,6 +15,7 @@ from tests.smtp_server import (
     DROP,
     STALL,
     Action,
+    Hold,
     Point,
     SmtpServer,
     certificate,
@@ -176,8 +177,8 @@ async def test_after_a_421_the_connection_is_not_used_again(point: Point) -> Non
         connection = await Connection.open(a_server(server))
         answer = await connection.send(a_mail(), before_text=go_on)
 
-    assert answer.reply.code == 421
-    assert not connection.usable
+        assert answer.reply.code == 421
+        assert not connection.usable
 
 
 async def test_a_reply_that_means_nothing_after_the_text_leaves_the_mail_unsure() -> None:
@@ -405,9 +406,15 @@ async def test_a_connection_that_expects_one_mail_takes_no_other() -> None:
     async with running_smtp_server() as server:
         connection = await Connection.open(a_server(server))
         announced = a_mail("bob@example.org")
-        await connection.send(a_mail(), before_text=go_on, following=lambda: announced)
+        held = Hold("250 ok")
+        await connection.send(
+            a_mail(),
+            before_text=lambda: server.on("MAIL", held, times=1),
+            following=lambda: announced,
+        )
 
         assert not connection.usable
+        held.released.set()
         await connection.send(announced, before_text=go_on)
         assert connection.usable
         await connection.quit()
