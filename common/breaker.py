@@ -77,7 +77,7 @@ class Breaker:
         try:
             yield
         except UnavailableError as error:
-            self._trip(error, longer=probing)
+            self.trip(error, longer=probing)
             raise
         except Exception:
             if probing:
@@ -90,7 +90,8 @@ class Breaker:
             if patience is not None:
                 patience.cancel()
 
-    def _trip(self, error: UnavailableError, *, longer: bool) -> None:
+    def trip(self, error: UnavailableError, *, longer: bool = False) -> None:
+        """Pause everybody; ``longer`` doubles the wait for the next probe."""
         first = not self.paused
         self.failure = error
         if longer:

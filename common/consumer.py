@@ -269,19 +269,27 @@ class Consumer:
     async def _work_off(self, delivery: Delivery) -> Outcome:
         """Repeat through outages until there is an outcome."""
         enter_message(str(delivery.id), delivery.sane_correlation_id, delivery.traceparent)
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - called by a task
         while True:
-            self._waiting.add(task)
             try:
-                async with self._breaker.passage():
-                    self._waiting.discard(task)
-                    return await self._dispatcher.dispatch(delivery)
-            except UnavailableError:
+                if self._breaker.paused:
+                    return await self._work_off_in_turn(delivery)
+                return await self._dispatcher.dispatch(delivery)
+            except UnavailableError as error:
+                self._breaker.trip(error)
                 if self._stopping:
                     raise asyncio.CancelledError from None
-            finally:
+
+    async def _work_off_in_turn(self, delivery: Delivery) -> Outcome:
+        """Hold a delivery until the neighbours are back, or until it is its turn to probe."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - called by a task
+        self._waiting.add(task)
+        try:
+            async with self._breaker.passage():
                 self._waiting.discard(task)
+                return await self._dispatcher.dispatch(delivery)
+        finally:
+            self._waiting.discard(task)
 
 
 @asynccontextmanager

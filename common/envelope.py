@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid5
 
@@ -19,6 +20,9 @@ MAX_BODY_BYTES = 64 * 1024
 
 FOREIGN_IDS = UUID("c0d8e6c4-6d43-5d3e-9a4c-3a4f1f0f9a51")
 """Namespace of the ids we derive for messages whose own id is no UUID, or missing."""
+
+REMEMBERED_IDS = 4096
+"""Ids of which a process knows the UUID: those in hand, each asked for several times."""
 
 ATTEMPT = "x-attempt"
 FIRST_SEEN = "x-first-seen"
@@ -69,10 +73,7 @@ class Delivery:
         """The message's identity, the same for every delivery of the same message."""
         if not isinstance(self.message_id, str) or not self.message_id:
             return uuid5(FOREIGN_IDS, self.body.hex())
-        try:
-            return UUID(self.message_id)
-        except ValueError:
-            return uuid5(FOREIGN_IDS, self.message_id)
+        return _identity(self.message_id)
 
     @property
     def attempt(self) -> int:
@@ -91,6 +92,14 @@ class Delivery:
     def traceparent(self) -> str:
         """The trace context, if there is a valid one."""
         return sane_traceparent(self.headers.get(TRACEPARENT))
+
+
+@lru_cache(maxsize=REMEMBERED_IDS)
+def _identity(message_id: str) -> UUID:
+    try:
+        return UUID(message_id)
+    except ValueError:
+        return uuid5(FOREIGN_IDS, message_id)
 
 
 def read(
