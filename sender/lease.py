@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from common.contracts.notifications import (
+    LEASE_SECONDS,
     Claim,
     ClaimRequest,
     ClaimResult,
@@ -19,9 +20,6 @@ from common.errors import TransientError, UnavailableError, UserStreamError
 from sender.mailer import Outcome
 
 log = structlog.get_logger()
-
-LEASE_SECONDS = 30.0
-"""How long database_service keeps a mail for us after each claim."""
 
 RENEW_SECONDS = 10.0
 """A third of the lease: two renewals may fail before it is lost."""

@@ -87,6 +87,10 @@ class DeliveryStatus(StrEnum):
     """Not sent, because the owner of the address was told within a day."""
 
 
+LEASE_SECONDS = 30
+"""How long a claim holds without a word, by PostgreSQL's clock; its holder renews it in time."""
+
+
 class ClaimRequest(Body):
     """A sender asks for the right to send one mail."""
 

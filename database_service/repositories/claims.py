@@ -5,12 +5,9 @@ from uuid import UUID
 
 import asyncpg
 
-from common.contracts.notifications import Claim, ClaimRequest, ClaimResult, Template
+from common.contracts.notifications import LEASE_SECONDS, Claim, ClaimRequest, ClaimResult, Template
 from database_service.pool import Connection
 from database_service.translation import LostRaceError
-
-LEASE_SECONDS = 30
-"""How long a sender may send without a word; it renews in time. Counted by PostgreSQL's clock."""
 
 TOLD_AGAIN_AFTER_HOURS = 24
 """The owner of an address is told at most this often that somebody registered it again."""

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from common.contracts.notifications import (
+    LEASE_SECONDS,
     Claim,
     ClaimRequest,
     DeliveryStatus,
@@ -19,7 +20,6 @@ from common.contracts.notifications import (
 from common.contracts.users import UserRequest
 from common.errors import NotFoundError
 from database_service.pool import Database
-from database_service.repositories.claims import LEASE_SECONDS
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.users import UserRepository
 from tests.integration.database_service.builders import (

@@ -7,6 +7,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from common.contracts.notifications import (
+    LEASE_SECONDS,
     Claim,
     ClaimRequest,
     DeliveryOutcomeOf,
@@ -14,7 +15,7 @@ from common.contracts.notifications import (
     Template,
 )
 from common.database_client import DatabaseClient
-from sender.lease import LEASE_SECONDS, Deliveries
+from sender.lease import Deliveries
 from tests.integration.sender.stack import database_service, ready
 from tests.unit.sender.fakes import FakeDeliveries
 
