@@ -11,24 +11,18 @@ from typing import Any
 from aiormq.channel import Channel
 from pamqp.commands import Basic
 
-from common.wire import CONFIRM_SECONDS, DRAIN_SECONDS, Confirmation
+from common.wire import CONFIRM_SECONDS, DRAIN_SECONDS, Confirmation, Line
 
 PERSISTENT = 2
 """AMQP's delivery mode for what has to survive a restart of the broker."""
 
 
-class PlainWire:
+class PlainWire(Line):
     """One channel, a write for each publish and each ack."""
 
     def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self._under_way: dict[str, Confirmation] = {}
+        super().__init__(channel)
         self._acks: set[asyncio.Task[None]] = set()
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing can be written any more."""
-        return self.channel.is_closed
 
     def publish(
         self,
@@ -60,15 +54,6 @@ class PlainWire:
         self._under_way[message_id] = confirmation
         confirmation.add_done_callback(lambda _: self._under_way.pop(message_id, None))
         return confirmation
-
-    def is_under_way(self, message_id: str) -> bool:
-        """Whether a message of that id is not confirmed yet."""
-        return message_id in self._under_way
-
-    async def turn(self, message_id: str) -> None:
-        """Wait until no other message of that id is under way; ``Wire.turn`` says why."""
-        while other := self._under_way.get(message_id):
-            await asyncio.wait([other])
 
     def received(self, tag: int) -> None:
         """Nothing to note: every ack is for one delivery."""

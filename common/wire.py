@@ -65,26 +65,46 @@ Confirmation = asyncio.Future[Any]
 """Done when the broker confirms; fails when it refuses, returns or does not answer in time."""
 
 
-class Wire:
-    """One channel, written to in batches; not to be mixed with aiormq's own publishing on it."""
+class Line:
+    """One channel to publish and acknowledge on; knows which messages are under way."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
+        self._under_way: dict[str, Confirmation] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self.channel.is_closed
+
+    def is_under_way(self, message_id: str) -> bool:
+        """Whether a message of that id is not confirmed yet."""
+        return message_id in self._under_way
+
+    async def turn(self, message_id: str) -> None:
+        """Wait until no other message of that id is under way.
+
+        The broker names a message that comes back by its id alone: with two of them, the
+        return of one would be taken for the other's, and the first for confirmed.
+        """
+        while other := self._under_way.get(message_id):
+            await asyncio.wait([other])
+
+
+class Wire(Line):
+    """One channel, written to in batches; not to be mixed with aiormq's own publishing on it."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
         self._loop = asyncio.get_running_loop()
         self._buffer: list[bytes] = []
         self._scheduled = False
-        self._under_way: dict[str, Confirmation] = {}
         self._deadlines: deque[tuple[float, Confirmation]] = deque()
         self._timer_is_set = False
         self._in_hand: dict[int, None] = {}
         self._done: list[int] = []
         tune = channel.connection.connection_tune
         self._piece = (tune.frame_max or MIN_FRAME) - FRAME_OVERHEAD
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing can be written any more."""
-        return self.channel.is_closed
 
     def publish(
         self,
@@ -141,19 +161,6 @@ class Wire:
     def _drop_settled(self) -> None:
         while self._deadlines and self._deadlines[0][1].done():
             self._deadlines.popleft()
-
-    def is_under_way(self, message_id: str) -> bool:
-        """Whether a message of that id is not confirmed yet."""
-        return message_id in self._under_way
-
-    async def turn(self, message_id: str) -> None:
-        """Wait until no other message of that id is under way.
-
-        The broker names a message that comes back by its id alone: with two of them, the
-        return of one would be taken for the other's, and the first for confirmed.
-        """
-        while other := self._under_way.get(message_id):
-            await asyncio.wait([other])
 
     def received(self, tag: int) -> None:
         """Note a delivery of this channel, in the order they come."""
