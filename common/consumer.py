@@ -5,12 +5,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError
-from aiormq.abc import DeliveredMessage
 
 from common import metrics
 from common.breaker import Breaker
@@ -18,7 +18,7 @@ from common.context import enter_message
 from common.dispatcher import Dispatcher, Handlers, Outcome
 from common.envelope import Delivery
 from common.errors import BrokerUnavailableError, UnavailableError
-from common.link import Link, check_topology, wire_of
+from common.link import Link, check_topology
 from common.plain_wire import PlainWire
 from common.publisher import Publisher
 from common.topology import queues
@@ -52,14 +52,15 @@ class Consumer:
         service: str,
         dispatcher: Dispatcher,
         prefetch: int,
-        batched: bool,
+        fast: bool,
     ) -> None:
         self._dispatcher = dispatcher
         self._route = dispatcher.route
         self._service = service
         self._prefetch = prefetch
-        self._batched = batched
-        self._link = Link(url, service=service, purpose="consume", setup=self._subscribe_on)
+        self._link = Link(
+            url, service=service, purpose="consume", setup=self._subscribe_on, fast=fast
+        )
         self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed)
         self._wire: Wire | PlainWire | None = None
         self._subscribed = False
@@ -79,6 +80,7 @@ class Consumer:
 
     async def start(self) -> None:
         """Start connecting; does not wait for the broker."""
+        self._loop = asyncio.get_running_loop()
         await self._link.__aenter__()
         self._in_background(self._watch())
 
@@ -111,7 +113,7 @@ class Consumer:
 
     # -- subscription -----------------------------------------------------------------------
 
-    async def _subscribe_on(self, channel: AbstractChannel) -> None:
+    async def _subscribe_on(self, channel: AbstractChannel, wire: Wire | PlainWire) -> None:
         """Prepare a new channel: what was held on the old one is delivered again on this.
 
         Also during an outage: something has to be in hand that can probe.
@@ -121,7 +123,7 @@ class Consumer:
         await check_topology(channel, queues=queues(self._route))
         async with self._subscribing:
             self._subscribed = False
-            wire = self._wire = await wire_of(channel, batched=self._batched)
+            self._wire = wire
             wire.channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
             await wire.channel.basic_qos(prefetch_count=self._prefetch)
             if not self._stopping:
@@ -148,9 +150,7 @@ class Consumer:
                 await self._give_up_channel()
 
     async def _consume(self, wire: Wire | PlainWire) -> None:
-        await wire.channel.basic_consume(
-            self._route.queue, self._received, consumer_tag=self._service
-        )
+        await wire.consume(self._route.queue, self._service, partial(self._received, wire))
         self._subscribed = True
 
     @property
@@ -224,26 +224,27 @@ class Consumer:
 
     # -- deliveries -------------------------------------------------------------------------
 
-    async def _received(self, message: DeliveredMessage) -> None:
+    def _received(self, wire: Wire | PlainWire, tag: int, delivery: Delivery) -> None:
         """Begin with one delivery, in a task of our own.
 
-        aiormq cancels its tasks with the channel: a mail whose text is out would count as
+        Not of the channel's: cancelled with it, a mail whose text is out would count as
         unsure and go out again, though its server is about to say 250.
         """
-        if self._wire is not None and self._wire.channel is message.channel:
-            self._wire.received(message.delivery_tag or 0)
+        if wire is self._wire:
             self._deliveries += 1
-            task = asyncio.ensure_future(self._settle(message))
+            task = self._loop.create_task(self._settle(wire, tag, delivery))
             self._in_hand.add(task)
             task.add_done_callback(self._in_hand.discard)
 
-    async def _settle(self, message: DeliveredMessage) -> None:
+    async def _settle(self, wire: Wire | PlainWire, tag: int, delivery: Delivery) -> None:
         """Handle one delivery and acknowledge it, or leave it to be delivered again."""
         queue = self._route.queue
         started = time.perf_counter()
         try:
-            outcome = await self._work_off(_delivery(message))
-            if self._acknowledged(message):
+            outcome = await self._work_off(delivery)
+            # Only on the channel it came by: on a newer one the same tag means another message.
+            if wire is self._wire and not wire.closed:
+                wire.acknowledge(tag)
                 self._settled[outcome].inc()
                 self._seconds.observe(time.perf_counter() - started)
             else:
@@ -257,14 +258,6 @@ class Consumer:
             metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
             log.exception("delivery.unsettled", queue=queue)
             await self._give_up_channel()
-
-    def _acknowledged(self, message: DeliveredMessage) -> bool:
-        # Only on the channel it came by: on a newer one the same tag means another message.
-        wire = self._wire
-        if wire is None or wire.closed or wire.channel is not message.channel:
-            return False
-        wire.acknowledge(message.delivery_tag or 0)
-        return True
 
     async def _work_off(self, delivery: Delivery) -> Outcome:
         """Repeat through outages until there is an outcome."""
@@ -301,7 +294,7 @@ async def consuming(
     publisher: Publisher,
     prefetch: int,
     retry_delays: Sequence[timedelta],
-    batched: bool = True,
+    fast: bool = True,
 ) -> AsyncIterator[Consumer]:
     """Consume the handlers' route until the block is left; then drain.
 
@@ -312,7 +305,7 @@ async def consuming(
         publisher: Publishes retries and dead letters.
         prefetch: Deliveries in hand at once.
         retry_delays: Waits before each retry; at most the route's steps.
-        batched: Acknowledge what ends in one turn of the event loop at once.
+        fast: Read and write the busy frames ourselves.
 
     Raises:
         SettingError: More retries are wanted than the route has steps.
@@ -320,27 +313,9 @@ async def consuming(
     dispatcher = Dispatcher(
         service=service, handlers=handlers, publisher=publisher, retry_delays=retry_delays
     )
-    consumer = Consumer(
-        url, service=service, dispatcher=dispatcher, prefetch=prefetch, batched=batched
-    )
+    consumer = Consumer(url, service=service, dispatcher=dispatcher, prefetch=prefetch, fast=fast)
     await consumer.start()
     try:
         yield consumer
     finally:
         await consumer.drain()
-
-
-def _delivery(message: DeliveredMessage) -> Delivery:
-    properties = message.header.properties
-    return Delivery(
-        body=message.body,
-        routing_key=message.routing_key or "",
-        message_id=properties.message_id,
-        correlation_id=properties.correlation_id,
-        type=properties.message_type,
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        app_id=properties.app_id,
-        timestamp=properties.timestamp,
-        headers=dict(properties.headers or {}),
-    )

@@ -10,15 +10,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
-import aio_pika
 import structlog
+from aio_pika import Connection
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiormq.channel import Channel
+from yarl import URL
 
 from common import metrics, tolerant_amqp
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnavailableError
 from common.plain_wire import PlainWire
+from common.tap import Tap, TapFactory
 from common.wire import Wire
 
 log = structlog.get_logger()
@@ -36,14 +38,25 @@ LONGEST_PAUSE_SECONDS = 5.0
 WATCH_SECONDS = 0.2
 """How often to look whether the broker blocks publishers (memory or disk alarm)."""
 
-Setup = Callable[[AbstractChannel], Awaitable[None]]
+Setup = Callable[[AbstractChannel, Wire | PlainWire], Awaitable[None]]
 
 
 class Link:
-    """Keeps a channel open; ``setup`` prepares each new one before anybody uses it."""
+    """Keeps a channel open; ``setup`` prepares each new one before anybody uses it.
 
-    def __init__(self, url: str, *, service: str, purpose: str, setup: Setup) -> None:
+    Args:
+        url: AMQP URL with the service's own user.
+        service: For the connection's name.
+        purpose: For the connection's name, logs and metrics.
+        setup: Gets each new channel, and the wire to publish, consume and acknowledge on it.
+        fast: Read and write the busy frames ourselves.
+    """
+
+    def __init__(
+        self, url: str, *, service: str, purpose: str, setup: Setup, fast: bool = True
+    ) -> None:
         self._url = url
+        self._fast = fast
         self._name = f"{service} {purpose}"
         self._purpose = purpose
         self._setup = setup
@@ -97,16 +110,18 @@ class Link:
 
     async def _run_once(self) -> None:
         """Connect, hand out the channel, return when it is lost."""
-        connection = await aio_pika.connect(
-            self._url,
-            timeout=CONNECT_SECONDS,
-            heartbeat=HEARTBEAT_SECONDS,
+        connection = Connection(
+            URL(self._url).update_query(heartbeat=HEARTBEAT_SECONDS),
             client_properties={"connection_name": self._name},
         )
+        tap = Tap() if self._fast else None
+        if tap is not None:
+            connection.kwargs["transport_factory"] = TapFactory(tap)
+        await connection.connect(timeout=CONNECT_SECONDS)
         async with connection:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._setup(channel)
+                await self._setup(channel, await _wire_of(channel, tap))
             self._channel.set_result(channel)
             metrics.BROKER_CONNECTED.labels(self._purpose).set(1)
             log.info("broker.connected", purpose=self._purpose)
@@ -167,12 +182,11 @@ async def check_topology(
                 ) from error
 
 
-async def wire_of(channel: AbstractChannel, *, batched: bool) -> Wire | PlainWire:
-    """How to write to a channel: in batches, or by aiormq's own methods."""
+async def _wire_of(channel: AbstractChannel, tap: Tap | None) -> Wire | PlainWire:
     underlay = await channel.get_underlay_channel()
     if not isinstance(underlay, Channel):
         raise TypeError("aio-pika no longer stands on aiormq's channel.")
-    return Wire(underlay) if batched else PlainWire(underlay)
+    return PlainWire(underlay) if tap is None else Wire(underlay, tap)
 
 
 def _reason(error: BaseException) -> str:

@@ -26,7 +26,7 @@ async def open_publisher(
         service=service,
         exchanges=user.exchanges,
         queues=[route.queue for route in user.publishes],
-        batched=settings.batched_writes,
+        fast=settings.fast_frames,
     ) as publisher:
         readiness.add("publisher", publisher.check)
         if settings.queue_management_url:
@@ -63,7 +63,7 @@ async def handling(
         service=service,
         publisher=publisher,
         prefetch=settings.prefetch,
-        batched=settings.batched_writes,
+        fast=settings.fast_frames,
         retry_delays=settings.retry_delays(retry_factor),
     ) as consumer:
         readiness.add("consumer", consumer.check)

@@ -10,16 +10,15 @@ from typing import Any
 from uuid import UUID
 
 from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 
 from common import metrics
 from common.context import current
 from common.contracts.base import Contract
 from common.envelope import TRACEPARENT
 from common.errors import BrokerUnavailableError, UnroutableError
-from common.link import Link, check_topology, wire_of
+from common.link import Link, check_topology
 from common.plain_wire import PlainWire
-from common.wire import CONFIRM_SECONDS, Confirmation, Wire
+from common.wire import Wire
 
 CHANNEL_SECONDS = 1.0
 """Longest wait for a lost connection to come back before giving up on this message."""
@@ -35,14 +34,13 @@ class Publisher:
         service: str,
         exchanges: Sequence[str],
         queues: Sequence[str],
-        batched: bool,
+        fast: bool,
     ) -> None:
         self._service = service
-        self._batched = batched
         self._exchanges = exchanges
         self._queues = queues
         self._wire: Wire | PlainWire | None = None
-        self._link = Link(url, service=service, purpose="publish", setup=self._prepare)
+        self._link = Link(url, service=service, purpose="publish", setup=self._prepare, fast=fast)
 
     @classmethod
     @asynccontextmanager
@@ -53,7 +51,7 @@ class Publisher:
         service: str,
         exchanges: Sequence[str],
         queues: Sequence[str] = (),
-        batched: bool = True,
+        fast: bool = True,
     ) -> AsyncIterator["Publisher"]:
         """Start connecting.
 
@@ -62,9 +60,9 @@ class Publisher:
             service: Name that messages carry as ``app_id``.
             exchanges: Everything it will publish to; ready only when all of them exist.
             queues: Queues that must exist for it to make sense.
-            batched: Write what is published in one turn of the event loop at once.
+            fast: Read and write the busy frames ourselves.
         """
-        publisher = cls(url, service=service, exchanges=exchanges, queues=queues, batched=batched)
+        publisher = cls(url, service=service, exchanges=exchanges, queues=queues, fast=fast)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(publisher._link)
             yield publisher
@@ -121,7 +119,7 @@ class Publisher:
                 headers=headers,
                 expiration=expiration,
             )
-            await _confirmed(confirmation, exchange)
+            await confirmation
             outcome = "confirmed"
         except UnroutableError:
             outcome = "returned"
@@ -154,35 +152,11 @@ class Publisher:
             ) from error
         return await self._wire_within_reach()
 
-    async def _prepare(self, channel: AbstractChannel) -> None:
+    async def _prepare(self, channel: AbstractChannel, wire: Wire | PlainWire) -> None:
         await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
-        self._wire = await wire_of(channel, batched=self._batched)
+        self._wire = wire
 
 
 # Looked up once: a lookup costs as much as counting.
 _count = cache(metrics.PUBLISHES.labels)
 _seconds = cache(metrics.PUBLISH_SECONDS.labels)
-
-
-async def _confirmed(confirmation: Confirmation, exchange: str) -> None:
-    """Wait for the broker's word; what it does not say in time is not promised."""
-    try:
-        await confirmation
-    except PublishError as error:
-        raise UnroutableError(
-            f"The exchange {exchange} has no queue bound to it; the message was not kept."
-        ) from error
-    except DeliveryError as error:
-        raise BrokerUnavailableError("The broker refused the message: a queue is full.") from error
-    except TimeoutError as error:
-        raise BrokerUnavailableError(
-            f"The broker did not confirm within {CONFIRM_SECONDS:g} s."
-        ) from error
-    except (AMQPError, OSError, RuntimeError) as error:
-        raise BrokerUnavailableError("The connection broke before the confirm.") from error
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        # It is the channel that was cancelled, and its confirmations with it.
-        raise BrokerUnavailableError("The connection was closed before the confirm.") from error

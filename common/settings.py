@@ -97,9 +97,9 @@ class BrokerSettings(Section):
     queue_management_url: AnyHttpUrl | None = None
     """Management API with a monitoring user; where given, bindings and policies are checked too."""
 
-    batched_writes: bool = True
-    """Write what is published and acknowledged in one turn of the event loop at once, through the
-    inside of aiormq; false: by aiormq's own methods, which take more of the processor's time."""
+    fast_frames: bool = True
+    """Read and write the busy AMQP frames ourselves (deliveries, publishes, acks, confirms); false
+    leaves them to aiormq, which takes more of the processor's time."""
 
 
 class ConsumerSettings(BrokerSettings):

@@ -13,18 +13,18 @@ from pamqp.common import FieldTable, FieldValue
 
 def install() -> None:
     """Put the tolerant readers into pamqp's tables; once is enough, twice does no harm."""
-    decode.METHODS["shortstr"] = _short_text
-    decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _timestamp
-    decode.METHODS["table"] = decode.TABLE_MAPPING[b"F"] = _table
+    decode.METHODS["shortstr"] = short_text
+    decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = timestamp
+    decode.METHODS["table"] = decode.TABLE_MAPPING[b"F"] = table
 
 
-def _short_text(value: bytes) -> tuple[int, str]:
+def short_text(value: bytes) -> tuple[int, str]:
     """One byte of length, then text; other bytes as escapes, so that ids stay distinct."""
     end = 1 + value[0]
     return end, value[1:end].decode("utf-8", "backslashreplace")
 
 
-def _timestamp(value: bytes) -> tuple[int, FieldValue]:
+def timestamp(value: bytes) -> tuple[int, FieldValue]:
     """Eight bytes; nothing where they are no date."""
     try:
         return decode.timestamp(value)
@@ -32,7 +32,7 @@ def _timestamp(value: bytes) -> tuple[int, FieldValue]:
         return 8, None
 
 
-def _table(value: bytes) -> tuple[int, FieldTable]:
+def table(value: bytes) -> tuple[int, FieldTable]:
     """Four bytes of length, then pairs; empty where they can not be read."""
     try:
         return decode.field_table(value)

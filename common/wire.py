@@ -1,72 +1,44 @@
-"""Writes the publishes and acks of one turn of the event loop as one buffer.
+"""Publishes, receives and acknowledges on one channel, without a detour for each frame.
 
-aiormq writes every frame by itself: one system call for each, which was 30 to 46 % of the
-time of a busy service. Here what handlers publish and acknowledge in the same turn leaves in
-one write, through aiormq's own queue to its writer, and confirms come back through aiormq's
-own table. Nothing waits for company: a lone publish leaves at the end of its turn.
+aiormq writes every frame by itself, one system call for each, and awaits every frame it reads.
+Here what handlers publish and acknowledge in one turn of the event loop leaves in one write,
+and deliveries and confirms come straight from the connection's ``Tap``. Nothing waits for
+company: a lone publish leaves at the end of its turn.
 
-This leans on four attributes of aiormq's channel (``write_queue``, ``confirmations``,
-``message_id_delivery_tag``, ``delivery_tag``); checked with aiormq 7.2. ``common.plain_wire``
-does the same without them.
+``common.plain_wire`` does the same by aiormq's own methods.
 """
 
 import asyncio
 import math
-import struct
 from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
-from datetime import datetime, timedelta
-from functools import partial
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from itertools import takewhile
 from typing import Any
 
-from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
-from pamqp import encode
 
-MIN_FRAME = 4096
-"""Bytes of a frame that every broker takes (AMQP 0-9-1, 4.2.3)."""
-
-FRAME_OVERHEAD = 8
-"""Bytes around what a frame carries (AMQP 0-9-1, 4.2.3)."""
+from common import frames
+from common.envelope import Delivery
+from common.errors import BrokerUnavailableError, UnroutableError, UserStreamError
+from common.tap import Tap
 
 CONFIRM_SECONDS = 5.0
 """Longest wait for a confirm. What times out may still arrive later: it was not promised."""
 
-FULL_SECONDS = 0.005
-"""How long to wait when aiormq's writer has not kept up."""
+Confirmation = asyncio.Future[None]
+"""Done when the broker confirms.
 
-DRAIN_SECONDS = 1.0
-"""Longest wait for the last acks to leave; those that do not are delivered again."""
+Fails with ``UnroutableError`` when the message comes back, with ``BrokerUnavailableError`` when
+the broker refuses it, does not answer in time, or is lost.
+"""
 
-_FRAME = struct.Struct(">BHI")  # type, channel, size of what follows
-_METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
-_PUBLISH = struct.pack(">HHH", 60, 40, 0)  # basic.publish, reserved
-_MANDATORY = b"\x01"
-_ACK = struct.Struct(">BHIHHQ?B")  # frame, basic.ack, tag, multiple, end
-_CONTENT = struct.Struct(">HHQH")  # basic, weight, size of the body, property flags
-
-# AMQP 0-9-1, 4.2.6.1: properties come in this order, each with its flag.
-_FLAGS = {
-    "content_type": 1 << 15,
-    "content_encoding": 1 << 14,
-    "headers": 1 << 13,
-    "delivery_mode": 1 << 12,
-    "correlation_id": 1 << 10,
-    "expiration": 1 << 8,
-    "message_id": 1 << 7,
-    "timestamp": 1 << 6,
-    "type": 1 << 5,
-    "app_id": 1 << 3,
-}
-_PERSISTENT = b"\x02"
-
-Confirmation = asyncio.Future[Any]
-"""Done when the broker confirms; fails when it refuses, returns or does not answer in time."""
+Received = Callable[[int, Delivery], None]
+"""Takes a delivery's tag and the delivery."""
 
 
 class Line:
-    """One channel to publish and acknowledge on; knows which messages are under way."""
+    """One channel to publish, consume and acknowledge on; knows which messages are under way."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -92,19 +64,32 @@ class Line:
 
 
 class Wire(Line):
-    """One channel, written to in batches; not to be mixed with aiormq's own publishing on it."""
+    """A channel whose busy frames pass by aiormq; nothing else may publish or consume on it."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, tap: Tap) -> None:
         super().__init__(channel)
         self._loop = asyncio.get_running_loop()
+        self._transport = tap.transport
+        self._number = channel.number
+        self._piece = (channel.connection.connection_tune.frame_max or frames.MIN_FRAME) - (
+            frames.OVERHEAD
+        )
         self._buffer: list[bytes] = []
         self._scheduled = False
+        # Publishing.
+        self._published = 0
+        self._unconfirmed: dict[int, tuple[str, Confirmation]] = {}
         self._deadlines: deque[tuple[float, Confirmation]] = deque()
         self._timer_is_set = False
+        # Receiving.
+        self._received: Received = _nobody
         self._in_hand: dict[int, None] = {}
         self._done: list[int] = []
-        tune = channel.connection.connection_tune
-        self._piece = (tune.frame_max or MIN_FRAME) - FRAME_OVERHEAD
+        self._incoming: _Incoming | None = None
+        tap.attach(channel, self)
+        channel.closing.add_done_callback(self._lost)
+
+    # -- publishing -------------------------------------------------------------------------
 
     def publish(
         self,
@@ -117,29 +102,57 @@ class Wire(Line):
         expiration: timedelta | None = None,
     ) -> Confirmation:
         """Publish persistent and mandatory; see ``Confirmation`` for what comes back."""
-        channel = self.channel
-        number = channel.number
-        method = _PUBLISH + _short(exchange) + _short(routing_key) + _MANDATORY
-        content = content_header(len(body), properties, headers, expiration)
+        confirmation: Confirmation = self._loop.create_future()
+        if self.closed:
+            confirmation.set_exception(_connection_lost())
+            return confirmation
+        header = frames.content_header(len(body), properties, headers, expiration)
         self._write(
-            _frame(_METHOD, number, method)
-            + _frame(_HEADER, number, content)
-            + b"".join(
-                _frame(_BODY, number, body[start : start + self._piece])
-                for start in range(0, len(body), self._piece)
-            )
+            frames.publish(self._number, exchange, routing_key, header, body, piece=self._piece)
         )
-        # The channel's own future: it fails when the channel is lost.
-        confirmation: Confirmation = channel.create_future()
-        self._expire_later(confirmation)
-        channel.delivery_tag += 1
-        channel.confirmations[channel.delivery_tag] = confirmation
-        # By this table aiormq finds the confirmation of a message that comes back.
         message_id = properties["message_id"]
-        channel.message_id_delivery_tag[message_id] = channel.delivery_tag
+        self._published += 1
+        self._unconfirmed[self._published] = message_id, confirmation
         self._under_way[message_id] = confirmation
-        confirmation.add_done_callback(partial(self._forget, message_id))
+        self._expire_later(confirmation)
         return confirmation
+
+    def _confirmed(self, last: int, *, multiple: bool, failure: UserStreamError | None) -> None:
+        """The broker's word on one message, or on all up to it."""
+        unconfirmed = self._unconfirmed
+        if multiple:
+            tags = list(takewhile(lambda tag: tag <= last, unconfirmed))
+        else:
+            tags = [last] if last in unconfirmed else []
+        for tag in tags:
+            message_id, confirmation = unconfirmed.pop(tag)
+            self._settle(message_id, confirmation, failure)
+
+    def _settle(
+        self, message_id: str, confirmation: Confirmation, failure: UserStreamError | None
+    ) -> None:
+        if self._under_way.get(message_id) is confirmation:
+            del self._under_way[message_id]
+        if confirmation.done():  # whoever waited has given up, or it came back before
+            return
+        if failure is None:
+            confirmation.set_result(None)
+        else:
+            _fail(confirmation, failure)
+
+    def _returned(self, message_id: object) -> None:
+        """A message came back; its confirm still follows, and means nothing."""
+        confirmation = self._under_way.get(message_id) if isinstance(message_id, str) else None
+        if confirmation is not None and not confirmation.done():
+            _fail(
+                confirmation,
+                UnroutableError("No queue is bound to the exchange; the message was not kept."),
+            )
+
+    def _lost(self, _closing: object) -> None:
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for message_id, confirmation in unconfirmed.values():
+            self._settle(message_id, confirmation, _connection_lost())
 
     def _expire_later(self, confirmation: Confirmation) -> None:
         """Fail the confirmation at its deadline: one timer for all, since they expire in order."""
@@ -152,7 +165,11 @@ class Wire(Line):
     def _expire(self) -> None:
         self._drop_settled()
         while self._deadlines and self._deadlines[0][0] <= self._loop.time():
-            self._deadlines.popleft()[1].set_exception(TimeoutError())
+            _, confirmation = self._deadlines.popleft()
+            _fail(
+                confirmation,
+                BrokerUnavailableError(f"The broker did not confirm within {CONFIRM_SECONDS:g} s."),
+            )
             self._drop_settled()
         self._timer_is_set = bool(self._deadlines)
         if self._timer_is_set:
@@ -162,32 +179,80 @@ class Wire(Line):
         while self._deadlines and self._deadlines[0][1].done():
             self._deadlines.popleft()
 
-    def received(self, tag: int) -> None:
-        """Note a delivery of this channel, in the order they come."""
-        self._in_hand[tag] = None
+    # -- receiving --------------------------------------------------------------------------
+
+    async def consume(self, queue: str, tag: str, received: Received) -> None:
+        """Subscribe to a queue; ``received`` is called with each delivery."""
+        self._received = received
+        await self.channel.basic_consume(queue, _never_called, consumer_tag=tag)
 
     def acknowledge(self, tag: int) -> None:
-        """Acknowledge one delivery that was noted; those of one turn leave together."""
+        """Acknowledge one delivery of this channel; those of one turn leave together."""
         self._done.append(tag)
         self._schedule()
 
-    async def drain(self) -> None:
-        """Wait until all that was published and acknowledged so far is on its way."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while self._scheduled and not self.closed:  # noqa: ASYNC110 - a turn or two
-                    await asyncio.sleep(0)
-                if not self.closed:
-                    written = self.channel.create_future()
-                    frame = ChannelFrame(payload=b"", should_close=False, drain_future=written)
-                    await self.channel.write_queue.put(frame)
-                    await asyncio.wait([written])
+    def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
+        """Take a frame of this channel from the tap, if it is one for us."""
+        incoming = self._incoming
+        if kind == frames.METHOD:
+            return self._take_method(data, start)
+        if incoming is None:
+            return False
+        if kind == frames.HEADER:
+            incoming.header = frames.read_content_header(data, start)
+        elif kind == frames.BODY:
+            incoming.body += data[start:stop]
+        if incoming.header is not None and len(incoming.body) >= incoming.header.size:
+            self._incoming = None
+            self._arrived(incoming, incoming.header)
+        return True
 
-    def _forget(self, message_id: str, confirmation: Confirmation) -> None:
-        self._under_way.pop(message_id, None)
-        self.channel.message_id_delivery_tag.pop(message_id, None)
-        if not confirmation.cancelled():
-            confirmation.exception()  # seen, though its publisher may have given up waiting
+    def _take_method(self, data: bytes, start: int) -> bool:
+        (method,) = frames.METHOD_ID.unpack_from(data, start)
+        start += frames.METHOD_ID.size
+        if method == frames.DELIVER:
+            self._incoming = _Incoming(*frames.read_delivery(data, start))
+        elif method == frames.ACK:
+            tag, multiple = frames.read_confirm(data, start)
+            self._confirmed(tag, multiple=multiple, failure=None)
+        elif method == frames.RETURN:
+            self._incoming = _Incoming(None, "")
+        elif method == frames.NACK:
+            tag, multiple = frames.read_confirm(data, start)
+            refusal = BrokerUnavailableError("The broker refused the message: a queue is full.")
+            self._confirmed(tag, multiple=multiple, failure=refusal)
+        else:
+            return False
+        return True
+
+    def _arrived(self, incoming: "_Incoming", header: frames.Content) -> None:
+        """A whole message is here: one that was delivered, or one that came back."""
+        properties = header.properties
+        if incoming.tag is None:
+            self._returned(properties.get("message_id"))
+            return
+        self._in_hand[incoming.tag] = None
+        self._received(
+            incoming.tag,
+            Delivery(
+                body=incoming.body,
+                routing_key=incoming.routing_key,
+                message_id=properties.get("message_id"),
+                correlation_id=properties.get("correlation_id"),
+                type=properties.get("type"),
+                content_type=properties.get("content_type"),
+                content_encoding=properties.get("content_encoding"),
+                app_id=properties.get("app_id"),
+                timestamp=properties.get("timestamp"),
+                headers=properties.get("headers") or {},
+            ),
+        )
+
+    # -- writing ----------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Hand all that was published and acknowledged so far to the transport."""
+        self._flush()
 
     def _write(self, data: bytes) -> None:
         self._buffer.append(data)
@@ -200,17 +265,12 @@ class Wire(Line):
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self.channel.write_queue.full():
-            self._scheduled = True
-            self._loop.call_later(FULL_SECONDS, self._flush)
-            return
-        if self.channel.is_closed or not (self._buffer or self._done):
-            return  # aiormq has failed all confirmations; the broker delivers again
-        self._buffer += self._acks()
-        payload = b"".join(self._buffer)
+        if self.closed or not (self._buffer or self._done):
+            return  # all confirmations have failed; the broker delivers again
+        if self._done:
+            self._buffer += self._acks()
+        self._transport.write(b"".join(self._buffer))
         self._buffer.clear()
-        frame = ChannelFrame(payload=payload, should_close=False, drain_future=None)
-        self.channel.write_queue.put_nowait(frame)
 
     def _acks(self) -> list[bytes]:
         """One ack for all that is done before the first in hand, single ones for the rest.
@@ -224,50 +284,38 @@ class Wire(Line):
         together = [tag for tag in self._done if tag < first_in_hand]
         alone = [tag for tag in self._done if tag > first_in_hand]
         self._done.clear()
-        number = self.channel.number
-        acks = [_ack(number, max(together), multiple=True)] if together else []
-        return acks + [_ack(number, tag, multiple=False) for tag in alone]
-
-
-def content_header(
-    size: int,
-    properties: Mapping[str, Any],
-    headers: Mapping[str, Any],
-    expiration: timedelta | None = None,
-) -> bytes:
-    """The content header of a persistent message (AMQP 0-9-1, 2.3.5.2).
-
-    Args:
-        size: Bytes of the body.
-        properties: Short strings by name, and ``timestamp``.
-        headers: The header table.
-        expiration: How long the message may wait in a queue.
-    """
-    values: dict[str, bytes] = {
-        "headers": encode.field_table(dict(headers)) if headers else b"",
-        "delivery_mode": _PERSISTENT,
-    }
-    if expiration is not None:
-        values["expiration"] = _short(str(round(expiration.total_seconds() * 1000)))
-    for name, value in properties.items():
-        values[name] = (
-            struct.pack(">Q", int(value.timestamp()))
-            if isinstance(value, datetime)
-            else _short(value)
+        acks = (
+            [frames.acknowledgement(self._number, max(together), multiple=True)] if together else []
         )
-    present = [name for name in _FLAGS if values.get(name)]
-    flags = sum(_FLAGS[name] for name in present)
-    return _CONTENT.pack(60, 0, size, flags) + b"".join([values[name] for name in present])
+        return acks + [frames.acknowledgement(self._number, tag, multiple=False) for tag in alone]
 
 
-def _frame(kind: int, channel: int, payload: bytes) -> bytes:
-    return _FRAME.pack(kind, channel, len(payload)) + payload + _END
+class _Incoming:
+    """A message of which not all frames have come."""
+
+    __slots__ = ("body", "header", "routing_key", "tag")
+
+    def __init__(self, tag: int | None, routing_key: str) -> None:
+        self.tag = tag
+        """None for a message that comes back."""
+
+        self.routing_key = routing_key
+        self.header: frames.Content | None = None
+        self.body = b""
 
 
-def _ack(channel: int, tag: int, *, multiple: bool) -> bytes:
-    return _ACK.pack(_METHOD, channel, 13, 60, 80, tag, multiple, 0xCE)
+def _nobody(_tag: int, _delivery: Delivery) -> None:
+    """Nobody has subscribed yet."""
 
 
-def _short(text: str) -> bytes:
-    data = text.encode()
-    return bytes((len(data),)) + data
+async def _never_called(_message: object) -> None:
+    """What aiormq would call with deliveries, which never reach it."""
+
+
+def _connection_lost() -> BrokerUnavailableError:
+    return BrokerUnavailableError("The connection broke before the confirm.")
+
+
+def _fail(confirmation: Confirmation, failure: UserStreamError) -> None:
+    confirmation.set_exception(failure)
+    confirmation.exception()  # seen, though its publisher may have given up waiting
