@@ -154,13 +154,13 @@ def read_confirm(data: bytes, at: int) -> tuple[int, bool]:
     return tag, bool(flags & 1)
 
 
-def read_content_header(data: bytes, at: int) -> Content:
-    """The content header that begins at ``at``; what can not be read is left out.
+def read_content_header(data: bytes) -> Content:
+    """The content header that ``data`` is, no byte more; what can not be read is left out.
 
     Any program may have written it, see ``common.tolerant_amqp``.
     """
-    _, _, size, flags = _CONTENT.unpack_from(data, at)
-    at += _CONTENT.size
+    _, _, size, flags = _CONTENT.unpack_from(data)
+    at = _CONTENT.size
     properties: dict[str, Any] = {}
     for name in _present(flags):
         if name == "headers":

@@ -199,7 +199,7 @@ class Wire(Line):
         if incoming is None:
             return False
         if kind == frames.HEADER:
-            incoming.header = frames.read_content_header(data, start)
+            incoming.header = frames.read_content_header(data[start:stop])
         elif kind == frames.BODY:
             incoming.body += data[start:stop]
         if incoming.header is not None and len(incoming.body) >= incoming.header.size:
