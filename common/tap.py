@@ -65,7 +65,8 @@ class Tap(asyncio.Protocol):
         while end - at >= frames.OVERHEAD:
             kind, channel, size = frames.HEAD.unpack_from(data, at)
             stop = at + frames.OVERHEAD + size
-            if kind not in _KINDS:  # no AMQP as we know it: aiormq has the words for it
+            broken = stop <= end and data[stop - 1] != frames.END[0]
+            if broken or kind not in _KINDS:  # no AMQP as we know it: aiormq has the words for it
                 self._foreign = True
                 for_aiormq.append(data[at:])
                 at = end
@@ -89,10 +90,13 @@ class Tap(asyncio.Protocol):
         now = time.monotonic()
         if now - self._told_at >= SIGN_OF_LIFE_SECONDS:
             self._told_at = now
-            for_aiormq.append(frames.A_HEARTBEAT)
+            for_aiormq.insert(0, frames.A_HEARTBEAT)  # not after what may be no whole frame
 
     def eof_received(self) -> bool | None:
-        """Called by the loop: the broker said its last word."""
+        """Called by the loop: the broker said its last word, perhaps half of one."""
+        if self._rest:
+            self._inner.data_received(self._rest)
+            self._rest = b""
         answer: bool | None = self._inner.eof_received()
         return answer
 
