@@ -12,7 +12,6 @@ from common.contracts.registrations import (
     StoredRegistration,
 )
 from database_service.pool import Connection, Database
-from database_service.translation import LostRaceError
 
 
 class RegistrationRepository:
@@ -24,7 +23,7 @@ class RegistrationRepository:
     async def insert_registrations(
         self, registrations: Sequence[RegistrationToStore]
     ) -> list[StoredRegistration]:
-        """Store registrations and their users in one transaction; answers in their order.
+        """Store registrations and their users in one statement; answers in their order.
 
         An id that is known, from before or from the same batch, gets the answer that it got.
         Of registrations with the same address the first becomes the user; the others are
@@ -49,7 +48,7 @@ class RegistrationRepository:
             unknown = [item for key, item in distinct.items() if key not in answers]
             return answers | (await _insert_unknown(connection, unknown) if unknown else {})
 
-        answers = await self._database.in_transaction(work)
+        answers = await self._database.by_statements(work)
         return [answers[item.registration_id] for item in registrations]
 
     # Of several mails for one registration the one counts that came furthest.
@@ -105,36 +104,9 @@ async def _select_answers(
     return _answers(await connection.fetch(SELECT_ANSWERS, registration_ids))
 
 
-# Two batches never wait for each other in a circle: each takes its addresses in order, then
-# its ids in order. Waiting for another batch's address ends with that batch.
-INSERT_USERS = """
-       INSERT INTO users (name, surname, email)
-       SELECT DISTINCT ON (lower(email)) name, surname, email
-         FROM unnest($1::text[], $2::text[], $3::text[])
-              WITH ORDINALITY AS new (name, surname, email, position)
-     ORDER BY lower(email), position
-  ON CONFLICT (lower(email)) DO NOTHING
-    RETURNING id
-"""
-
-# A statement of its own: only a new snapshot sees the users that others committed meanwhile.
-INSERT_REGISTRATIONS = """
-       INSERT INTO registrations (registration_id, outcome, user_id, received_at)
-       SELECT new.registration_id,
-              CASE WHEN new.is_first AND users.id = ANY ($4::bigint[])
-                   THEN 'stored' ELSE 'duplicate' END,
-              users.id,
-              new.received_at
-         FROM (SELECT registration_id, email, received_at,
-                      row_number() OVER (PARTITION BY lower(email) ORDER BY position) = 1
-                          AS is_first
-                 FROM unnest($1::uuid[], $2::text[], $3::timestamptz[])
-                      WITH ORDINALITY AS item (registration_id, email, received_at, position)
-              ) AS new
-         JOIN users ON lower(users.email) = lower(new.email)
-     ORDER BY new.registration_id
-  ON CONFLICT (registration_id) DO NOTHING
-    RETURNING registration_id, outcome, user_id
+STORE_REGISTRATIONS = """
+    SELECT registration_id, outcome, user_id
+      FROM store_registrations($1, $2, $3, $4, $5)
 """
 
 
@@ -144,22 +116,17 @@ async def _insert_unknown(
     """Store registrations with distinct ids that seem to be unknown.
 
     Raises:
-        LostRaceError: One of the ids is stored already, or one of the users was removed
-            meanwhile. A user made here may be one too many, so nothing may be committed.
+        asyncpg.SerializationError: One of them is known, or a user was removed meanwhile;
+            nothing was stored, see ``sql/0004_store_registrations.sql``.
     """
-    emails = [item.email for item in items]
-    created = await connection.fetch(
-        INSERT_USERS, [item.name for item in items], [item.surname for item in items], emails
-    )
     rows = await connection.fetch(
-        INSERT_REGISTRATIONS,
+        STORE_REGISTRATIONS,
         [item.registration_id for item in items],
-        emails,
+        [item.name for item in items],
+        [item.surname for item in items],
+        [item.email for item in items],
         [item.received_at for item in items],
-        [row["id"] for row in created],
     )
-    if len(rows) < len(items):
-        raise LostRaceError
     return _answers(rows)
 
 
