@@ -6,6 +6,7 @@ Slower; for a release of aiormq whose inside has changed. ``FAST_FRAMES=false`` 
 import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
@@ -56,7 +57,7 @@ class PlainWire(Line):
             )
         )
         self._under_way[message_id] = confirmation
-        confirmation.add_done_callback(lambda _: self._under_way.pop(message_id, None))
+        confirmation.add_done_callback(partial(self._ended, message_id))
         return confirmation
 
     async def _publish(

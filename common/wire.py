@@ -43,6 +43,7 @@ class Line:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._under_way: dict[str, Confirmation] = {}
+        self._turns: dict[str, asyncio.Future[None]] = {}
 
     @property
     def closed(self) -> bool:
@@ -59,8 +60,17 @@ class Line:
         The broker names a message that comes back by its id alone: with two of them, the
         return of one would be taken for the other's, and the first for confirmed.
         """
-        while other := self._under_way.get(message_id):
-            await asyncio.wait([other])
+        # Not for the confirmation: it may have failed, with the broker's word still to come.
+        while message_id in self._under_way:
+            free = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._turns.setdefault(message_id, free)])
+
+    def _ended(self, message_id: str, confirmation: Confirmation) -> None:
+        """The broker has had its say about the message, or never will."""
+        if self._under_way.get(message_id) is confirmation:
+            del self._under_way[message_id]
+            if turn := self._turns.pop(message_id, None):
+                turn.set_result(None)
 
 
 class Wire(Line):
@@ -131,8 +141,7 @@ class Wire(Line):
     def _settle(
         self, message_id: str, confirmation: Confirmation, failure: UserStreamError | None
     ) -> None:
-        if self._under_way.get(message_id) is confirmation:
-            del self._under_way[message_id]
+        self._ended(message_id, confirmation)
         if confirmation.done():  # whoever waited has given up, or it came back before
             return
         if failure is None:
