@@ -99,6 +99,11 @@ class Wire(Line):
         tap.attach(channel, self)
         channel.closing.add_done_callback(self._lost)
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be written any more; the channel learns it last."""
+        return self._transport.is_closing() or super().closed
+
     # -- publishing -------------------------------------------------------------------------
 
     def publish(
@@ -114,7 +119,7 @@ class Wire(Line):
         """Publish persistent and mandatory; see ``Confirmation`` for what comes back."""
         confirmation: Confirmation = self._loop.create_future()
         if self.closed:
-            confirmation.set_exception(_connection_lost())
+            _fail(confirmation, _connection_lost())
             return confirmation
         header = frames.content_header(len(body), properties, headers, expiration)
         self._write(
