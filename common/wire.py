@@ -201,7 +201,12 @@ class Wire(Line):
         await self.channel.basic_consume(queue, _never_called, consumer_tag=tag)
 
     def acknowledge(self, tag: int) -> None:
-        """Acknowledge one delivery of this channel; those of one turn leave together."""
+        """Acknowledge one delivery of this channel; those of one turn leave together.
+
+        Raises:
+            KeyError: It is not in hand: the broker would close the channel.
+        """
+        del self._in_hand[tag]
         self._done.append(tag)
         self._schedule()
 
@@ -292,8 +297,6 @@ class Wire(Line):
         The broker reads ``multiple`` as "and everything before", so it must never reach past
         a delivery that is still in hand, and its tag must be one that is not acknowledged yet.
         """
-        for tag in self._done:
-            del self._in_hand[tag]
         first_in_hand = next(iter(self._in_hand), math.inf)
         together = [tag for tag in self._done if tag < first_in_hand]
         alone = [tag for tag in self._done if tag > first_in_hand]
