@@ -1,6 +1,8 @@
 """What a wire writes, and what it makes of the broker's words; against a broker of paper."""
 
 import asyncio
+import gc
+import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from pamqp import frame as pamqp_frame
 from common import wire as wire_module
 from common.envelope import Delivery
 from common.errors import BrokerUnavailableError, UnroutableError
-from common.frames import A_HEARTBEAT
+from common.frames import A_HEARTBEAT, HEADER, frame
 from common.tap import Tap
 from common.wire import Confirmation, Wire
 
@@ -341,6 +343,39 @@ async def test_a_deadline_holds_behind_ones_that_were_met(
         await asyncio.wait_for(later, timeout=10)
 
 
+async def test_each_confirmation_has_its_own_deadline(
+    paper: Paper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "CONFIRM_SECONDS", 0.01)
+    soon = paper.publish("soon")
+    monkeypatch.setattr(wire_module, "CONFIRM_SECONDS", 0.5)
+    later = paper.publish("later")
+
+    with pytest.raises(BrokerUnavailableError):
+        await asyncio.wait_for(soon, timeout=10)
+    assert not later.done()
+
+    with pytest.raises(BrokerUnavailableError):
+        await asyncio.wait_for(later, timeout=10)
+
+
+async def test_failures_that_nobody_waits_for_are_not_reported_as_forgotten(
+    paper: Paper,
+) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    paper.publish("refused")
+    paper.publish("lost")
+
+    paper.says(commands.Basic.Nack(1))
+    paper.loses_the_channel()
+    await a_turn()
+    paper.publish("after the loss")
+    gc.collect()
+
+    assert reported == []
+
+
 async def test_nobody_waits_any_more_and_nothing_breaks(paper: Paper) -> None:
     confirmed, refused, returned, lost = (paper.publish(name) for name in "abcd")
     for confirmation in (confirmed, refused, returned, lost):
@@ -387,6 +422,17 @@ async def test_the_second_in_turn_waits_for_the_first(paper: Paper) -> None:
         paper.says(commands.Basic.Ack(number))
 
     await asyncio.gather(*published, *waiting)
+
+
+async def test_the_end_of_one_message_does_not_end_another_of_its_id(paper: Paper) -> None:
+    paper.publish("same")
+    paper.publish("same")
+
+    paper.says(commands.Basic.Ack(1))
+    assert paper.wire.is_under_way("same")
+    paper.says(commands.Basic.Ack(2))
+
+    assert not paper.wire.is_under_way("same")
 
 
 @pytest.mark.parametrize("end", ["returned", "cancelled", "failed"])
@@ -444,7 +490,7 @@ async def test_what_is_under_way_fails_with_the_channel(paper: Paper) -> None:
     paper.loses_the_channel()
 
     for confirmation in confirmations:
-        with pytest.raises(BrokerUnavailableError, match="broke"):
+        with pytest.raises(BrokerUnavailableError, match="connection broke"):
             await asyncio.wait_for(confirmation, timeout=10)
     await asyncio.wait_for(turn, timeout=10)
 
@@ -456,13 +502,14 @@ async def test_nothing_is_written_after_the_loss(paper: Paper) -> None:
     paper.wire.acknowledge(1)
 
     paper.loses_the_channel()
+    await a_turn()
     after = paper.publish("after")
     await a_turn()
 
     assert paper.wire.closed
     assert paper.transport.writes == []
     for confirmation in (before, after):
-        with pytest.raises(BrokerUnavailableError, match="broke"):
+        with pytest.raises(BrokerUnavailableError, match="connection broke"):
             await confirmation
     assert not paper.wire.is_under_way("after")
 
@@ -479,10 +526,10 @@ async def test_a_transport_that_closes_takes_no_more_though_the_channel_is_open(
     await paper.wire.drain()
 
     assert paper.wire.closed
-    with pytest.raises(BrokerUnavailableError, match="broke"):
+    with pytest.raises(BrokerUnavailableError, match="connection broke"):
         await paper.publish("after")
     paper.loses_the_channel()
-    with pytest.raises(BrokerUnavailableError, match="broke"):
+    with pytest.raises(BrokerUnavailableError, match="connection broke"):
         await asyncio.wait_for(before, timeout=10)
 
 
@@ -551,6 +598,20 @@ async def test_a_message_of_which_the_end_is_missing_is_not_handed_over(paper: P
     paper.says(second)
 
     assert [each.body for _, each in paper.deliveries] == [b"x" * 2000]
+
+
+async def test_headers_that_can_not_be_read_take_nothing_from_the_body(paper: Paper) -> None:
+    await paper.consume()
+    deliver = commands.Basic.Deliver("consumer", 1, exchange="exchange", routing_key="key")
+    endless = struct.pack(">HHQH", 60, 0, 9, 1 << 13) + b"\0\0\0\x0c" + b"\1at\1"
+
+    paper.tap.data_received(
+        marshalled(deliver)
+        + frame(HEADER, CHANNEL, endless)
+        + marshalled(body.ContentBody(b"\1bt\1 body"))
+    )
+
+    assert [(each.headers, each.body) for _, each in paper.deliveries] == [({}, b"\1bt\1 body")]
 
 
 async def test_the_answer_to_a_get_is_left_to_aiormq(paper: Paper) -> None:
