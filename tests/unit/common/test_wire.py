@@ -600,18 +600,22 @@ async def test_a_message_of_which_the_end_is_missing_is_not_handed_over(paper: P
     assert [each.body for _, each in paper.deliveries] == [b"x" * 2000]
 
 
-async def test_headers_that_can_not_be_read_take_nothing_from_the_body(paper: Paper) -> None:
+async def test_headers_that_reach_past_their_frame_take_nothing_from_the_body(
+    paper: Paper,
+) -> None:
     await paper.consume()
     deliver = commands.Basic.Deliver("consumer", 1, exchange="exchange", routing_key="key")
-    endless = struct.pack(">HHQH", 60, 0, 9, 1 << 13) + b"\0\0\0\x0c" + b"\1at\1"
+    # One header, then: the end of the frame as a length (206), 7 bytes of the next frame's head
+    # and 199 of the body as a name, and a value.
+    content = b"k" * 199 + b"t\1" + b" " * 99
+    too_long = struct.pack(">I", 4 + 1 + 206 + 2) + b"\1at\1"
+    head = struct.pack(">HHQH", 60, 0, len(content), 1 << 13) + too_long
 
     paper.tap.data_received(
-        marshalled(deliver)
-        + frame(HEADER, CHANNEL, endless)
-        + marshalled(body.ContentBody(b"\1bt\1 body"))
+        marshalled(deliver) + frame(HEADER, CHANNEL, head) + marshalled(body.ContentBody(content))
     )
 
-    assert [(each.headers, each.body) for _, each in paper.deliveries] == [({}, b"\1bt\1 body")]
+    assert [(each.headers, each.body) for _, each in paper.deliveries] == [({}, content)]
 
 
 async def test_the_answer_to_a_get_is_left_to_aiormq(paper: Paper) -> None:
