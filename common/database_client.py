@@ -60,7 +60,6 @@ STREAM_SILENCE_SECONDS = 60.0
 _ABOUT_THE_REQUEST = (400, 404, 409, 412, 413, 422)
 """Refusals that speak of what was sent; with any other one something between us is wrong."""
 
-CHUNK_BYTES = 64 * 1024
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -157,7 +156,7 @@ class DatabaseClient:
                 timeout=timeout,
             ) as response:
                 await _raise_for(response)
-                async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                async for chunk in response.content.iter_any():
                     yield chunk
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise await self._broken_or_away() from error

