@@ -23,6 +23,7 @@ COPY --from=packages /venv /venv
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONNODEBUGRANGES=1 \
     BIND_ADDRESS=0.0.0.0 \
     LOG_FORMAT=json
 WORKDIR /app

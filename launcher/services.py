@@ -54,7 +54,7 @@ def service_environment(
     """
     names = (*LISTENING, *SETTINGS[service])
     environment = {name: given[name] for name in INHERITED if name in given}
-    environment |= {"LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
+    environment |= {"LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "PYTHONNODEBUGRANGES": "1"}
     for name in names:
         if f"{name}_FILE" in given:
             environment[f"{name}_FILE"] = given[f"{name}_FILE"]
