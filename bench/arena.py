@@ -1,10 +1,8 @@
 """Starts what is measured: a private stack, the mail sink, and beside them the peer."""
 
 import os
-import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,8 +14,15 @@ from bench.systems import System
 from launcher.broker import Broker
 from launcher.environment import PROJECT
 from launcher.errors import LauncherError
-from launcher.ports import HOST, LARGEST_OFFSET, is_free, ports
+from launcher.ports import HOST, ports
 from launcher.postgres import Postgres
+from launcher.private import (
+    ADDRESSES,
+    free_offset,
+    make_folder,
+    remove_folder,
+    without_addresses,
+)
 from launcher.processes import Program
 from launcher.running import start_parts
 from launcher.services import SETTINGS
@@ -31,19 +36,6 @@ PASSED_THROUGH = ("frontend", "queue_receiver", "sender", "database_service")
 """The services that a registration meets; the report generator is not among them."""
 
 COUNT_ROWS = "SELECT count(*) FROM users WHERE lower(email) = ANY($1::text[])"
-
-FIRST_OFFSET, OFFSET_STEP = 1000, 20
-"""Where free ports are looked for; a person's own stacks begin at 0."""
-
-ADDRESSES = frozenset(
-    {
-        *("QUEUE_URL", "QUEUE_MANAGEMENT_URL", "DATABASE_SERVICE_URL", "PUBLIC_URL"),
-        *("SMTP_HOST", "SMTP_PORT", "SMTP_SECURE", "SMTP_USER", "SMTP_PASSWORD", "SMTP_CA_FILE"),
-        *("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSL", "DB_SSL_CA"),
-        *("REGISTRATION_ID_SECRET", "REPORT_OUTPUT_DIR", "BIND_ADDRESS"),
-    }
-)
-"""What is not taken from the environment: nothing but this machine is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +96,7 @@ def arena(
         LauncherError: Something could not be started.
     """
     offset = offset or free_offset()
-    folder = _made(data or RUN_DIRECTORY)
+    folder = make_folder(data or RUN_DIRECTORY, prefix="bench-")
     keep_logs = False
     try:
         with ExitStack() as running:
@@ -113,42 +105,7 @@ def arena(
         keep_logs = True
         raise LauncherError(f"{error}\nThe logs are kept in {folder / 'logs'}") from error
     finally:
-        _remove(folder, keep_logs=keep_logs)
-
-
-def free_offset() -> int:
-    """The first offset with which every port is free.
-
-    Raises:
-        LauncherError: There is none.
-    """
-    for offset in range(FIRST_OFFSET, LARGEST_OFFSET, OFFSET_STEP):
-        if all(is_free(port) for port in ports(offset).values()):
-            return offset
-    raise LauncherError("There are no free ports for a stack; name some with --port-offset.")
-
-
-def _made(parent: Path) -> Path:
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="bench-", dir=parent))
-    except PermissionError as error:
-        raise LauncherError(
-            f"{parent} can not be written by this user. Take another folder with --data."
-        ) from error
-
-
-def _remove(folder: Path, *, keep_logs: bool) -> None:
-    # PostgreSQL's may be a link to where its user can go; see launcher/postgres.py.
-    shutil.rmtree((folder / "postgres").resolve(), ignore_errors=True)
-    if not keep_logs:
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    for entry in folder.iterdir():
-        if entry.is_symlink() or entry.is_file():
-            entry.unlink()
-        elif entry.name != "logs":
-            shutil.rmtree(entry, ignore_errors=True)
+        remove_folder(folder, keep_logs=keep_logs)
 
 
 def _start(
@@ -156,7 +113,7 @@ def _start(
 ) -> Arena:
     numbers = ports(offset)
     sink_port = numbers["mailbox smtp"]  # the sink takes the mailbox's place
-    given = {name: os.environ[name] for name in os.environ if not _is_address(name)}
+    given = without_addresses(os.environ)
     given |= {"SMTP_HOST": HOST, "SMTP_PORT": str(sink_port), "SMTP_SECURE": "none"}
     stack = build_stack(offset=offset, data=folder, given=given, terminal=terminal)
     if stack.broker is None or stack.postgres is None:
@@ -189,10 +146,6 @@ def _start(
         mails=Mails(log),
         scratch=folder,
     )
-
-
-def _is_address(name: str) -> bool:
-    return name.removesuffix("_FILE") in ADDRESSES
 
 
 def _our_system(stack: Stack, broker: Broker, postgres: Postgres, supervisor: Supervisor) -> System:
