@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 
-from bench import pipeline, users, waiting
+from bench import pipeline, scale, users, waiting
 from bench.arena import OURS, Arena
 from bench.arguments import Sizes
 from bench.comparison import Comparison
@@ -10,7 +10,7 @@ from bench.comparison import Comparison
 AGAINST_PEER = {"burst", "steady", "accept"}
 """Workloads that need the peer."""
 
-WITH_MAILS = AGAINST_PEER | {"backlog"}
+WITH_MAILS = AGAINST_PEER | {"scale", "backlog"}
 """Workloads of the whole pipeline, which is to be warm."""
 
 STEADY_RATES = (50, 200)
@@ -21,10 +21,25 @@ def measure(
     arena: Arena, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
 ) -> dict[str, Comparison]:
     """Run the workloads; their comparisons by name."""
-    found: dict[str, Comparison] = {}
-    rounds, number = sizes.rounds, sizes.count
     if WITH_MAILS & set(wanted):
         pipeline.warm_up(arena)
+    found = _compared_with_peer(arena, wanted, sizes, say)
+    rounds, number = sizes.rounds, sizes.count
+    if "scale" in wanted:
+        found["scale"] = scale.scale(arena, rounds=rounds, number=number, say=say)
+    if "backlog" in wanted:
+        bursts = found["burst"].runs[OURS] if "burst" in found else ()
+        found["backlog"] = waiting.backlog(
+            arena, number=sizes.backlog, burst_number=number, bursts=bursts, say=say
+        )
+    return found | _of_a_large_table(arena, wanted, sizes, say)
+
+
+def _compared_with_peer(
+    arena: Arena, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
+) -> dict[str, Comparison]:
+    found: dict[str, Comparison] = {}
+    rounds, number = sizes.rounds, sizes.count
     if "burst" in wanted:
         found["burst"] = pipeline.burst(arena, rounds=rounds, number=number, say=say)
     if "steady" in wanted:
@@ -34,15 +49,17 @@ def measure(
             )
     if "accept" in wanted:
         found["accept"] = waiting.accept(arena, rounds=rounds, number=number, say=say)
-    if "backlog" in wanted:
-        bursts = found["burst"].runs[OURS] if "burst" in found else ()
-        found["backlog"] = waiting.backlog(
-            arena, number=sizes.backlog, burst_number=number, bursts=bursts, say=say
-        )
+    return found
+
+
+def _of_a_large_table(
+    arena: Arena, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
+) -> dict[str, Comparison]:
+    found: dict[str, Comparison] = {}
     if {"report", "paging"} & set(wanted):
         users.fill(arena, sizes.users, say)
     if "report" in wanted:
-        found["report"] = users.report(arena, rounds=rounds, number=sizes.users, say=say)
+        found["report"] = users.report(arena, rounds=sizes.rounds, number=sizes.users, say=say)
     if "paging" in wanted:
-        found["paging"] = users.paging(arena, rounds=rounds, number=sizes.users, say=say)
+        found["paging"] = users.paging(arena, rounds=sizes.rounds, number=sizes.users, say=say)
     return found
