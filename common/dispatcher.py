@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -19,9 +19,19 @@ import structlog
 
 from common import metrics
 from common.contracts.base import Contract
-from common.envelope import ATTEMPT, FIRST_SEEN, TRACEPARENT, Delivery, Envelope, read
+from common.envelope import ATTEMPT, Delivery, Envelope, read
 from common.errors import PermanentError, SettingError, UnavailableError, UserStreamError
 from common.publisher import Publisher
+from common.republishing import (
+    ATTEMPTS,
+    ERROR_CODE,
+    ERROR_DETAIL,
+    FAILED_SERVICE,
+    ORIGINAL_ROUTING_KEY,
+    kept_headers,
+    kept_properties,
+    short_text,
+)
 from common.topology import Route
 
 log = structlog.get_logger()
@@ -29,11 +39,6 @@ log = structlog.get_logger()
 Handler = Callable[[Envelope[Any]], Awaitable[None]]
 Handlers = Mapping[type[Contract], Handler]
 """Which handler takes which contract; the first stands for messages that name no type."""
-
-
-FIRST_SEEN_MAX_LENGTH = 40
-"""Characters of an ISO 8601 time. All headers must fit into one frame, ours beside the sender's:
-a message that the broker will not take back would stop its queue for good."""
 
 
 class Outcome(StrEnum):
@@ -91,10 +96,10 @@ class Dispatcher:
         delay = self._retry_delays[delivery.attempt - 1]
         await self._publisher.send(
             self.route.retry_step(delivery.attempt),
-            _short_text(delivery.routing_key),
+            short_text(delivery.routing_key),
             delivery.body,
-            properties=_properties(delivery),
-            headers={**_our_headers(delivery), ATTEMPT: delivery.attempt + 1},
+            properties=kept_properties(delivery),
+            headers={**kept_headers(delivery), ATTEMPT: delivery.attempt + 1},
             expiration=delay,
         )
         log.warning(
@@ -112,17 +117,17 @@ class Dispatcher:
         code = known.code if known else "unexpected_error"
         await self._publisher.send(
             self.route.dead_letter_exchange,
-            _short_text(delivery.routing_key),
+            short_text(delivery.routing_key),
             delivery.body,
-            properties=_properties(delivery),
+            properties=kept_properties(delivery),
             headers={
-                **_our_headers(delivery),
+                **kept_headers(delivery),
                 ATTEMPT: delivery.attempt,
-                "x-error-code": code,
-                "x-error-detail": known.detail if known else type(error).__name__,
-                "x-attempts": delivery.attempt,
-                "x-failed-service": self._service,
-                "x-original-routing-key": delivery.routing_key,
+                ERROR_CODE: code,
+                ERROR_DETAIL: known.detail if known else type(error).__name__,
+                ATTEMPTS: delivery.attempt,
+                FAILED_SERVICE: self._service,
+                ORIGINAL_ROUTING_KEY: delivery.routing_key,
             },
         )
         metrics.DEAD_LETTERS.labels(self.route.queue, code).inc()
@@ -141,39 +146,3 @@ def _route_of(handlers: Handlers) -> Route:
     if len(routes) != 1:
         raise ValueError("A consumer reads exactly one route.")
     return routes.pop()
-
-
-def _properties(delivery: Delivery) -> dict[str, Any]:
-    """What a republished message keeps; ``user_id`` and the like would close the channel."""
-    texts = {
-        "message_id": str(delivery.id),
-        "correlation_id": delivery.correlation_id,
-        "type": delivery.type,
-        "content_type": delivery.content_type,
-        "content_encoding": delivery.content_encoding,
-        "app_id": delivery.app_id,
-    }
-    kept: dict[str, Any] = {
-        key: _short_text(value) for key, value in texts.items() if isinstance(value, str)
-    }
-    if isinstance(delivery.timestamp, datetime):
-        kept["timestamp"] = delivery.timestamp
-    return kept
-
-
-def _short_text(text: str) -> str:
-    """As much of a text as an AMQP short string holds: 255 bytes."""
-    return text.encode()[:255].decode(errors="ignore")
-
-
-def _our_headers(delivery: Delivery) -> dict[str, Any]:
-    """Ours only: with a kept ``x-death`` the broker drops the message as a cycle."""
-    first_seen = delivery.headers.get(FIRST_SEEN)
-    headers = {
-        FIRST_SEEN: first_seen
-        if isinstance(first_seen, str) and len(first_seen) <= FIRST_SEEN_MAX_LENGTH
-        else datetime.now(UTC).isoformat(timespec="milliseconds")
-    }
-    if delivery.traceparent:
-        headers[TRACEPARENT] = delivery.traceparent
-    return headers
