@@ -77,6 +77,8 @@ class BrokerUser:
 
     publishes: tuple[Route, ...] = ()
     consumes: tuple[Route, ...] = ()
+    redrives: tuple[Route, ...] = ()
+    """Routes whose dead letters it reads, and sends back into their work queue."""
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -94,17 +96,20 @@ class BrokerUser:
     @property
     def write(self) -> str:
         """Permission pattern: the exchanges it publishes to."""
-        return _any_of(self.exchanges)
+        return _any_of([*self.exchanges, *(route.return_exchange for route in self.redrives)])
 
     @property
     def read(self) -> str:
         """Permission pattern: the queues it consumes."""
-        return _any_of([route.queue for route in self.consumes])
+        dead_letters = [route.dead_letter_queue for route in self.redrives]
+        return _any_of([*(route.queue for route in self.consumes), *dead_letters])
 
 
 BROKER_USERS = {
     "frontend": BrokerUser(publishes=(USER_REGISTRATION,)),
-    "queue_receiver": BrokerUser(consumes=(USER_REGISTRATION,), publishes=(EMAIL_NOTIFICATIONS,)),
+    "queue_receiver": BrokerUser(
+        consumes=(USER_REGISTRATION,), publishes=(EMAIL_NOTIFICATIONS,), redrives=ROUTES
+    ),
     "sender": BrokerUser(consumes=(EMAIL_NOTIFICATIONS,), publishes=(EMAIL_NOTIFICATIONS,)),
     "report_generator": BrokerUser(
         consumes=(REPORT_REQUESTS,), publishes=(REPORT_REQUESTS, EMAIL_NOTIFICATIONS)
@@ -151,11 +156,12 @@ def user_definitions(password_hashes: dict[str, str], tags: dict[str, str]) -> d
             for name, password_hash in password_hashes.items()
         ],
         "vhosts": [{"name": VHOST}],
-        "permissions": [_permissions(name) for name in password_hashes],
+        "permissions": [permissions(name) for name in password_hashes],
     }
 
 
-def _permissions(name: str) -> dict[str, str]:
+def permissions(name: str) -> dict[str, str]:
+    """What a user may do; one that is neither a service's nor the monitor gets every right."""
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
     if user := BROKER_USERS.get(name):
         rights = {"configure": "^$", "write": user.write, "read": user.read}

@@ -101,8 +101,12 @@ def test_every_queue_of_a_route_is_reached(route: Route) -> None:
 RIGHTS: dict[str, tuple[set[str], set[str]]] = {
     "frontend": ({"user.registration"}, set()),
     "queue_receiver": (
-        {"email.notifications", *republished(USER_REGISTRATION, 3)},
-        {"user.registration"},
+        {
+            "email.notifications",
+            *republished(USER_REGISTRATION, 3),
+            *(f"{route.name}.return" for route in ROUTES),
+        },
+        {"user.registration", *(f"{route.name}.dlq" for route in ROUTES)},
     ),
     "sender": (
         {"email.notifications", *republished(EMAIL_NOTIFICATIONS, 6)},
