@@ -12,6 +12,7 @@ COMMANDS = {
     "down": "stop what 'up --detach' started",
     "logs": "show the logs, of one part or of all",
     "bench": "measure the speed, beside a system that people would write instead",
+    "check-broker": "compare a broker with what it should hold, and say how to mend it",
     "test": "check and test everything; what follows goes to pytest",
 }
 
@@ -40,7 +41,14 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--detach", action="store_true", help="return when ready")
             # How --detach starts the process that stays; its log shows no passwords.
             command.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
-        if name in {"up", "status"}:
+        if name == "check-broker":
+            command.add_argument(
+                "url",
+                nargs="?",
+                help="http://user:password@host:15672 or amqp://user:password@host; without it"
+                " QUEUE_MANAGEMENT_URL, or else the broker of the stack that runs",
+            )
+        if name in {"up", "status", "check-broker"}:
             command.add_argument("--json", action="store_true", help="one JSON object on stdout")
         if name == "logs":
             command.add_argument("part", nargs="?", help="sender, rabbitmq, postgres, …")

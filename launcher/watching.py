@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from launcher.broker import speaks_amqp
 from launcher.errors import LauncherError
@@ -41,6 +42,23 @@ def status(data: Path) -> dict[str, Any] | None:
         },
         "logs": state["connections"]["logs"],
     }
+
+
+def management_url(data: Path) -> str:
+    """The management API of the broker that runs with this data, with its administrator.
+
+    Raises:
+        LauncherError: Nothing runs there, or with a broker of somebody else.
+    """
+    state = StateFile(data).read()
+    broker = state["connections"]["rabbitmq"] if state else None
+    if broker is None:
+        raise LauncherError(
+            f"No broker of ours runs with the data in {data}. Name one:"
+            " ./userstream check-broker http://user:password@host:15672"
+        )
+    user, password = quote(broker["user"], safe=""), quote(broker["password"], safe="")
+    return str(broker["management"]).replace("//", f"//{user}:{password}@", 1)
 
 
 def _service(name: str, state: dict[str, Any]) -> dict[str, Any]:
