@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +20,42 @@ CHECK_SECONDS = 3.0
 """Longest that one check may take; a load balancer asks every few seconds."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What a person who looks should know, and what keeps the service from nothing."""
+
+    detail: str
+    """In words."""
+
+    warning: bool = False
+    """Whether somebody should do something about it."""
+
+    facts: Mapping[str, float | str] = field(default_factory=dict)
+    """The same for programs."""
+
+
 @dataclass(slots=True)
 class Readiness:
-    """The dependencies of a service, each with its check."""
+    """The dependencies of a service, each with its check; and what else it has to say."""
 
     checks: dict[str, Check] = field(default_factory=dict)
+    notes: dict[str, Callable[[], Note]] = field(default_factory=dict)
 
     def add(self, name: str, check: Check) -> None:
         """Ask ``check`` whenever somebody asks whether the service is ready."""
         self.checks[name] = check
+
+    def note(self, name: str, note: Callable[[], Note]) -> None:
+        """Show ``note`` in ``/health``; it never makes a service not ready."""
+        self.notes[name] = note
+
+    def noted(self) -> dict[str, Any]:
+        """Every note as ``/health`` shows it."""
+        notes = {name: note() for name, note in self.notes.items()}
+        return {
+            name: {"warning": note.warning, "detail": note.detail, **note.facts}
+            for name, note in notes.items()
+        }
 
     async def report(self) -> dict[str, Any]:
         """Every dependency with its state and the milliseconds it took to tell."""
@@ -75,6 +102,7 @@ def add_health(app: web.Application, name: str, version: str, readiness: Readine
                 "status": "ready" if report["ready"] else "waiting",
                 "uptimeSeconds": round(time.time() - started),
                 "dependencies": report["dependencies"],
+                "notes": readiness.noted(),
             }
         )
 

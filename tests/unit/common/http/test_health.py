@@ -10,7 +10,7 @@ from common.errors import DatabaseUnavailableError
 from common.http import health
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
+from common.http.health import Note, Readiness
 from tests.services import serving
 
 
@@ -93,6 +93,21 @@ async def test_a_service_lives_and_sums_up_even_while_dependencies_are_away(
     assert await get(client, "/health/live") == (200, {"status": "live"})
     status, summary = await get(client, "/health")
     assert (status, summary["service"], summary["status"]) == (200, "test", "waiting")
+
+
+async def test_a_note_is_shown_and_keeps_nobody_from_being_ready() -> None:
+    readiness = Readiness()
+    readiness.note("canary", lambda: Note(detail="overdue", warning=True, facts={"secondsAgo": 90}))
+
+    async with serving(base_app("test", Api(), description="", readiness=readiness)) as client:
+        ready = await get(client, "/health/ready")
+        _, summary = await get(client, "/health")
+
+    assert ready == (200, {"ready": True, "dependencies": {}})
+    assert summary["status"] == "ready"
+    assert summary["notes"] == {
+        "canary": {"warning": True, "detail": "overdue", "secondsAgo": 90},
+    }
 
 
 async def test_a_check_that_breaks_in_an_unforeseen_way_counts_as_away(
