@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from common.errors import SettingError
+from common.http.app import OWN_ADDRESS
 from common.http.server import Runner
 from common.log import configure_logging
 from common.settings import ServiceSettings
@@ -71,6 +72,7 @@ async def _serve(name: str, settings: ServiceSettings, app: web.Application) -> 
     _calm_the_garbage_collector()
     try:
         await _listen(runner, settings)
+        app[OWN_ADDRESS].listens(*runner.addresses[0][:2])
         log.info("service.started", port=settings.port, name=name)
         await stopped.wait()
         log.info("service.stopping")

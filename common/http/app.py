@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from common import metrics
 from common.context import REQUEST_ID, enter_request
+from common.http.address import OwnAddress
 from common.http.api import Api
 from common.http.documentation import add_documentation
 from common.http.health import Readiness, add_health
@@ -25,6 +26,9 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
     "form-action 'self'"
 )
+
+OWN_ADDRESS = web.AppKey("own_address", OwnAddress)
+"""Told by whoever makes the application listen."""
 
 _REQUEST_ID = web.RequestKey("request_id", str)
 
@@ -63,6 +67,7 @@ def base_app(
     app = web.Application(
         middlewares=[_observed, problem_middleware(problem_page)], client_max_size=max_body_bytes
     )
+    app[OWN_ADDRESS] = OwnAddress()
     app.on_response_prepare.append(_prepare)
     api.add_to(app)
     add_health(app, name, VERSION, readiness)
