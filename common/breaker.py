@@ -34,8 +34,8 @@ class Breaker:
         self._on_resume = on_resume
         self._first_pause = first_pause
         self._pause = first_pause
-        self._turn = asyncio.Event()
-        self._turn.set()
+        self._probe: object | None = None
+        self._moved_on = asyncio.Event()
         self.failure: UnavailableError | None = None
 
     @property
@@ -51,44 +51,58 @@ class Breaker:
         shows that the neighbours answer.
         """
         while self.paused:
-            await self._turn.wait()
-            if not self.paused or not self._turn.is_set():
+            if self._probe is not None:
+                await self._moved_on.wait()
                 continue
-            self._turn.clear()
+            probe = self._probe = object()
             try:
                 await asyncio.sleep(self._pause)
-                async with self._judged(probing=True):
+                async with self._probing(probe):
                     yield
             finally:
-                self._turn.set()
+                self._end(probe)
             return
-        async with self._judged(probing=False):
-            yield
-
-    @asynccontextmanager
-    async def _judged(self, *, probing: bool) -> AsyncIterator[None]:
-        # A probe may take long for reasons of its own, such as a slow mail server; the others
-        # need not wait for its end once it is plain that the neighbours are there.
-        patience = (
-            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._resume)
-            if probing
-            else None
-        )
         try:
             yield
         except UnavailableError as error:
-            self.trip(error, longer=probing)
+            self.trip(error)
+            raise
+
+    @asynccontextmanager
+    async def _probing(self, probe: object) -> AsyncIterator[None]:
+        """Let the end of the block decide whether the pause is over.
+
+        A probe may take long for reasons of its own, such as a slow mail server; the others
+        need not wait for its end once it is plain that the neighbours are there. From then on
+        it is work like any other: if a new outage has begun when it ends, it is not its probe.
+        """
+        loop = asyncio.get_running_loop()
+        patience = loop.call_later(PATIENCE_SECONDS, self._got_through, probe)
+        try:
+            yield
+        except UnavailableError as error:
+            self.trip(error, longer=self._probe is probe)
             raise
         except Exception:
-            if probing:
-                self._resume()
+            self._got_through(probe)
             raise
         else:
-            if probing:
-                self._resume()
+            self._got_through(probe)
         finally:
-            if patience is not None:
-                patience.cancel()
+            patience.cancel()
+
+    def _got_through(self, probe: object) -> None:
+        if self._probe is probe:
+            self.failure = None
+            self._end(probe)
+            self._on_resume()
+
+    def _end(self, probe: object) -> None:
+        """Let the next one probe, unless that is so already."""
+        if self._probe is probe:
+            self._probe = None
+            self._moved_on.set()
+            self._moved_on = asyncio.Event()
 
     def trip(self, error: UnavailableError, *, longer: bool = False) -> None:
         """Pause everybody; ``longer`` doubles the wait for the next probe."""
@@ -99,9 +113,3 @@ class Breaker:
         if first:
             self._pause = self._first_pause
             self._on_pause(error)
-
-    def _resume(self) -> None:
-        if self.paused:
-            self.failure = None
-            self._turn.set()
-            self._on_resume()

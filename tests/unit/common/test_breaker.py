@@ -5,6 +5,7 @@ import pytest
 
 from common.breaker import Breaker
 from common.errors import DatabaseServiceUnavailableError, PermanentError, UnavailableError
+from tests.polling import until
 
 GONE = DatabaseServiceUnavailableError("gone")
 
@@ -193,3 +194,35 @@ async def test_a_cancelled_probe_leaves_its_turn_to_the_next(recorded: Recorded)
     await following
 
     assert recorded.resumed == 1
+
+
+async def test_a_probe_that_outlives_our_patience_is_no_probe_of_the_next_outage(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.breaker.PATIENCE_SECONDS", 0.01)
+    await recorded.fail()
+    inside, leave_slow, leave = 0, asyncio.Event(), asyncio.Event()
+
+    async def probe(left: asyncio.Event) -> None:
+        nonlocal inside
+        async with recorded.breaker.passage():
+            inside += 1
+            await left.wait()
+
+    slow = asyncio.create_task(probe(leave_slow))
+    await until(lambda: recorded.resumed == 1, "going on without the end of the probe")
+    monkeypatch.setattr("common.breaker.PATIENCE_SECONDS", 1000)
+    await recorded.fail()  # the next outage, while the first probe still runs
+    others = [asyncio.create_task(probe(leave)) for _ in range(3)]
+    await recorded.turns()
+    assert inside == 2
+    leave_slow.set()
+    await slow
+    await recorded.turns()
+
+    assert inside == 2  # the end of the old one lets no second prober in
+    assert recorded.breaker.paused  # and tells nothing about the new outage
+    assert recorded.resumed == 1
+    leave.set()
+    await asyncio.gather(*others)
+    assert recorded.resumed == 2
