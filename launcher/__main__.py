@@ -16,8 +16,8 @@ from launcher.ports import ports
 from launcher.stack import RUN_DIRECTORY, default_data
 from launcher.table import overview, status_lines
 from launcher.terminal import STDERR, Terminal
-
 from rabbitmq import check
+
 OK, FAILED = 0, 1
 USAGE = 2
 """Also what argparse exits with."""
@@ -108,12 +108,12 @@ def _logs(given: Namespace) -> int:
     return OK
 
 
-def _bench(_given: Namespace) -> NoReturn:
 def _check_broker(given: Namespace) -> int:
     url = given.url or os.environ.get("QUEUE_MANAGEMENT_URL") or watching.management_url(given.data)
     return check.run(url, machine_readable=given.json)
 
 
+def _bench(_given: Namespace) -> NoReturn:
     """Become the benchmark, which reads the same command line in its own environment."""
     python = ensure_environment("bench", RUN_DIRECTORY, STDERR) / "bin" / "python"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -131,10 +131,10 @@ COMMANDS = {
     "status": _status,
     "down": _down,
     "logs": _logs,
+    "check-broker": _check_broker,
     "bench": _bench,
     "test": _test,
 }
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
-    "check-broker": _check_broker,
