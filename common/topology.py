@@ -23,6 +23,17 @@ PARKED_DELIVERY_LIMIT = 1_000_000
 RabbitMQ 4 would drop after 20, and looking at a dead letter counts as one.
 """
 
+LOG_LIMITS: dict[str, object] = {
+    "max-age": "7D",
+    "max-length-bytes": 1024**3,
+    "stream-max-segment-size-bytes": 64 * 1024**2,
+}
+"""What a stream keeps: a week, at most 1 GiB; whole segments go when they are too old or too many.
+
+Some four million registrations. Whoever accepts more in a week loses the oldest from the
+stream; the ledger has read them long before.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
@@ -33,6 +44,14 @@ class Route:
 
     retry_steps: int = 3
     """Waits before a message that keeps failing is dead-lettered."""
+
+    logged: bool = False
+    """Whether a stream keeps each message that was published, for the ledger."""
+
+    @property
+    def log(self) -> str:
+        """The stream of a logged route; retries pass it by, so it has each publish once."""
+        return f"{self.name}.log"
 
     @property
     def queue(self) -> str:
@@ -64,7 +83,7 @@ class Route:
         return [self.retry_step(attempt) for attempt in range(1, self.retry_steps + 1)]
 
 
-USER_REGISTRATION = Route(name="user.registration")
+USER_REGISTRATION = Route(name="user.registration", logged=True)
 EMAIL_NOTIFICATIONS = Route(name="email.notifications", retry_steps=6)
 REPORT_REQUESTS = Route(name="report.requests")
 
@@ -79,6 +98,9 @@ class BrokerUser:
     consumes: tuple[Route, ...] = ()
     redrives: tuple[Route, ...] = ()
     """Routes whose dead letters it reads, and sends back into their work queue."""
+
+    audits: tuple[Route, ...] = ()
+    """Routes whose stream it reads."""
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -102,13 +124,17 @@ class BrokerUser:
     def read(self) -> str:
         """Permission pattern: the queues it consumes."""
         dead_letters = [route.dead_letter_queue for route in self.redrives]
-        return _any_of([*(route.queue for route in self.consumes), *dead_letters])
+        logs = [route.log for route in self.audits]
+        return _any_of([*(route.queue for route in self.consumes), *dead_letters, *logs])
 
 
 BROKER_USERS = {
     "frontend": BrokerUser(publishes=(USER_REGISTRATION,)),
     "queue_receiver": BrokerUser(
-        consumes=(USER_REGISTRATION,), publishes=(EMAIL_NOTIFICATIONS,), redrives=ROUTES
+        consumes=(USER_REGISTRATION,),
+        publishes=(EMAIL_NOTIFICATIONS,),
+        redrives=ROUTES,
+        audits=(USER_REGISTRATION,),
     ),
     "sender": BrokerUser(consumes=(EMAIL_NOTIFICATIONS,), publishes=(EMAIL_NOTIFICATIONS,)),
     "report_generator": BrokerUser(
@@ -127,13 +153,13 @@ def definitions(routes: Sequence[Route] = ROUTES) -> dict[str, object]:
         "vhosts": [{"name": VHOST}],
         "policies": [policy for route in routes for policy in _policies(route)],
         "exchanges": [exchange for route in routes for exchange in _exchanges(route)],
-        "queues": [_queue(name) for route in routes for name in queues(route)],
+        "queues": [queue for route in routes for queue in _queues(route)],
         "bindings": [binding for route in routes for binding in _bindings(route)],
     }
 
 
 def queues(route: Route) -> list[str]:
-    """Names of all queues of a route: work, retry steps, dead letters."""
+    """Names of all queues of a route from which messages are taken: not its stream."""
     return [route.queue, *route.retries, route.dead_letter_queue]
 
 
@@ -204,6 +230,7 @@ def _policies(route: Route) -> list[dict[str, object]]:
             rf"^{re.escape(route.dead_letter_queue)}$",
             {**never_drop, "delivery-limit": PARKED_DELIVERY_LIMIT},
         ),
+        *([_policy(route.log, f"^{re.escape(route.log)}$", LOG_LIMITS)] if route.logged else []),
     ]
 
 
@@ -237,13 +264,18 @@ def _exchange(name: str, kind: str) -> dict[str, object]:
     }
 
 
-def _queue(name: str) -> dict[str, object]:
+def _queues(route: Route) -> list[dict[str, object]]:
+    log = [_queue(route.log, "stream")] if route.logged else []
+    return [*(_queue(name) for name in queues(route)), *log]
+
+
+def _queue(name: str, kind: str = "quorum") -> dict[str, object]:
     return {
         "name": name,
         "vhost": VHOST,
         "durable": True,
         "auto_delete": False,
-        "arguments": {"x-queue-type": "quorum"},
+        "arguments": {"x-queue-type": kind},
     }
 
 
@@ -253,6 +285,7 @@ def _bindings(route: Route) -> list[dict[str, object]]:
         _binding(route.return_exchange, route.queue, ""),
         *(_binding(step, step, "") for step in route.retries),
         _binding(route.dead_letter_exchange, route.dead_letter_queue, ""),
+        *([_binding(route.name, route.log, "#")] if route.logged else []),
     ]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.topology import MONITOR, definitions
+from common.topology import MONITOR, ROUTES, definitions, queues
 from launcher.errors import LauncherError
 from launcher.ports import HOST
 from launcher.processes import Program, Running, run_briefly, start, tail
@@ -202,9 +202,9 @@ class Broker:
         return run_briefly(argv, environment=self._environment(), directory=self.directory)
 
     def purge(self) -> None:
-        """Empty every queue of the topology."""
-        for queue in definitions()["queues"]:  # type: ignore[attr-defined] # plain JSON
-            self.management("DELETE", f"/api/queues/%2F/{queue['name']}/contents")
+        """Empty every queue of the topology; a stream forgets by age alone."""
+        for queue in (name for route in ROUTES for name in queues(route)):
+            self.management("DELETE", f"/api/queues/%2F/{queue}/contents")
 
     def _wait_for_management(self) -> None:
         deadline = time.monotonic() + 30

@@ -22,7 +22,15 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from common.topology import BROKER_USERS, MONITOR, VHOST, definitions, user_definitions
+from common.topology import (
+    BROKER_USERS,
+    MONITOR,
+    ROUTES,
+    VHOST,
+    definitions,
+    queues,
+    user_definitions,
+)
 from launcher.broker import CONFIGURATION, Broker, BrokerPorts, speaks_amqp
 from launcher.errors import LauncherError
 from launcher.ports import free_ports
@@ -161,9 +169,8 @@ class TestPostgres:
 
 
 def queue_names() -> list[str]:
-    """Every queue of the topology."""
-    queues: Any = definitions()["queues"]
-    return [queue["name"] for queue in queues]
+    """Every queue of the topology that can be emptied: all but the stream."""
+    return [name for route in ROUTES for name in queues(route)]
 
 
 @contextmanager

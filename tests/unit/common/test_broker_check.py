@@ -12,14 +12,19 @@ def a_broker_as_it_should_be() -> tuple[Rows, Rows]:
     """What the management API says of it: queues, bindings."""
     wanted: Any = definitions()
     policies = {policy["name"]: policy["definition"] for policy in wanted["policies"]}
-    rows = [
-        {"name": queue, "effective_policy_definition": policies[policy]}
+    names = {
+        queue: policy
         for route in ROUTES
         for queue, policy in zip(
             queues(route),
             [route.name, *[f"{route.name}.retry"] * route.retry_steps, f"{route.name}.dlq"],
             strict=True,
         )
+    }
+    names[USER_REGISTRATION.log] = USER_REGISTRATION.log
+    rows = [
+        {"name": queue, "effective_policy_definition": policies[policy]}
+        for queue, policy in names.items()
     ]
     # The default exchange is bound to everything, and others may bind their own queues.
     foreign = {"source": "user.registration", "destination": "audit", "routing_key": "#"}
@@ -33,7 +38,11 @@ def test_a_broker_as_it_should_be_has_no_differences() -> None:
 
 
 @pytest.mark.parametrize(
-    "queue", ["user.registration", "email.notifications.retry.6", "report.requests.dlq"]
+    "queue",
+    [
+        *("user.registration", "user.registration.log"),
+        *("email.notifications.retry.6", "report.requests.dlq"),
+    ],
 )
 def test_a_queue_that_is_missing_or_lacks_its_policy_is_named(queue: str) -> None:
     rows, bindings = a_broker_as_it_should_be()
@@ -81,5 +90,5 @@ def test_what_another_route_lacks_is_no_difference() -> None:
 
     assert differences(own, bindings, (USER_REGISTRATION,)) == []
     assert differences([], bindings, (USER_REGISTRATION,)) == [
-        f"queue {name} is missing" for name in queues(USER_REGISTRATION)
+        f"queue {name} is missing" for name in (*queues(USER_REGISTRATION), USER_REGISTRATION.log)
     ]

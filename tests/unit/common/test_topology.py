@@ -17,9 +17,10 @@ from common.topology import (
 )
 
 DEFINITIONS: Any = definitions()
-QUEUES = [queue["name"] for queue in DEFINITIONS["queues"]]
+QUEUES = [name for route in ROUTES for name in queues(route)]
+LOG = USER_REGISTRATION.log
 EXCHANGES = [exchange["name"] for exchange in DEFINITIONS["exchanges"]]
-NAMES = {*QUEUES, *EXCHANGES}
+NAMES = {*QUEUES, LOG, *EXCHANGES}
 
 
 def policy_of(queue: str) -> dict[str, Any]:
@@ -37,14 +38,25 @@ def republished(route: Route, steps: int) -> set[str]:
 def test_no_name_comes_twice() -> None:
     assert len(set(QUEUES)) == len(QUEUES)
     assert len(set(EXCHANGES)) == len(EXCHANGES)
-    assert len({policy["name"] for policy in DEFINITIONS["policies"]}) == 3 * len(ROUTES)
+    assert len({policy["name"] for policy in DEFINITIONS["policies"]}) == 3 * len(ROUTES) + 1
 
 
 def test_a_queue_has_no_argument_but_its_type() -> None:
     # Arguments can never be changed; what may change is a policy.
-    for queue in DEFINITIONS["queues"]:
-        assert queue["arguments"] == {"x-queue-type": "quorum"}
-        assert queue["durable"]
+    kinds = {queue["name"]: queue["arguments"] for queue in DEFINITIONS["queues"]}
+
+    assert kinds.pop(LOG) == {"x-queue-type": "stream"}
+    assert kinds == {queue: {"x-queue-type": "quorum"} for queue in QUEUES}
+    assert all(queue["durable"] for queue in DEFINITIONS["queues"])
+
+
+def test_the_stream_sees_each_publish_once_and_forgets_by_age_and_size() -> None:
+    sources = [b["source"] for b in DEFINITIONS["bindings"] if b["destination"] == LOG]
+
+    assert sources == [USER_REGISTRATION.name]  # not R.return: a retry is no second publish
+    limits = policy_of(LOG)
+    assert limits["max-age"] == "7D"
+    assert limits["max-length-bytes"] > 4 * limits["stream-max-segment-size-bytes"]
 
 
 def test_no_exchange_has_an_alternate() -> None:
@@ -106,7 +118,7 @@ RIGHTS: dict[str, tuple[set[str], set[str]]] = {
             *republished(USER_REGISTRATION, 3),
             *(f"{route.name}.return" for route in ROUTES),
         },
-        {"user.registration", *(f"{route.name}.dlq" for route in ROUTES)},
+        {"user.registration", LOG, *(f"{route.name}.dlq" for route in ROUTES)},
     ),
     "sender": (
         {"email.notifications", *republished(EMAIL_NOTIFICATIONS, 6)},
