@@ -64,7 +64,8 @@ def test_a_broker_with_both_files_imported_differs_in_nothing(present: Rows) -> 
 
 
 def loose(rows: Rows) -> None:
-    rows["bindings"] = [b for b in rows["bindings"] if b["source"] != USER_REGISTRATION.name]
+    whole = (USER_REGISTRATION.name, WORK)
+    rows["bindings"] = [b for b in rows["bindings"] if (b["source"], b["destination"]) != whole]
 
 
 def pushed_aside(rows: Rows) -> None:
