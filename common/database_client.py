@@ -11,6 +11,14 @@ from yarl import URL
 
 from common.coalesce import Coalescer
 from common.context import outgoing_headers
+from common.contracts.dead_letters import (
+    DeadLetterDiscard,
+    DiscardedDeadLetter,
+    DiscardedDeadLetters,
+    DiscardQuery,
+    RehearsedRegistration,
+    RehearsedRegistrations,
+)
 from common.contracts.notifications import (
     ClaimRequest,
     ClaimRequests,
@@ -102,6 +110,25 @@ class DatabaseClient:
     async def _store_all(self, items: list[RegistrationToStore]) -> list[StoredRegistration]:
         body = RegistrationsToStore.model_construct(registrations=items)
         return (await self._send_bulk("api/registrations/bulk", body, StoredRegistrations)).results
+
+    async def rehearse_registrations(
+        self, items: list[RegistrationToStore]
+    ) -> list[RehearsedRegistration]:
+        """What storing them would come to; nothing is stored."""
+        body = RegistrationsToStore.model_construct(registrations=items)
+        path = "api/registrations/rehearsal"
+        return (await self._send("POST", path, body, RehearsedRegistrations)).results
+
+    # -- dead letters -----------------------------------------------------------------------
+
+    async def record_discard(self, discard: DeadLetterDiscard) -> DiscardedDeadLetter:
+        """Keep why a dead letter was discarded."""
+        return await self._send("POST", "api/dead-letters/discards", discard, DiscardedDeadLetter)
+
+    async def select_discards(self, query: DiscardQuery) -> DiscardedDeadLetters:
+        """A page of discarded dead letters, newest first."""
+        parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return await self._get("api/dead-letters/discards", DiscardedDeadLetters, parameters)
 
     # -- notifications ----------------------------------------------------------------------
 

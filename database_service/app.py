@@ -13,11 +13,12 @@ from common.http.health import Readiness
 from common.runtime import EXIT_CONFIG
 from database_service.migrations import MigrationError
 from database_service.pool import Database
+from database_service.repositories.dead_letters import DeadLetterRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.reports import ReportRepository
 from database_service.repositories.users import UserRepository
-from database_service.routes import notifications, registrations, reports, users
+from database_service.routes import dead_letters, notifications, registrations, reports, users
 from database_service.settings import Settings
 
 log = structlog.get_logger()
@@ -32,7 +33,7 @@ def build_app(settings: Settings) -> web.Application:
     database = Database(settings)
     readiness = Readiness()
     readiness.add("postgres", database.check)
-    modules = (users, registrations, notifications, reports)
+    modules = (users, registrations, notifications, reports, dead_letters)
     app = base_app(
         "database_service",
         Api([operation for module in modules for operation in module.api.operations]),
@@ -43,6 +44,8 @@ def build_app(settings: Settings) -> web.Application:
     app[registrations.REGISTRATIONS] = RegistrationRepository(database)
     app[notifications.NOTIFICATIONS] = NotificationRepository(database)
     app[reports.REPORTS] = ReportRepository(database)
+    app[dead_letters.DEAD_LETTERS] = DeadLetterRepository(database)
+    app[dead_letters.REHEARSALS] = database
 
     async def lifespan(_app: web.Application) -> AsyncIterator[None]:
         preparing = asyncio.create_task(_prepare(database))

@@ -1,0 +1,304 @@
+"""Dead letters: how they are shown, what can be done with them, and what was decided."""
+
+from enum import StrEnum
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema, model_validator
+
+from common.contracts.base import Answer, Body
+from common.contracts.registrations import Outcome
+from common.contracts.rules import Instant, Text
+from common.topology import ROUTES
+
+ROUTE_NAMES = tuple(route.name for route in ROUTES)
+
+MAX_IDS = 1000
+"""Ids that one request may name."""
+
+MAX_REHEARSED = 100
+"""Letters of one rehearsal."""
+
+
+def _is_route(value: str) -> str:
+    if value not in ROUTE_NAMES:
+        raise ValueError(f"Routes are: {', '.join(ROUTE_NAMES)}.")
+    return value
+
+
+RouteName = Annotated[
+    str,
+    AfterValidator(_is_route),
+    WithJsonSchema({"type": "string", "enum": list(ROUTE_NAMES)}),
+]
+ErrorCode = Annotated[Text, StringConstraints(min_length=1, max_length=100)]
+Reason = Annotated[Text, StringConstraints(min_length=1, max_length=500, strip_whitespace=True)]
+Person = Annotated[Text, StringConstraints(max_length=100, strip_whitespace=True)]
+
+
+class DeadLetterView(Answer):
+    """One dead letter, as a person sees it."""
+
+    id: UUID
+    """The message's id; it stays the same when the letter is sent back."""
+
+    route: str
+    code: str
+    """The error that made it one: ``malformed``, ``neighbour_error``, …"""
+
+    detail: str
+    attempts: int
+    first_seen: str
+    failed_service: str
+    routing_key: str
+    type: str
+    """The contract it names; empty on a message from elsewhere."""
+
+    size_bytes: int
+    headers: dict[str, str]
+    """Our own; those of others with their values only when asked to reveal."""
+
+    body: str | None
+    """Its fields with the values covered, or all of it when asked to reveal; null where there
+    are too many large letters to keep: ask for this one alone."""
+
+    revealed: bool
+
+
+class DeadLetterGroup(Answer):
+    """How many letters there are of one route with one code."""
+
+    route: str
+    code: str
+    count: int
+
+
+class DeadLetterQueueLook(Answer):
+    """How far one queue could be read."""
+
+    route: str
+    letters: int
+    """How many there are, without those that somebody else holds."""
+
+    read: int
+    complete: bool
+    """False: more than are read at once, or another reader holds some."""
+
+    looked_at_elsewhere: bool
+    """Another reader held some of them; they are back when it has done."""
+
+
+class DeadLetters(Answer):
+    """The dead letters of all routes, oldest first in each."""
+
+    queues: list[DeadLetterQueueLook]
+    groups: list[DeadLetterGroup]
+    letters: list[DeadLetterView]
+    next_after: UUID | None
+    """Pass it as ``after`` for the next page; also as ``Link: rel="next"``."""
+
+
+class DeadLetterQuery(Body):
+    """Which letters are shown."""
+
+    route: RouteName | None = None
+    code: ErrorCode | None = None
+    after: UUID | None = None
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+    reveal: bool = False
+
+
+class OneDeadLetterQuery(Body):
+    """How one letter is shown."""
+
+    reveal: bool = False
+
+
+class DeadLetterPath(Body):
+    """Names a dead letter."""
+
+    id: UUID
+
+
+class Selection(Body):
+    """Which letters something is done with; what is named must all be true of a letter."""
+
+    ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_IDS)] | None = None
+    route: RouteName | None = None
+    code: ErrorCode | None = None
+    all: bool = False
+    """Said by whoever means every letter of every route."""
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Self:
+        if not (self.all or self.ids or self.route or self.code):
+            raise ValueError('Name ids, a route or a code; or say "all": true.')
+        return self
+
+    def matches(self, letter_id: UUID, route: str, code: str) -> bool:
+        """Whether a letter is meant."""
+        return (
+            (self.ids is None or letter_id in self.ids)
+            and self.route in (None, route)
+            and self.code in (None, code)
+        )
+
+
+class RedriveRequest(Selection):
+    """Send letters back: 1, then 10, then 100, then 1,000 at a time."""
+
+    rate: Annotated[int, Field(ge=1, le=1000)] = 100
+    """At most so many a second."""
+
+    wait_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Longest wait for one step to be settled before the next begins."""
+
+
+class RedriveState(StrEnum):
+    """How a redrive stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    """All letters were sent back, and none has failed again."""
+
+    FAILED_AGAIN = "failed_again"
+    """A letter failed again; the rest was left where it is."""
+
+    UNSETTLED = "unsettled"
+    """The last step was not settled in time; the rest was left where it is."""
+
+    STOPPED = "stopped"
+    """Somebody stopped it; the rest was left where it is."""
+
+    BROKEN_OFF = "broken_off"
+    """Something was away; the rest was left where it is."""
+
+
+class Redrive(Answer):
+    """A redrive and its progress."""
+
+    redrive_id: UUID
+    state: RedriveState
+    total: int
+    """Letters that were meant when it began."""
+
+    sent: int
+    """Sent back so far, each confirmed by the broker."""
+
+    settled: int
+    """Of these, handled."""
+
+    failed_again: int
+    """Of these, back among the dead letters or refused by the mail server once more."""
+
+    step: int
+    """Letters of the present step."""
+
+    detail: str
+    """What it does, or why it ended; in words."""
+
+    first_failed: UUID | None = None
+    started_at: Instant
+    ended_at: Instant | None = None
+
+
+class RedrivePath(Body):
+    """Names a redrive."""
+
+    redrive_id: UUID
+
+
+class ResendRequest(Body):
+    """A letter with another body."""
+
+    body: dict[str, object]
+    """Checked against the contract before anything is done."""
+
+
+class SentBack(Answer):
+    """A letter is in its work queue again, confirmed by the broker."""
+
+    id: UUID
+    route: str
+
+
+class DiscardRequest(Body):
+    """A letter is to go for good."""
+
+    reason: Reason
+    """Why; it is kept, so name no person in it."""
+
+    discarded_by: Person = ""
+    """Who decides it."""
+
+
+class RehearseRequest(Selection):
+    """What would become of letters that are sent back; at most 100 of them."""
+
+
+class RehearsedLetter(Answer):
+    """What would become of one letter."""
+
+    id: UUID
+    route: str
+    code: str
+    """Why it is a dead letter."""
+
+    would_pass: bool
+    outcome: str
+    """``stored``, ``duplicate``, ``valid`` (no more can be tried without doing it), or the code of
+    the error it would meet."""
+
+    detail: str
+
+
+class Rehearsal(Answer):
+    """What would become of letters; nothing was stored, sent or moved."""
+
+    letters: list[RehearsedLetter]
+    left_out: int
+    """Letters that were meant beyond the first 100."""
+
+
+class DeadLetterDiscard(Body):
+    """A letter that was discarded; holds nothing of its body."""
+
+    message_id: UUID
+    route: RouteName
+    error_code: ErrorCode
+    reason: Reason
+    discarded_by: Person = ""
+
+
+class DiscardedDeadLetter(DeadLetterDiscard, Answer):
+    """A discarded letter on record."""
+
+    discarded_at: Instant
+
+
+class DiscardedDeadLetters(Answer):
+    """A page of discarded letters, newest first."""
+
+    discards: list[DiscardedDeadLetter]
+    next_before: int | None
+    """Pass it as ``before`` for the next page."""
+
+
+class DiscardQuery(Body):
+    """Which discarded letters."""
+
+    before: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+
+
+class RehearsedRegistration(Answer):
+    """What storing a registration would come to."""
+
+    registration_id: UUID
+    outcome: Outcome
+
+
+class RehearsedRegistrations(Answer):
+    """Answers in the order of the request."""
+
+    results: list[RehearsedRegistration]

@@ -1,0 +1,51 @@
+"""What storing would come to: the code that stores, in a transaction that is rolled back."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import asyncpg
+
+from common.contracts.registrations import RegistrationToStore, StoredRegistration
+from database_service.pool import Connection, Database
+from database_service.repositories.registrations import RegistrationRepository
+
+Result = TypeVar("Result")
+
+
+async def rehearse_registrations(
+    database: Database, registrations: Sequence[RegistrationToStore]
+) -> list[StoredRegistration]:
+    """What ``RegistrationRepository`` would answer; nothing stays.
+
+    Only the numbers given to users do not come again.
+
+    Raises:
+        DatabaseUnavailableError: PostgreSQL is away.
+        InvalidError: A value can not be stored.
+    """
+
+    async def work(connection: Connection) -> list[StoredRegistration]:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            on_trial = RegistrationRepository(_OnTrial(connection))
+            return await on_trial.insert_registrations(registrations)
+        finally:
+            await transaction.rollback()
+
+    return await database.by_statements(work)
+
+
+class _OnTrial(Database):
+    """One transaction in place of the database."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def by_statements(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """The result of ``work``; what lost a race against an earlier row is done again."""
+        try:
+            async with self._connection.transaction():  # a savepoint
+                return await work(self._connection)
+        except asyncpg.SerializationError:
+            return await work(self._connection)
