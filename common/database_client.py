@@ -32,6 +32,7 @@ from common.contracts.notifications import (
 )
 from common.contracts.registrations import (
     MAX_BULK,
+    CanariesRemoved,
     Journey,
     RegistrationsToStore,
     RegistrationToStore,
@@ -106,6 +107,10 @@ class DatabaseClient:
     async def select_journey(self, registration_id: UUID) -> Journey:
         """How far a registration has come."""
         return await self._get(f"api/registrations/{registration_id}", Journey)
+
+    async def delete_canary(self, canary_id: UUID) -> None:
+        """Remove a canary that has come home; and those that nobody waits for."""
+        await self._ask("DELETE", f"api/canaries/{canary_id}", None, CanariesRemoved, {})
 
     async def _store_all(self, items: list[RegistrationToStore]) -> list[StoredRegistration]:
         body = RegistrationsToStore.model_construct(registrations=items)

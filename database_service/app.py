@@ -14,11 +14,19 @@ from common.runtime import EXIT_CONFIG
 from database_service.migrations import MigrationError
 from database_service.pool import Database
 from database_service.repositories.dead_letters import DeadLetterRepository
+from database_service.repositories.canaries import CanaryRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.reports import ReportRepository
 from database_service.repositories.users import UserRepository
-from database_service.routes import dead_letters, notifications, registrations, reports, users
+from database_service.routes import (
+    canaries,
+    dead_letters,
+    notifications,
+    registrations,
+    reports,
+    users,
+)
 from database_service.settings import Settings
 
 log = structlog.get_logger()
@@ -33,7 +41,7 @@ def build_app(settings: Settings) -> web.Application:
     database = Database(settings)
     readiness = Readiness()
     readiness.add("postgres", database.check)
-    modules = (users, registrations, notifications, reports, dead_letters)
+    modules = (users, registrations, canaries, notifications, reports, dead_letters)
     app = base_app(
         "database_service",
         Api([operation for module in modules for operation in module.api.operations]),
@@ -42,6 +50,7 @@ def build_app(settings: Settings) -> web.Application:
     )
     app[users.USERS] = UserRepository(database)
     app[registrations.REGISTRATIONS] = RegistrationRepository(database)
+    app[canaries.CANARIES] = CanaryRepository(database)
     app[notifications.NOTIFICATIONS] = NotificationRepository(database)
     app[reports.REPORTS] = ReportRepository(database)
     app[dead_letters.DEAD_LETTERS] = DeadLetterRepository(database)

@@ -124,3 +124,10 @@ class Journey(Answer):
     def finished(self) -> bool:
         """Whether nothing will change any more by itself."""
         return self.status in (JourneyStatus.MAILED, JourneyStatus.MAIL_FAILED)
+
+
+class CanariesRemoved(Answer):
+    """A canary has come home, and with it those that nobody waited for any more."""
+
+    removed: int
+    """How many were stored; 0 if this one was removed before."""

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import asyncpg
 
+from common.canary import is_canary
 from common.contracts.registrations import (
     Journey,
     JourneyStatus,
@@ -28,7 +29,8 @@ class RegistrationRepository:
         An id that is known, from before or from the same batch, gets the answer that it got.
         Of registrations with the same address the first becomes the user; the others are
         duplicates of it. All is stored or nothing; after a crash or a lost answer the caller
-        asks again and gets the answer it missed.
+        asks again and gets the answer it missed. (A canary is stored by a statement of its
+        own, so of a batch with one the others may be stored although it failed.)
 
         Raises:
             DatabaseUnavailableError: Not stored, or stored and not told: ask again.
@@ -46,7 +48,13 @@ class RegistrationRepository:
             answers = await _select_answers(connection, list(distinct)) if is_repeated else {}
             is_repeated = True
             unknown = [item for key, item in distinct.items() if key not in answers]
-            return answers | (await _insert_unknown(connection, unknown) if unknown else {})
+            people = [item for item in unknown if not is_canary(item.registration_id)]
+            if people:
+                answers |= await _insert_unknown(connection, people, STORE_REGISTRATIONS)
+            if len(people) < len(unknown):
+                canaries = [item for item in unknown if is_canary(item.registration_id)]
+                answers |= await _insert_unknown(connection, canaries, STORE_CANARIES)
+            return answers
 
         answers = await self._database.by_statements(work)
         return [answers[item.registration_id] for item in registrations]
@@ -110,8 +118,15 @@ STORE_REGISTRATIONS = """
 """
 
 
+# See sql/0008_store_canaries.sql: through store_registrations, but their users stay unseen.
+STORE_CANARIES = """
+    SELECT registration_id, outcome, user_id
+      FROM store_canaries($1, $2, $3, $4, $5)
+"""
+
+
 async def _insert_unknown(
-    connection: Connection, items: Sequence[RegistrationToStore]
+    connection: Connection, items: Sequence[RegistrationToStore], statement: str
 ) -> dict[UUID, StoredRegistration]:
     """Store registrations with distinct ids that seem to be unknown.
 
@@ -120,7 +135,7 @@ async def _insert_unknown(
             nothing was stored, see ``sql/0004_store_registrations.sql``.
     """
     rows = await connection.fetch(
-        STORE_REGISTRATIONS,
+        statement,
         [item.registration_id for item in items],
         [item.name for item in items],
         [item.surname for item in items],

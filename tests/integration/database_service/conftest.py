@@ -7,6 +7,7 @@ import pytest
 from aiohttp import ClientSession
 
 from database_service.pool import Database
+from database_service.repositories.canaries import CanaryRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.reports import ReportRepository
@@ -38,6 +39,11 @@ def users(database: Database) -> UserRepository:
 @pytest.fixture
 def registrations(database: Database) -> RegistrationRepository:
     return RegistrationRepository(database)
+
+
+@pytest.fixture
+def canaries(database: Database) -> CanaryRepository:
+    return CanaryRepository(database)
 
 
 @pytest.fixture

@@ -1,0 +1,45 @@
+"""Canaries: stored as any registration, seen by nobody, removed when they have come home."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from common.canary import FIRST_CANARY, LAST_CANARY
+from database_service.pool import Connection, Database
+
+STALE_AFTER = timedelta(hours=1)
+"""A canary this old has nobody left who would remove it: its frontend was stopped."""
+
+
+class CanaryRepository:
+    """What canaries leave in ``registrations`` and ``notification_logs``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Nothing but a canary is in that range of ids, whatever $3 says.
+    DELETE_CANARIES = """
+        WITH mail AS (
+            DELETE FROM notification_logs
+                  WHERE registration_id BETWEEN $1 AND $2
+                    AND (registration_id = $3 OR created_at < now() - $4::interval)
+        )
+        DELETE FROM registrations
+              WHERE registration_id BETWEEN $1 AND $2
+                AND (registration_id = $3 OR stored_at < now() - $4::interval)
+          RETURNING registration_id
+    """
+
+    async def delete_canaries(self, canary_id: UUID) -> int:
+        """Remove one canary, and those that nobody removed; how many there were.
+
+        One that is under way may come again after a crash: it is stored again, and goes when
+        it is stale.
+        """
+
+        async def work(connection: Connection) -> int:
+            rows = await connection.fetch(
+                self.DELETE_CANARIES, FIRST_CANARY, LAST_CANARY, canary_id, STALE_AFTER
+            )
+            return len(rows)
+
+        return await self._database.by_statements(work)
