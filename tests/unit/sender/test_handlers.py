@@ -1,10 +1,12 @@
 import asyncio
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import structlog
 
+from common.canary import canary_address, new_canary_id
 from common.contracts.notifications import Claim, DeliveryStatus, EmailRequested, Template
 from common.envelope import Envelope
 from common.errors import (
@@ -50,6 +52,44 @@ async def test_a_mail_is_sent_and_recorded_with_the_servers_reply() -> None:
     (outcome,) = deliveries.outcomes
     assert (outcome.status, outcome.reply_code) == (DeliveryStatus.SENT, 250)
     assert outcome.reply_text == "2.0.0 queued"
+
+
+async def test_a_canarys_mail_is_claimed_and_settled_and_handed_to_nobody() -> None:
+    mailer, deliveries = FakeMailer(away=MailServerUnavailableError("away")), FakeDeliveries()
+    canary = an_envelope(registration_id=new_canary_id())
+
+    await handle(mailer, deliveries, canary)
+    await handle(mailer, deliveries, canary)
+
+    assert mailer.sent == []
+    assert [claim.registration_id for claim in deliveries.claims] == [
+        canary.data.registration_id
+    ] * 2
+    (outcome,) = deliveries.outcomes
+    assert (outcome.status, outcome.reply_code, outcome.reply_text) == (
+        DeliveryStatus.SENT,
+        None,
+        "canary",
+    )
+
+
+async def test_a_canarys_mail_is_written_as_any_other() -> None:
+    mailer, deliveries = FakeMailer(), FakeDeliveries()
+    canary = an_envelope(registration_id=new_canary_id(), template=Template.REPORT_READY, data={})
+
+    with pytest.raises(TemplateDataMissingError):
+        await handle(mailer, deliveries, canary)
+
+    assert deliveries.claims == []
+
+
+async def test_only_a_canarys_mail_is_handed_to_nobody() -> None:
+    mailer, deliveries = FakeMailer(), FakeDeliveries()
+    ordinary = an_envelope(registration_id=uuid4(), to=canary_address(new_canary_id()))
+
+    await handle(mailer, deliveries, ordinary)
+
+    assert len(mailer.sent) == 1
 
 
 async def test_the_same_message_twice_is_one_mail() -> None:
