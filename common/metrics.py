@@ -51,6 +51,14 @@ PUBLISH_SECONDS = Histogram(
 BROKER_CONNECTED = Gauge(
     "userstream_broker_connected", "1 while the AMQP connection is usable.", ["purpose"]
 )
+CANARY_SECONDS = Histogram(
+    "userstream_canary_seconds",
+    "Time from the form's endpoint to the journey that says mailed, of canaries.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
+)
+CANARY_FAILING = Gauge(
+    "userstream_canary_failing", "1 while the last canary has not come home in time."
+)
 BATCH_SIZE = Histogram(
     "userstream_batch_size",
     "Calls that travelled together in one bulk request.",

@@ -1,23 +1,27 @@
 """Builds the frontend. The only place where its parts meet."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
 from common.database_client import DatabaseClient
 from common.errors import UserStreamError
-from common.http.app import base_app
+from common.http.app import OWN_ADDRESS, base_app
 from common.http.health import Readiness
 from common.messaging import open_publisher
+from frontend.canary import Canary
 from frontend.events import Watchers
 from frontend.files import keep_whole_files, static_file
 from frontend.identity import Identities
+from frontend.own_door import OwnDoor
 from frontend.pages import render_problem
 from frontend.routes import BASE_URL, DATABASE, IDENTITIES, PUBLISHER, WATCHERS, api
 from frontend.settings import Settings
 
 SERVICE = "frontend"
+
+CANARY = web.AppKey("canary", Canary)
 
 
 def build_app(settings: Settings) -> web.Application:
@@ -33,11 +37,16 @@ def build_app(settings: Settings) -> web.Application:
                 open_publisher(settings, service=SERVICE, readiness=readiness)
             )
             app[WATCHERS] = Watchers(app[DATABASE].select_journey)
+            if settings.canary_seconds:
+                app[CANARY] = await stack.enter_async_context(_canary(app, settings))
+                readiness.note("canary", app[CANARY].note)
             # The broker alone: without the database people can still register.
             yield
 
-    async def end_streams(app: web.Application) -> None:
+    async def end_what_never_ends(app: web.Application) -> None:
         app[WATCHERS].stop()
+        if CANARY in app:
+            app[CANARY].stop()
 
     app = base_app(
         SERVICE,
@@ -51,8 +60,21 @@ def build_app(settings: Settings) -> web.Application:
     app.router.add_get("/static/{name}", static_file)
     app.on_response_prepare.append(keep_whole_files)
     app.cleanup_ctx.append(lifespan)
-    app.on_shutdown.append(end_streams)
+    app.on_shutdown.append(end_what_never_ends)
     return app
+
+
+@asynccontextmanager
+async def _canary(app: web.Application, settings: Settings) -> AsyncIterator[Canary]:
+    async with (
+        OwnDoor.open(address=app[OWN_ADDRESS], identities=app[IDENTITIES]) as door,
+        Canary(
+            every_seconds=settings.canary_seconds,
+            register=door.register,
+            registrations=app[DATABASE],
+        ).flying() as canary,
+    ):
+        yield canary
 
 
 def _problem_page(error: UserStreamError) -> str:

@@ -16,6 +16,9 @@ class Settings(BrokerSettings, DatabaseServiceSettings, ServiceSettings):
     registration_id_secret: SecretStr = Field(min_length=32)
     """Key from which registration ids are made; the same on all instances, and kept."""
 
+    canary_seconds: int = Field(default=60, ge=0, le=86_400)
+    """Seconds between canaries, which go the whole way and show in /health; 0 sends none."""
+
     @property
     def base_url(self) -> str:
         """Where people reach it, without a slash at the end."""

@@ -1,0 +1,198 @@
+"""The canary: sends a registration of our own the whole way, and knows when it last came home.
+
+One is under way at a time, so that an outage leaves no flock of them in the queues.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from common import metrics
+from common.canary import new_canary_id
+from common.context import CORRELATION_ID, enter_request
+from common.contracts.registrations import Journey, JourneyStatus
+from common.errors import UserStreamError
+from common.http.health import Note
+
+log = structlog.get_logger()
+
+FIRST_LOOK_SECONDS = 0.025
+LONGEST_PAUSE_SECONDS = 5.0
+"""Between looks at the journey: half of what has passed, from the first to the longest. So the
+time that is told is at most half too long."""
+
+GIVE_UP_SECONDS = 600.0
+"""Then another one is sent, whatever became of this one; the ledger calls a registration that is
+nowhere to be found after as long lost."""
+
+SILENT_ROUNDS = 3
+"""After so many intervals without a word from the canary itself, that is the news."""
+
+
+class Registrations(Protocol):
+    """Where journeys are read and canaries removed: ``common.database_client`` in production."""
+
+    async def select_journey(self, registration_id: UUID) -> Journey:
+        """How far a registration has come."""
+        ...
+
+    async def delete_canary(self, canary_id: UUID) -> None:
+        """Remove a canary, and stale ones."""
+        ...
+
+
+Register = Callable[[UUID], Awaitable[None]]
+"""Sends a canary in through the form's endpoint; raises one of our errors."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A canary under way."""
+
+    canary_id: UUID = field(default_factory=new_canary_id)
+    started_at: float = field(default_factory=time.monotonic)
+    status: JourneyStatus | None = None
+    """As its journey says; None until it is accepted."""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started_at
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """Why the last canary did not come home (yet)."""
+
+    code: str
+    detail: str
+
+
+class Canary:
+    """Sends canaries, one after the other, and says how the last one did."""
+
+    def __init__(
+        self, *, every_seconds: float, register: Register, registrations: Registrations
+    ) -> None:
+        self._every = every_seconds
+        self._register = register
+        self._registrations = registrations
+        self._trouble: _Trouble | None = None
+        self._heard_at = time.monotonic()
+        self._home_at: float | None = None
+        self._home_seconds = 0.0
+        self._is_removed = True
+
+    @asynccontextmanager
+    async def flying(self) -> AsyncIterator["Canary"]:
+        """Send canaries until the block is left; one that is under way then grows stale."""
+        self._task = asyncio.create_task(self._fly_for_ever())
+        metrics.CANARY_FAILING.set_function(lambda: self.note().warning)
+        try:
+            yield self
+        finally:
+            self.stop()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def stop(self) -> None:
+        """Send no more, and wait for none."""
+        self._task.cancel()
+
+    def note(self) -> Note:
+        """How the last one did, in words and figures."""
+        now = time.monotonic()
+        last = "no full round trip yet"
+        facts: dict[str, float] = {}
+        if self._home_at is not None:
+            ago, took = round(now - self._home_at), round(self._home_seconds * 1000)
+            last = f"last full round trip {ago} s ago, {took} ms"
+            facts = {"secondsAgo": ago, "milliseconds": took}
+        if self._trouble is not None:
+            return Note(warning=True, detail=f"{self._trouble.detail} ({last}.)", facts=facts)
+        if now - self._heard_at > SILENT_ROUNDS * self._every:
+            return Note(warning=True, detail=f"No canary is sent any more ({last}).", facts=facts)
+        return Note(detail=last, facts=facts)
+
+    async def _fly_for_ever(self) -> None:
+        # Not all frontends that start together at the same moment, and not before the rest.
+        await asyncio.sleep(self._every * random.uniform(0.1, 0.3))  # noqa: S311 - spreads load
+        while True:
+            pause = self._every * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+            self._heard_at = time.monotonic()
+            flight = _Flight()
+            await self._fly(flight)
+            await asyncio.sleep(max(pause - flight.seconds, 0.1 * self._every))
+
+    async def _fly(self, flight: _Flight) -> None:
+        enter_request({CORRELATION_ID: f"canary-{flight.canary_id.hex[-12:]}"})
+        try:
+            await self._register(flight.canary_id)
+        except UserStreamError as error:
+            self._in_trouble(f"refused.{error.code}", f"A canary was not accepted: {error.detail}")
+            return
+        flight.status = JourneyStatus.PENDING
+        if await self._comes_home(flight):
+            self._came_home(flight)
+        await self._remove(flight)
+
+    async def _comes_home(self, flight: _Flight) -> bool:
+        """Follow it until its mail is settled; False if it never is."""
+        while flight.seconds < GIVE_UP_SECONDS:
+            unreadable = ""
+            try:
+                flight.status = (await self._registrations.select_journey(flight.canary_id)).status
+            except UserStreamError as error:
+                unreadable = error.code
+            if flight.status is JourneyStatus.MAILED:
+                return True
+            if flight.status is JourneyStatus.MAIL_FAILED:
+                self._in_trouble("mail_failed", "A canary's mail was recorded as failed.")
+                return False
+            self._heard_at = time.monotonic()
+            if flight.seconds > self._every:
+                self._late(flight, unreadable)
+            pause = max(flight.seconds / 2, FIRST_LOOK_SECONDS)
+            await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))
+        self._in_trouble("lost", f"A canary has not come home in {GIVE_UP_SECONDS:g} s.")
+        return False
+
+    def _late(self, flight: _Flight, unreadable: str) -> None:
+        """The next one would be due, and this one is not home."""
+        since = f"A canary was accepted {flight.seconds:.0f} s ago"
+        if unreadable:
+            self._in_trouble(f"unreadable.{unreadable}", f"{since}; its journey can not be read.")
+        elif flight.status is JourneyStatus.STORED:
+            self._in_trouble("not_mailed", f"{since} and is stored; its mail is not settled.")
+        else:
+            self._in_trouble("not_stored", f"{since} and is not stored.")
+
+    def _in_trouble(self, code: str, detail: str) -> None:
+        """Take note, and say it where it is news."""
+        if self._trouble is None or self._trouble.code != code:
+            log.warning("canary.missing", code=code)
+        self._trouble = _Trouble(code, detail)
+
+    def _came_home(self, flight: _Flight) -> None:
+        self._home_at, self._home_seconds = time.monotonic(), flight.seconds
+        metrics.CANARY_SECONDS.observe(self._home_seconds)
+        if self._trouble is not None:
+            log.info("canary.back", milliseconds=round(self._home_seconds * 1000))
+        self._trouble = None
+
+    async def _remove(self, flight: _Flight) -> None:
+        """Leave nothing behind; what can not be removed now is stale in an hour."""
+        try:
+            await self._registrations.delete_canary(flight.canary_id)
+        except UserStreamError as error:
+            if self._is_removed:
+                log.warning("canary.not_removed", code=error.code)
+            self._is_removed = False
+        else:
+            self._is_removed = True

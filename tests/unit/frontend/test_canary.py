@@ -1,0 +1,199 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from common.canary import is_canary
+from common.contracts.registrations import Journey, JourneyStatus
+from common.errors import BrokerUnavailableError, DatabaseServiceUnavailableError, NeighbourError
+from frontend import canary
+from frontend.canary import Canary
+from tests.polling import until
+
+EVERY_SECONDS = 0.05
+"""Short, so that the tests are; what is late after it is late on any machine."""
+
+
+@dataclass(slots=True)
+class FakePipeline:
+    """Takes a canary as far as ``reaches``, or does what it is told instead."""
+
+    reaches: JourneyStatus = JourneyStatus.MAILED
+    refusal: Exception | None = None
+    unreadable: Exception | None = None
+    unremovable: Exception | None = None
+    registered: list[UUID] = field(default_factory=list)
+    removed: list[UUID] = field(default_factory=list)
+    refused: int = 0
+    looks: int = 0
+    most_under_way: int = 0
+
+    async def register(self, canary_id: UUID) -> None:
+        await asyncio.sleep(0)
+        if self.refusal:
+            self.refused += 1
+            raise self.refusal
+        self.registered.append(canary_id)
+        self.most_under_way = max(self.most_under_way, len(self.registered) - len(self.removed))
+
+    async def select_journey(self, registration_id: UUID) -> Journey:
+        await asyncio.sleep(0)
+        self.looks += 1
+        if self.unreadable:
+            raise self.unreadable
+        return Journey(registration_id=registration_id, status=self.reaches)
+
+    async def delete_canary(self, canary_id: UUID) -> None:
+        await asyncio.sleep(0)
+        if self.unremovable:
+            raise self.unremovable
+        self.removed.append(canary_id)
+
+
+@pytest.fixture
+def pipeline() -> FakePipeline:
+    return FakePipeline()
+
+
+@asynccontextmanager
+async def flying(
+    pipeline: FakePipeline, every_seconds: float = EVERY_SECONDS
+) -> AsyncIterator[Canary]:
+    bird = Canary(every_seconds=every_seconds, register=pipeline.register, registrations=pipeline)
+    async with bird.flying():
+        yield bird
+
+
+def events(lines: list[Any]) -> list[tuple[str, str]]:
+    return [
+        (line["event"], line.get("code", ""))
+        for line in lines
+        if line["event"].startswith("canary.")
+    ]
+
+
+async def test_canaries_come_home_and_are_removed(pipeline: FakePipeline) -> None:
+    with capture_logs() as lines:
+        async with flying(pipeline) as bird:
+            assert bird.note().detail == "no full round trip yet"
+            await until(lambda: len(pipeline.removed) >= 3, "three round trips")
+            note = bird.note()
+
+    assert pipeline.removed == pipeline.registered[: len(pipeline.removed)]
+    assert all(map(is_canary, pipeline.registered))
+    assert len(set(pipeline.registered)) == len(pipeline.registered)
+    assert not note.warning
+    assert note.detail.startswith("last full round trip 0 s ago, ")
+    assert set(note.facts) == {"secondsAgo", "milliseconds"}
+    assert events(lines) == []  # all is well: not a word
+
+
+@pytest.mark.parametrize(
+    ("reaches", "code", "words"),
+    [
+        (JourneyStatus.PENDING, "not_stored", "is not stored"),
+        (JourneyStatus.STORED, "not_mailed", "is stored; its mail is not settled"),
+    ],
+)
+async def test_one_that_is_late_is_told_once_and_followed_until_it_is_home(
+    pipeline: FakePipeline, reaches: JourneyStatus, code: str, words: str
+) -> None:
+    pipeline.reaches = reaches
+    with capture_logs() as lines:
+        async with flying(pipeline) as bird:
+            await until(lambda: bird.note().warning, "the warning")
+            looks = pipeline.looks
+            await until(lambda: pipeline.looks >= looks + 3, "further looks")
+            assert words in bird.note().detail
+            assert len(pipeline.registered) == 1  # an outage leaves no flock behind
+            pipeline.reaches = JourneyStatus.MAILED
+            await until(lambda: not bird.note().warning, "the end of the warning")
+
+    assert events(lines) == [("canary.missing", code), ("canary.back", "")]
+
+
+async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
+    pipeline: FakePipeline,
+) -> None:
+    pipeline.refusal = BrokerUnavailableError("The broker takes no messages.")
+    with capture_logs() as lines:
+        async with flying(pipeline) as bird:
+            await until(lambda: bird.note().warning, "the warning")
+            assert "The broker takes no messages." in bird.note().detail
+            await until(lambda: pipeline.refused >= 3, "further refusals")
+            pipeline.refusal = None
+            await until(lambda: not bird.note().warning, "the end of the warning")
+
+    assert events(lines) == [
+        ("canary.missing", "refused.broker_unavailable"),
+        ("canary.back", ""),
+    ]
+
+
+async def test_an_unreadable_journey_is_no_end_of_it(pipeline: FakePipeline) -> None:
+    pipeline.unreadable = DatabaseServiceUnavailableError("away")
+    with capture_logs() as lines:
+        async with flying(pipeline) as bird:
+            await until(lambda: bird.note().warning, "the warning")
+            assert "can not be read" in bird.note().detail
+            pipeline.unreadable = None
+            await until(lambda: not bird.note().warning, "the end of the warning")
+
+    assert events(lines)[0] == ("canary.missing", "unreadable.database_service_unavailable")
+
+
+async def test_one_whose_mail_failed_is_removed_and_told(pipeline: FakePipeline) -> None:
+    pipeline.reaches = JourneyStatus.MAIL_FAILED
+    async with flying(pipeline) as bird:
+        await until(lambda: len(pipeline.removed) > 0, "the removal")
+
+        assert "recorded as failed" in bird.note().detail
+        assert bird.note().warning
+
+
+async def test_one_that_never_comes_is_given_up_and_another_one_sent(
+    pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "GIVE_UP_SECONDS", 0.02)
+    pipeline.reaches = JourneyStatus.PENDING
+    async with flying(pipeline) as bird:
+        await until(lambda: len(pipeline.registered) >= 2, "another canary")
+
+        assert bird.note().warning
+    assert pipeline.most_under_way == 1
+
+
+async def test_one_that_can_not_be_removed_was_a_round_trip_all_the_same(
+    pipeline: FakePipeline,
+) -> None:
+    pipeline.unremovable = NeighbourError("no")
+    with capture_logs() as lines:
+        async with flying(pipeline) as bird:
+            await until(lambda: len(pipeline.registered) >= 3, "three round trips")
+            note = bird.note()
+
+    assert not note.warning
+    assert events(lines) == [("canary.not_removed", "neighbour_error")]
+
+
+async def test_stopping_waits_for_nothing(pipeline: FakePipeline) -> None:
+    pipeline.reaches = JourneyStatus.PENDING
+    async with flying(pipeline):
+        await until(lambda: len(pipeline.registered) == 1, "a canary under way")
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert pipeline.removed == []  # it may still come; stale ones are swept
+
+
+async def test_a_canary_that_fell_silent_is_told(pipeline: FakePipeline) -> None:
+    async with flying(pipeline) as bird:
+        await until(lambda: len(pipeline.removed) >= 1, "a round trip")
+        bird.stop()
+        await until(lambda: bird.note().warning, "the warning")
+
+        assert bird.note().detail.startswith("No canary is sent any more (last full round trip")
