@@ -15,6 +15,7 @@ from database_service.migrations import MigrationError
 from database_service.pool import Database
 from database_service.repositories.dead_letters import DeadLetterRepository
 from database_service.repositories.canaries import CanaryRepository
+from database_service.repositories.ledger import LedgerRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.reports import ReportRepository
@@ -22,6 +23,7 @@ from database_service.repositories.users import UserRepository
 from database_service.routes import (
     canaries,
     dead_letters,
+    ledger,
     notifications,
     registrations,
     reports,
@@ -41,7 +43,7 @@ def build_app(settings: Settings) -> web.Application:
     database = Database(settings)
     readiness = Readiness()
     readiness.add("postgres", database.check)
-    modules = (users, registrations, canaries, notifications, reports, dead_letters)
+    modules = (users, registrations, canaries, notifications, reports, dead_letters, ledger)
     app = base_app(
         "database_service",
         Api([operation for module in modules for operation in module.api.operations]),
@@ -55,6 +57,7 @@ def build_app(settings: Settings) -> web.Application:
     app[reports.REPORTS] = ReportRepository(database)
     app[dead_letters.DEAD_LETTERS] = DeadLetterRepository(database)
     app[dead_letters.REHEARSALS] = database
+    app[ledger.LEDGER] = LedgerRepository(database)
 
     async def lifespan(_app: web.Application) -> AsyncIterator[None]:
         preparing = asyncio.create_task(_prepare(database))

@@ -1,0 +1,218 @@
+"""The ledger: every registration that the broker confirmed, beside what became of it."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field, StringConstraints
+
+from common.contracts.base import Answer, Body
+from common.contracts.rules import Instant
+
+MAX_ENTRIES = 1000
+"""Entries in one batch."""
+
+MAX_MISSING = 20_000
+"""Missing registrations that one answer names."""
+
+MAX_NAMED = 100
+"""Lost registrations that ``GET /api/ledger`` names."""
+
+Offset = Annotated[int, Field(ge=0, le=2**62)]
+"""Where a message stands in its stream."""
+
+StreamName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\w.-]+$")]
+
+
+class LedgerEntry(Body):
+    """One message of the stream."""
+
+    registration_id: UUID
+    accepted_at: Instant
+    """When the publisher says that it published."""
+
+    stream_offset: Offset
+
+
+class LedgerBatch(Body):
+    """What was read of a stream, from the position on; written whole or not at all."""
+
+    stream: StreamName
+    from_offset: Offset
+    """The position that the reader knew. If another reader was first, nothing is written."""
+
+    next_offset: Offset
+    last_id: UUID
+    """Id of the message just before ``next_offset``."""
+
+    entries: Annotated[list[LedgerEntry], Field(max_length=MAX_ENTRIES)]
+    """In the stream's order; without those that nobody wants to see (canaries)."""
+
+    unread: Offset = 0
+    """Messages that the stream forgot before anybody read them."""
+
+    restarted: bool = False
+    """Whether the stream is another one than at the last position."""
+
+
+class PositionQuery(Body):
+    """Names a stream."""
+
+    stream: StreamName
+
+
+class LedgerPosition(Answer):
+    """How far a stream was read."""
+
+    next_offset: int
+    last_id: UUID | None = None
+    read_at: datetime | None = None
+    """When somebody last came to the end of a batch."""
+
+    advanced: bool = True
+    """Whether the batch was written; False: another reader was first."""
+
+
+class SettlementRequest(Body):
+    """Asks to look again at what is not settled."""
+
+    stream: StreamName
+    missing_for_seconds: Annotated[float, Field(ge=0, le=10**8)]
+    """Name those that are missing for so long."""
+
+    limit: Annotated[int, Field(ge=0, le=MAX_MISSING)] = MAX_MISSING
+
+
+class MissingRegistration(Answer):
+    """Accepted, and not in the database."""
+
+    registration_id: UUID
+    accepted_at: Instant
+    stream_offset: int
+
+
+class MailCounts(Answer):
+    """What became of the mails of stored registrations; each counts once."""
+
+    mailed: int = 0
+    """Handed to the mail server, though some may have come back since."""
+
+    suppressed: int = 0
+    """Not sent: the owner of the address was told before."""
+
+    failed: int = 0
+    """Refused by the mail server for good."""
+
+    bounced: int = 0
+    """Came back before the ledger saw them as mailed."""
+
+    unsure: int = 0
+    """The link dropped after the text; sent again."""
+
+    waiting: int = 0
+    """Under way, put off, or not asked for yet."""
+
+
+class LedgerTotals(Answer):
+    """What the database knows; with those rejected, the three below make up ``accepted``."""
+
+    accepted: int
+    """Distinct registrations that the broker confirmed."""
+
+    repeated: int
+    """How often one of them was published again."""
+
+    stored: int
+    duplicates: int
+    missing: int
+    """Not in the database: in a queue, among the dead letters, or lost."""
+
+    mails: MailCounts
+    unread: int
+    """Messages that the stream forgot before they were read; nobody knows what became of them."""
+
+    restarts: int
+    """How often the stream was found to be another one."""
+
+
+class Settlement(Answer):
+    """The totals, and who is missing for long, oldest first."""
+
+    totals: LedgerTotals
+    missing_for_long: int
+    missing: list[MissingRegistration]
+    rejected: dict[str, int] = {}
+    """Dead letters that a person discarded, by error code; they do not count as missing."""
+
+
+class WorkBinding(StrEnum):
+    """Whether what is published reaches the work queue."""
+
+    PRESENT = "present"
+    MISSING = "missing"
+    """Registrations are accepted and kept in the stream, and nobody works on them."""
+
+    UNKNOWN = "unknown"
+    """The management API is not configured, or does not answer."""
+
+
+class InFlight(Answer):
+    """Registrations in the queues, by where they are."""
+
+    ready: int
+    unacknowledged: int | None = None
+    """In the hands of receivers; unknown without the management API."""
+
+    retrying: int
+
+
+class LostRegistration(Answer):
+    """Accepted long ago, in no queue, and not in the database."""
+
+    registration_id: UUID
+    accepted_at: Instant
+    age_seconds: int
+    stream_offset: int
+
+
+class Ledger(Answer):
+    """What became of all registrations that were accepted, reconciled by their ids."""
+
+    as_of: Instant
+    read_up_to: int
+    """Offset in the stream up to which this was read."""
+
+    caught_up: bool
+    """Whether that is the end of the stream."""
+
+    totals: LedgerTotals
+    in_flight: int
+    in_flight_by_place: InFlight
+    in_hospital: int
+    """Among the dead letters."""
+
+    in_hospital_by_code: dict[str, int]
+    rejected: int
+    """Discarded by a person."""
+
+    rejected_by_code: dict[str, int]
+    lost: int
+    lost_after_seconds: float
+    lost_registrations: list[LostRegistration]
+    """The oldest of those lost; at most 100."""
+
+    work_binding: WorkBinding
+
+
+class Repair(Answer):
+    """What a repair did."""
+
+    lost: int
+    """Registrations that were lost when it began."""
+
+    republished: int
+    """Sent to the work queue again, under their own id; stored once, whatever happens."""
+
+    not_in_stream: list[UUID]
+    """Those that the stream has forgotten: they can not be brought back from here."""

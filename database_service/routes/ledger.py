@@ -1,0 +1,58 @@
+"""The ledger over HTTP: how far the stream was read, what was found there, what is missing."""
+
+from aiohttp import web
+
+from common.contracts.ledger import (
+    LedgerBatch,
+    LedgerPosition,
+    PositionQuery,
+    Settlement,
+    SettlementRequest,
+)
+from common.errors import DatabaseUnavailableError
+from common.http.api import Api, answer
+from database_service.repositories.ledger import LedgerRepository
+
+LEDGER = web.AppKey("ledger", LedgerRepository)
+
+MAX_BATCH_BYTES = 1024 * 1024
+"""Room for 1,000 entries of some 150 bytes, several times over."""
+
+api = Api()
+
+
+@api.get(
+    "/api/ledger/position",
+    query=PositionQuery,
+    returns={200: LedgerPosition},
+    raises=(DatabaseUnavailableError,),
+)
+async def get_position(request: web.Request, *, query: PositionQuery) -> web.StreamResponse:
+    """How far a stream was read."""
+    return answer(await request.app[LEDGER].select_position(query.stream))
+
+
+@api.post(
+    "/api/ledger/entries",
+    body=LedgerBatch,
+    max_body_bytes=MAX_BATCH_BYTES,
+    returns={200: LedgerPosition},
+    raises=(DatabaseUnavailableError,),
+)
+async def add_entries(request: web.Request, *, body: LedgerBatch) -> web.StreamResponse:
+    """Write what was read of a stream, unless another reader was first.
+
+    Written whole or not at all. Without an answer nobody knows: ask for the position.
+    """
+    return answer(await request.app[LEDGER].insert_entries(body))
+
+
+@api.post(
+    "/api/ledger/settlements",
+    body=SettlementRequest,
+    returns={200: Settlement},
+    raises=(DatabaseUnavailableError,),
+)
+async def settle(request: web.Request, *, body: SettlementRequest) -> web.StreamResponse:
+    """Look again at what is not settled; answers the totals, and who is missing for long."""
+    return answer(await request.app[LEDGER].settle(body))

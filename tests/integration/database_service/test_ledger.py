@@ -1,0 +1,258 @@
+"""The ledger in the database: every id in exactly one place, whoever reads, however often."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from common.contracts.ledger import (
+    LedgerBatch,
+    LedgerEntry,
+    LedgerPosition,
+    Settlement,
+    SettlementRequest,
+)
+from common.contracts.notifications import ClaimRequest, DeliveryStatus
+from database_service.pool import Database
+from database_service.repositories import ledger as repository
+from database_service.repositories.ledger import LedgerRepository
+from database_service.repositories.notifications import NotificationRepository
+from database_service.repositories.registrations import RegistrationRepository
+from tests.integration.database_service.builders import a_claim, a_registration, recorded
+
+STREAM = "user.registration.log"
+
+
+@pytest.fixture
+def ledger(database: Database) -> LedgerRepository:
+    return LedgerRepository(database)
+
+
+def a_batch(
+    ids: list[UUID], *, at: int = 0, first_offset: int | None = None, age: float = 0, **changes: Any
+) -> LedgerBatch:
+    """What a reader at ``at`` read: these ids, one after the other."""
+    first = at if first_offset is None else first_offset
+    accepted_at = datetime.now(UTC) - timedelta(seconds=age)
+    entries = [
+        LedgerEntry(registration_id=key, accepted_at=accepted_at, stream_offset=first + position)
+        for position, key in enumerate(ids)
+    ]
+    values = {
+        "stream": STREAM,
+        "from_offset": at,
+        "next_offset": first + len(ids),
+        "last_id": ids[-1],
+        "entries": entries,
+    }
+    return LedgerBatch.model_validate(values | changes)
+
+
+async def settled(ledger: LedgerRepository, *, after: float = 0) -> Settlement:
+    settlement = await ledger.settle(SettlementRequest(stream=STREAM, missing_for_seconds=after))
+    totals = settlement.totals
+    parts = (totals.stored, totals.duplicates, totals.missing, *settlement.rejected.values())
+    assert totals.accepted == sum(parts)
+    assert totals.stored + totals.duplicates == sum(totals.mails.model_dump().values())
+    return settlement
+
+
+async def stored(registrations: RegistrationRepository, count: int) -> list[UUID]:
+    items = [a_registration() for _ in range(count)]
+    await registrations.insert_registrations(items)
+    return [item.registration_id for item in items]
+
+
+async def with_mail(
+    notifications: NotificationRepository, registration_id: UUID, status: DeliveryStatus
+) -> ClaimRequest:
+    claim = a_claim(registration_id=registration_id)
+    await notifications.insert_claims([claim])
+    assert await recorded(notifications, claim, status)
+    return claim
+
+
+async def test_an_unread_stream_begins_at_its_beginning(ledger: LedgerRepository) -> None:
+    assert await ledger.select_position(STREAM) == LedgerPosition(next_offset=0)
+
+
+async def test_what_is_stored_counts_and_what_is_not_is_missing(
+    ledger: LedgerRepository, registrations: RegistrationRepository
+) -> None:
+    known, unknown = await stored(registrations, 3), [uuid4(), uuid4()]
+
+    position = await ledger.insert_entries(a_batch([*known, *unknown]))
+
+    assert (position.next_offset, position.last_id, position.advanced) == (5, unknown[-1], True)
+    totals = (await settled(ledger)).totals
+    assert (totals.accepted, totals.stored, totals.missing) == (5, 3, 2)
+
+
+async def test_duplicates_of_an_address_are_told_apart(
+    ledger: LedgerRepository, registrations: RegistrationRepository
+) -> None:
+    items = [a_registration("ada@example.org"), a_registration("ADA@example.org")]
+    await registrations.insert_registrations(items)
+
+    await ledger.insert_entries(a_batch([item.registration_id for item in items]))
+
+    totals = (await settled(ledger)).totals
+    assert (totals.stored, totals.duplicates, totals.missing) == (1, 1, 0)
+
+
+async def test_a_missing_one_that_is_stored_later_is_missing_no_more(
+    ledger: LedgerRepository, registrations: RegistrationRepository
+) -> None:
+    late = a_registration()
+    await ledger.insert_entries(a_batch([late.registration_id]))
+    assert (await settled(ledger)).totals.missing == 1
+
+    await registrations.insert_registrations([late])
+
+    assert (await settled(ledger)).totals.stored == 1
+    assert (await settled(ledger)).totals.stored == 1
+
+
+async def test_only_who_is_missing_for_long_is_named_oldest_first(
+    ledger: LedgerRepository,
+) -> None:
+    old, older, young = uuid4(), uuid4(), uuid4()
+    await ledger.insert_entries(a_batch([young]))
+    await ledger.insert_entries(a_batch([old], at=1, age=700))
+    await ledger.insert_entries(a_batch([older], at=2, age=900))
+
+    settlement = await settled(ledger, after=600)
+
+    assert [missing.registration_id for missing in settlement.missing] == [older, old]
+    assert [missing.stream_offset for missing in settlement.missing] == [2, 1]
+    assert (settlement.missing_for_long, settlement.totals.missing) == (2, 3)
+    request = SettlementRequest(stream=STREAM, missing_for_seconds=600, limit=1)
+    assert (await ledger.settle(request)).missing_for_long == 2
+
+
+async def test_two_readers_at_the_same_place_count_nothing_twice(
+    ledger: LedgerRepository,
+) -> None:
+    batch = a_batch([uuid4() for _ in range(50)])
+
+    positions = await asyncio.gather(*(ledger.insert_entries(batch) for _ in range(4)))
+
+    assert sorted(position.advanced for position in positions) == [False, False, False, True]
+    assert {position.next_offset for position in positions} == {50}
+    totals = (await settled(ledger)).totals
+    assert (totals.accepted, totals.repeated) == (50, 0)
+
+
+async def test_an_id_that_is_published_again_is_one_registration(
+    ledger: LedgerRepository, registrations: RegistrationRepository
+) -> None:
+    known, unknown = await stored(registrations, 1), uuid4()
+    await ledger.insert_entries(a_batch([*known, unknown, *known]))
+
+    await ledger.insert_entries(a_batch([unknown, *known], at=3))
+
+    settlement = await settled(ledger)
+    assert (settlement.totals.accepted, settlement.totals.repeated) == (2, 3)
+    (missing,) = settlement.missing
+    assert missing.stream_offset == 3  # the younger one stays longer in the stream
+
+
+async def test_a_stream_that_is_read_again_from_its_beginning_changes_no_figure(
+    ledger: LedgerRepository, registrations: RegistrationRepository
+) -> None:
+    ids = [*await stored(registrations, 2), uuid4()]
+    await ledger.insert_entries(a_batch(ids))
+    before = (await settled(ledger)).totals
+
+    again = a_batch(ids, at=3, first_offset=0, restarted=True)
+    position = await ledger.insert_entries(again)
+
+    assert position.advanced
+    after = (await settled(ledger)).totals
+    assert after == before.model_copy(update={"restarts": 1})
+
+
+async def test_what_the_stream_forgot_is_told(ledger: LedgerRepository) -> None:
+    await ledger.insert_entries(a_batch([uuid4()], first_offset=40, unread=40))
+
+    assert (await settled(ledger)).totals.unread == 40
+
+
+MAILS = {
+    "sent": DeliveryStatus.SENT,
+    "failed": DeliveryStatus.FAILED,
+    "unsure": DeliveryStatus.UNSURE,
+    "waiting": DeliveryStatus.DEFERRED,
+}
+
+
+async def test_mails_are_counted_by_what_became_of_them(
+    ledger: LedgerRepository,
+    registrations: RegistrationRepository,
+    notifications: NotificationRepository,
+) -> None:
+    ids = await stored(registrations, 5)
+    await ledger.insert_entries(a_batch(ids[:2]))  # some are looked at before they have a mail
+    for registration_id, status in zip(ids[1:], MAILS.values(), strict=True):
+        await with_mail(notifications, registration_id, status)
+    await ledger.insert_entries(a_batch(ids[2:], at=2))
+
+    mails = (await settled(ledger)).totals.mails
+
+    assert (mails.mailed, mails.failed, mails.unsure, mails.waiting) == (1, 1, 1, 2)
+
+
+async def test_a_failed_mail_that_is_sent_after_all_is_mailed(
+    ledger: LedgerRepository,
+    registrations: RegistrationRepository,
+    notifications: NotificationRepository,
+) -> None:
+    (registration_id,) = await stored(registrations, 1)
+    claim = await with_mail(notifications, registration_id, DeliveryStatus.FAILED)
+    await ledger.insert_entries(a_batch([registration_id]))
+    assert (await settled(ledger)).totals.mails.failed == 1
+
+    assert await recorded(notifications, claim, DeliveryStatus.SENT)
+
+    mails = (await settled(ledger)).totals.mails
+    assert (mails.failed, mails.mailed) == (0, 1)
+
+
+async def test_what_a_person_discarded_is_rejected_and_no_longer_missing(
+    ledger: LedgerRepository, sql: asyncpg.Connection, registrations: RegistrationRepository
+) -> None:
+    bad = a_registration()
+    await ledger.insert_entries(a_batch([bad.registration_id]))
+    await sql.execute(
+        "INSERT INTO dead_letter_discards (message_id, route, error_code, reason)"
+        " VALUES ($1, 'user.registration', 'malformed', 'nonsense')",
+        bad.registration_id,
+    )
+
+    settlement = await settled(ledger)
+    assert (settlement.rejected, settlement.missing) == ({"malformed": 1}, [])
+
+    # Published again under the same id, and taken this time.
+    await registrations.insert_registrations([bad])
+    await ledger.insert_entries(a_batch([bad.registration_id], at=1))
+    settlement = await settled(ledger)
+    assert (settlement.rejected, settlement.totals.stored) == ({}, 1)
+
+
+async def test_those_that_never_settle_do_not_keep_the_others_from_being_looked_at(
+    ledger: LedgerRepository,
+    registrations: RegistrationRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repository, "SETTLED_AT_ONCE", 3)
+    late = [a_registration() for _ in range(10)]
+    await ledger.insert_entries(a_batch([item.registration_id for item in late]))
+    await registrations.insert_registrations(late)
+
+    for _ in range(5):
+        totals = (await settled(ledger)).totals
+
+    assert (totals.stored, totals.missing) == (10, 0)
