@@ -26,6 +26,9 @@ CREATE TABLE ledger_positions (
     mailed      bigint      NOT NULL DEFAULT 0,
     suppressed  bigint      NOT NULL DEFAULT 0,
 
+    -- When the youngest that is stored was accepted: the work queue has come so far.
+    stored_up_to timestamptz,
+
     -- Those that are not settled are looked at in turns; where the last one ended.
     settled_to  uuid
 );

@@ -140,6 +140,9 @@ class Settlement(Answer):
     """The totals, and who is missing for long, oldest first."""
 
     totals: LedgerTotals
+    stored_up_to: datetime | None = None
+    """When the youngest that is stored was accepted: the work queue has come so far."""
+
     missing_for_long: int
     missing: list[MissingRegistration]
     rejected: dict[str, int] = {}

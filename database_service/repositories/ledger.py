@@ -149,7 +149,8 @@ INSERT_ENTRIES = """
            count(*) FILTER (WHERE known_offset IS NULL AND outcome = 'stored') AS stored,
            count(*) FILTER (WHERE known_offset IS NULL AND outcome = 'duplicate') AS duplicates,
            count(*) FILTER (WHERE known_offset IS NULL AND mail = 'sent') AS mailed,
-           count(*) FILTER (WHERE known_offset IS NULL AND mail = 'suppressed') AS suppressed
+           count(*) FILTER (WHERE known_offset IS NULL AND mail = 'suppressed') AS suppressed,
+           max(accepted_at) FILTER (WHERE outcome IS NOT NULL) AS stored_up_to
       FROM looked
 """
 
@@ -177,7 +178,8 @@ UPDATE_POSITION = """
               stored = stored + $8,
               duplicates = duplicates + $9,
               mailed = mailed + $10,
-              suppressed = suppressed + $11
+              suppressed = suppressed + $11,
+              stored_up_to = greatest(stored_up_to, $12)
         WHERE stream = $1
     RETURNING next_offset, last_id, read_at
 """
@@ -199,6 +201,7 @@ async def _advance(
         added["duplicates"],
         added["mailed"],
         added["suppressed"],
+        added["stored_up_to"],
     )
     assert row is not None  # noqa: S101 - locked before
     return row
@@ -217,6 +220,7 @@ SETTLE_ENTRIES = """
          ),
          looked AS (
              SELECT turn.registration_id,
+                    turn.accepted_at,
                     turn.outcome IS NULL AS was_missing,
                     registrations.outcome,
                     CASE WHEN registrations.outcome IS NULL THEN discard.error_code END AS rejected,
@@ -250,13 +254,14 @@ SETTLE_ENTRIES = """
                 AND (ledger_entries.outcome IS DISTINCT FROM looked.outcome
                      OR ledger_entries.rejected IS DISTINCT FROM looked.rejected
                      OR ledger_entries.mail IS DISTINCT FROM looked.mail)
-          RETURNING looked.was_missing, looked.outcome, looked.mail
+          RETURNING looked.was_missing, looked.accepted_at, looked.outcome, looked.mail
          ),
          summed AS (
              SELECT count(*) FILTER (WHERE was_missing AND outcome = 'stored') AS stored,
                     count(*) FILTER (WHERE was_missing AND outcome = 'duplicate') AS duplicates,
                     count(*) FILTER (WHERE mail = 'sent') AS mailed,
-                    count(*) FILTER (WHERE mail = 'suppressed') AS suppressed
+                    count(*) FILTER (WHERE mail = 'suppressed') AS suppressed,
+                    max(accepted_at) FILTER (WHERE outcome IS NOT NULL) AS stored_up_to
                FROM changed
          ),
          reached AS (
@@ -269,6 +274,7 @@ SETTLE_ENTRIES = """
               duplicates = ledger_positions.duplicates + summed.duplicates,
               mailed = ledger_positions.mailed + summed.mailed,
               suppressed = ledger_positions.suppressed + summed.suppressed,
+              stored_up_to = greatest(ledger_positions.stored_up_to, summed.stored_up_to),
               settled_to = CASE WHEN reached.looked_at = $2 THEN reached.last_id END
          FROM summed, reached
         WHERE stream = $3
@@ -285,7 +291,8 @@ async def _settle(connection: Connection, stream: str, after: UUID) -> None:
 
 
 SELECT_TOTALS = """
-    SELECT accepted, repeated, stored, duplicates, mailed, suppressed, unread, restarts
+    SELECT accepted, repeated, stored, duplicates, mailed, suppressed, unread, restarts,
+           stored_up_to
       FROM ledger_positions
      WHERE stream = $1
 """
@@ -337,6 +344,7 @@ async def _settlement(connection: Connection, request: SettlementRequest) -> Set
     missing = await connection.fetch(SELECT_MISSING, age, request.limit)
     return Settlement(
         totals=_totals(totals, mails, missing=await connection.fetchval(COUNT_MISSING, NO_AGE)),
+        stored_up_to=totals["stored_up_to"],
         rejected=rejected,
         missing_for_long=await connection.fetchval(COUNT_MISSING, age),
         missing=[MissingRegistration.model_validate(dict(row)) for row in missing],
