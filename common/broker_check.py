@@ -1,21 +1,17 @@
 """Compares the broker with ``common.topology``: what is missing, what differs."""
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import aiohttp
 from pydantic import AnyHttpUrl
-from yarl import URL
 
 from common import topology
-from common.errors import BrokerUnavailableError, TopologyMissingError
+from common.errors import TopologyMissingError
+from common.management import ManagementApi
 
 SECONDS_BETWEEN = 15.0
 """How long one answer is believed; the management API is not free."""
-
-REQUEST_SECONDS = 2.0
 
 
 class BrokerCheck:
@@ -27,10 +23,7 @@ class BrokerCheck:
 
     def __init__(self, url: AnyHttpUrl | str, service: str) -> None:
         self._routes = topology.BROKER_USERS[service].routes
-        parsed = URL(str(url))
-        self._url = parsed.with_user(None)
-        login = aiohttp.encode_basic_auth(parsed.user or "", parsed.password or "")
-        self._headers = {"Authorization": login}
+        self._management = ManagementApi(url)
         self._checked_at = 0.0
         self._differences: list[str] = []
 
@@ -46,22 +39,8 @@ class BrokerCheck:
             )
 
     async def _compare(self) -> list[str]:
-        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
-        try:
-            async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
-                queues = await self._get(session, "queues")
-                bindings = await self._get(session, "bindings")
-        except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
-            raise BrokerUnavailableError("The broker's management API does not answer.") from error
+        queues, bindings = await self._management.select("queues", "bindings")
         return differences(queues, bindings, self._routes)
-
-    async def _get(self, session: aiohttp.ClientSession, what: str) -> list[dict[str, Any]]:
-        vhost = topology.VHOST.replace("/", "%2F")
-        url = URL(f"{str(self._url).rstrip('/')}/api/{what}/{vhost}", encoded=True)
-        async with session.get(url) as response:
-            response.raise_for_status()
-            rows: list[dict[str, Any]] = await response.json()
-            return rows
 
 
 def differences(

@@ -93,13 +93,25 @@ class PlainWire(Line):
             # It is the channel that was cancelled, and its confirmations with it.
             raise BrokerUnavailableError("The connection broke before the confirm.") from error
 
-    async def consume(self, queue: str, tag: str, received: Received) -> None:
-        """Subscribe to a queue; ``received`` is called with each delivery."""
+    async def consume(
+        self,
+        queue: str,
+        tag: str,
+        received: Received,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Subscribe to a queue; ``received`` is called with each delivery.
+
+        One subscription at a time; of a stream, ``arguments`` say where to begin.
+        """
 
         async def take(message: DeliveredMessage) -> None:
             received(message.delivery_tag or 0, _delivery(message))
 
-        await self.channel.basic_consume(queue, take, consumer_tag=tag)
+        await self.channel.basic_consume(
+            queue, take, consumer_tag=tag, arguments=dict(arguments or {})
+        )
 
     def acknowledge(self, tag: int) -> None:
         """Acknowledge one delivery of this channel."""

@@ -195,10 +195,22 @@ class Wire(Line):
 
     # -- receiving --------------------------------------------------------------------------
 
-    async def consume(self, queue: str, tag: str, received: Received) -> None:
-        """Subscribe to a queue; ``received`` is called with each delivery."""
+    async def consume(
+        self,
+        queue: str,
+        tag: str,
+        received: Received,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Subscribe to a queue; ``received`` is called with each delivery.
+
+        One subscription at a time; of a stream, ``arguments`` say where to begin.
+        """
         self._received = received
-        await self.channel.basic_consume(queue, _never_called, consumer_tag=tag)
+        await self.channel.basic_consume(
+            queue, _never_called, consumer_tag=tag, arguments=dict(arguments or {})
+        )
 
     def acknowledge(self, tag: int) -> None:
         """Acknowledge one delivery of this channel; those of one turn leave together.

@@ -1,0 +1,175 @@
+"""Reads a RabbitMQ stream over AMQP 0-9-1: from any offset on, as far and as often as wanted.
+
+Reading takes nothing out of a stream. The acks here only say that more may come.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Generic, Literal, Self, TypeVar
+
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import AMQPError
+from aiormq.abc import AbstractChannel as UnderlyingChannel
+
+from common.envelope import Delivery
+from common.errors import BrokerUnavailableError, TopologyMissingError
+from common.link import Link
+from common.plain_wire import PlainWire
+from common.wire import Wire
+
+OFFSET = "x-stream-offset"
+
+PREFETCH = 250
+"""Messages on their way to us at once; streams insist on a bound."""
+
+FIRST_SECONDS = 3.0
+"""Longest wait for the first message; after it, the stream has none at or after that offset."""
+
+QUIET_SECONDS = 0.25
+"""After so long without another message the end of the stream is taken as reached."""
+
+ANSWER_SECONDS = 5.0
+"""Longest wait for the broker to answer a question or the end of a subscription."""
+
+Start = int | Literal["first"]
+
+Item = TypeVar("Item")
+
+
+class StreamReader:
+    """A connection of its own on which streams are read, one reading at a time."""
+
+    def __init__(self, url: str, *, service: str, fast: bool) -> None:
+        self._service = service
+        self._wire: Wire | PlainWire | None = None
+        self._link = Link(url, service=service, purpose="audit", setup=self._prepare, fast=fast)
+        self._one_at_a_time = asyncio.Lock()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, *, service: str, fast: bool = True) -> AsyncIterator[Self]:
+        """Start connecting, with the rights of a service; does not wait for the broker."""
+        reader = cls(url, service=service, fast=fast)
+        async with reader._link:
+            yield reader
+
+    async def read(
+        self,
+        stream: str,
+        start: Start,
+        take: Callable[[int, Delivery], Item | None],
+        *,
+        limit: int,
+    ) -> list[Item]:
+        """What ``take`` makes of the messages from ``start`` on, until the end or the limit.
+
+        Args:
+            stream: Its name.
+            start: Offset of the first message, or ``first`` for the oldest there is. Where
+                the stream has forgotten that offset, it is the oldest, too.
+            take: Gets offset and message; None leaves it out. Bodies are not kept.
+            limit: Most messages looked at.
+
+        Raises:
+            BrokerUnavailableError: It broke off; read again.
+            TopologyMissingError: There is no such stream.
+        """
+        async with self._one_at_a_time:
+            reading = _Reading(start, take, limit)
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    wire = await self._usable_wire()
+                    await wire.consume(
+                        stream,
+                        self._service,
+                        lambda tag, delivery: reading.received(wire, tag, delivery),
+                        arguments={OFFSET: start},
+                    )
+                await reading.done(wire)
+                await wire.channel.basic_cancel(self._service, timeout=ANSWER_SECONDS)
+            except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
+                raise await self._broken(error) from error
+            return reading.items
+
+    async def count_ready(self, queues: Sequence[str]) -> dict[str, int]:
+        """Messages ready in each queue, at this moment.
+
+        Raises:
+            BrokerUnavailableError: The broker does not answer.
+            TopologyMissingError: One of them does not exist.
+        """
+        async with self._one_at_a_time:
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    channel = (await self._usable_wire()).channel
+                    return {queue: await _count(channel, queue) for queue in queues}
+            except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
+                raise await self._broken(error) from error
+
+    async def _usable_wire(self) -> Wire | PlainWire:
+        if self._wire is None or self._wire.closed:
+            await self._link.channel()
+        assert self._wire is not None  # noqa: S101 - set before the link hands out its channel
+        return self._wire
+
+    async def _broken(self, error: BaseException) -> BrokerUnavailableError | TopologyMissingError:
+        """In doubt about what the broker thinks, begin again on a new channel."""
+        if self._wire is not None and not self._wire.closed:
+            await self._wire.channel.close()
+        if "NOT_FOUND" in str(error):
+            return TopologyMissingError("A stream or queue does not exist; import the topology.")
+        if self._wire is None:
+            return BrokerUnavailableError(self._link.failure.detail)
+        return BrokerUnavailableError("The broker broke off while a stream was read.")
+
+    async def _prepare(self, _channel: AbstractChannel, wire: Wire | PlainWire) -> None:
+        await wire.channel.basic_qos(prefetch_count=PREFETCH)
+        self._wire = wire
+
+
+class _Reading(Generic[Item]):
+    """One subscription: what has come, and when it is enough."""
+
+    def __init__(
+        self, start: Start, take: Callable[[int, Delivery], Item | None], limit: int
+    ) -> None:
+        self.items: list[Item] = []
+        self._first = start if isinstance(start, int) else 0
+        self._take = take
+        self._left = limit
+        self._came = asyncio.Event()
+
+    def received(self, wire: Wire | PlainWire, tag: int, delivery: Delivery) -> None:
+        """Take a message; those before the first belong to the piece that the broker sends."""
+        wire.acknowledge(tag)
+        offset = delivery.headers.get(OFFSET)
+        if self._left and isinstance(offset, int) and offset >= self._first:
+            self._left -= 1
+            self._came.set()
+            item = self._take(offset, delivery)
+            if item is not None:
+                self.items.append(item)
+
+    async def done(self, wire: Wire | PlainWire) -> None:
+        """Return when the limit is reached or nothing comes any more.
+
+        Raises:
+            ConnectionError: The channel was lost.
+        """
+        patience = FIRST_SECONDS
+        while self._left:
+            self._came.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._came.wait()
+            except TimeoutError:
+                break
+            patience = QUIET_SECONDS
+        if wire.closed:
+            raise ConnectionError("The channel was lost.")
+
+
+async def _count(channel: UnderlyingChannel, queue: str) -> int:
+    declared = await channel.queue_declare(queue, passive=True)
+    return declared.message_count or 0

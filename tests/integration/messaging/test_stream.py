@@ -1,0 +1,127 @@
+import asyncio
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.envelope import Delivery
+from common.errors import TopologyMissingError
+from common.stream import StreamReader
+from common.topology import USER_REGISTRATION, definitions
+from tests.amqp import depth, eventually, publish
+from tests.backends import TestBroker
+
+STREAM = USER_REGISTRATION.log
+
+
+def forget(broker: TestBroker) -> None:
+    """Make the stream anew, without a message."""
+    broker.management("DELETE", f"/api/queues/%2F/{quote(STREAM)}")
+    broker.management("POST", "/api/definitions", definitions())
+
+
+@pytest.fixture
+def fresh_broker(empty_broker: TestBroker) -> TestBroker:
+    forget(empty_broker)
+    return empty_broker
+
+
+@pytest.fixture(params=[True, False], ids=["fast", "plain"])
+async def reader(
+    fresh_broker: TestBroker, request: pytest.FixtureRequest
+) -> AsyncIterator[StreamReader]:
+    url = fresh_broker.url("queue_receiver")
+    async with StreamReader.open(url, service="queue_receiver", fast=request.param) as reader:
+        yield reader
+
+
+def seen(offset: int, delivery: Delivery) -> tuple[int, UUID]:
+    return offset, delivery.id
+
+
+async def published(broker: TestBroker, count: int) -> list[UUID]:
+    ids = [uuid4() for _ in range(count)]
+    for message_id in ids:
+        await publish(broker.admin_url, USER_REGISTRATION.name, b"{}", message_id=str(message_id))
+    return ids
+
+
+async def test_a_stream_is_read_from_any_offset_as_often_as_one_likes(
+    fresh_broker: TestBroker, reader: StreamReader
+) -> None:
+    ids = await published(fresh_broker, 5)
+
+    assert await reader.read(STREAM, "first", seen, limit=100) == list(enumerate(ids))
+    assert await reader.read(STREAM, 3, seen, limit=100) == [(3, ids[3]), (4, ids[4])]
+    assert await reader.read(STREAM, 1, seen, limit=2) == [(1, ids[1]), (2, ids[2])]
+    assert await reader.read(STREAM, 0, seen, limit=100) == list(enumerate(ids))
+
+
+async def test_the_work_queue_and_the_stream_have_each_publish(
+    fresh_broker: TestBroker, reader: StreamReader
+) -> None:
+    await published(fresh_broker, 3)
+
+    assert await depth(fresh_broker.admin_url, USER_REGISTRATION.queue) == 3
+    assert len(await reader.read(STREAM, "first", seen, limit=100)) == 3
+
+
+async def test_a_retry_that_comes_back_is_no_second_publish(
+    fresh_broker: TestBroker, reader: StreamReader
+) -> None:
+    (once,) = await published(fresh_broker, 1)
+    await publish(fresh_broker.admin_url, USER_REGISTRATION.return_exchange, b"{}")
+
+    assert await reader.read(STREAM, "first", seen, limit=100) == [(0, once)]
+
+
+async def test_more_than_is_on_its_way_at_once_is_read_whole(
+    fresh_broker: TestBroker, reader: StreamReader
+) -> None:
+    ids = await published(fresh_broker, 30)
+    batches = [published(fresh_broker, 30) for _ in range(10)]
+    for more in await asyncio.gather(*batches):
+        ids += more
+
+    found = await reader.read(STREAM, "first", seen, limit=1000)
+
+    assert [offset for offset, _ in found] == list(range(330))
+    assert {message_id for _, message_id in found} == set(ids)
+
+
+async def test_nothing_is_found_in_an_empty_stream_and_beyond_the_end(
+    fresh_broker: TestBroker, reader: StreamReader
+) -> None:
+    assert await reader.read(STREAM, "first", seen, limit=10) == []
+
+    await published(fresh_broker, 1)
+    assert await reader.read(STREAM, 700, seen, limit=10) == []
+
+
+async def test_a_stream_that_is_not_there_is_named_and_read_again_when_it_is(
+    fresh_broker: TestBroker, reader: StreamReader
+) -> None:
+    fresh_broker.management("DELETE", f"/api/queues/%2F/{quote(STREAM)}")
+    with pytest.raises(TopologyMissingError):
+        await reader.read(STREAM, "first", seen, limit=10)
+
+    forget_nothing = definitions()
+    fresh_broker.management("POST", "/api/definitions", forget_nothing)
+    ids = await published(fresh_broker, 2)
+
+    async def found() -> bool:
+        return await reader.read(STREAM, "first", seen, limit=10) == list(enumerate(ids))
+
+    await eventually(found, "reading")
+
+
+async def test_messages_that_wait_are_counted(
+    fresh_broker: TestBroker, reader: StreamReader
+) -> None:
+    await published(fresh_broker, 2)
+
+    counts = await reader.count_ready([USER_REGISTRATION.queue, *USER_REGISTRATION.retries])
+
+    assert counts.pop(USER_REGISTRATION.queue) == 2
+    assert set(counts.values()) == {0}
