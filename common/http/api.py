@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from common.errors import UserStreamError
-from common.http.validation import read_form, read_json, read_path, read_query
+from common.http.validation import read_form, read_json, read_path, read_query, read_raw
 
 Returns = Mapping[int, type[BaseModel] | str | None]
 """Status to what is answered: a model (as JSON), a content type, or nothing."""
@@ -29,10 +29,13 @@ class Options(TypedDict, total=False):
     """Reads a JSON body; handed over as ``body``."""
 
     max_body_bytes: int
-    """Largest JSON body, where an operation reads many items; without it, the application's."""
+    """Largest JSON or raw body, where that is not the application's limit."""
 
     form: type[BaseModel]
     """Reads a form; handed over as ``form``."""
+
+    raw: Mapping[str, str]
+    """Reads a body that is neither: media type to its meaning; handed over as ``raw``, bytes."""
 
     headers: Mapping[str, str]
     """Request headers that the handler reads itself, with their meaning."""
@@ -62,15 +65,17 @@ class Operation:
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         """Validate what the operation declares, then call its handler with it."""
-        arguments: dict[str, BaseModel] = {}
+        arguments: dict[str, BaseModel | bytes] = {}
         if model := self.options.get("path"):
             arguments["path"] = read_path(request, model)
         if model := self.options.get("query"):
             arguments["query"] = read_query(request, model)
+        limit = self.options.get("max_body_bytes")
+        larger = request.clone(client_max_size=limit) if limit else request
         if model := self.options.get("body"):
-            limit = self.options.get("max_body_bytes")
-            larger = request.clone(client_max_size=limit) if limit else request
             arguments["body"] = await read_json(larger, model)
+        if media_types := self.options.get("raw"):
+            arguments["raw"] = await read_raw(larger, media_types)
         if model := self.options.get("form"):
             arguments["form"] = await read_form(request, model)
         return await self.handler(request, **arguments)

@@ -97,6 +97,10 @@ def _operation(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
         if model := options.get(kind):
             schema = schemas[model, "validation"]
             entry["requestBody"] = {"required": True, "content": {media_type: {"schema": schema}}}
+    if raw := options.get("raw"):
+        # No schema: JSON Schema says nothing about bytes (OpenAPI 3.1, 4.8.14.1).
+        content = {media_type: {"schema": {"description": raw[media_type]}} for media_type in raw}
+        entry["requestBody"] = {"required": True, "content": content}
     return entry
 
 
@@ -161,7 +165,7 @@ def _responses(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
 def _errors(operation: Operation) -> Iterable[type[UserStreamError]]:
     options = operation.options
     implied: tuple[type[UserStreamError], ...] = ()
-    if "body" in options or "form" in options:
+    if "body" in options or "form" in options or "raw" in options:
         implied = _READS_A_BODY
     elif "path" in options or "query" in options:
         implied = (InvalidError,)

@@ -1,7 +1,7 @@
 """Reads and validates what comes in: path, query, JSON body, form."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -70,6 +70,18 @@ async def read_json(request: web.Request, model: type[Model]) -> Model:
     ):
         raise UnsupportedMediaTypeError("Send JSON with the header Content-Type: application/json.")
     return validate(model, strict_json.loads(await read_bytes(request)))
+
+
+async def read_raw(request: web.Request, media_types: Iterable[str]) -> bytes:
+    """The bytes of a body of one of these types.
+
+    Raises:
+        UnsupportedMediaTypeError: Compressed, or of another type.
+        TooLargeError, TooSlowError: As ``read_json``.
+    """
+    if "Content-Type" in request.headers and request.content_type not in media_types:
+        raise UnsupportedMediaTypeError(f"Send it as {' or '.join(media_types)}.")
+    return await read_bytes(request)
 
 
 async def read_form(request: web.Request, model: type[Model]) -> Model:
