@@ -11,6 +11,7 @@ from yarl import URL
 
 from common.coalesce import Coalescer
 from common.context import outgoing_headers
+from common.contracts.bounces import BounceRecorded, BounceReport
 from common.contracts.dead_letters import (
     DeadLetterDiscard,
     DiscardedDeadLetter,
@@ -46,6 +47,13 @@ from common.contracts.reports import (
     ReportRecordRequest,
     ReportRecordUpdate,
     UserReportQuery,
+)
+from common.contracts.resends import (
+    NotificationList,
+    NotificationQuery,
+    ResendMark,
+    ResendMarked,
+    ResendMarks,
 )
 from common.errors import (
     ConflictError,
@@ -148,6 +156,19 @@ class DatabaseClient:
     async def select_notification(self, notification_id: UUID) -> Notification:
         """How a notification stands. Raises NotFoundError."""
         return await self._get(f"api/notifications/{notification_id}", Notification)
+
+    async def select_notifications(self, query: NotificationQuery) -> NotificationList:
+        """Some mails of a day, oldest first."""
+        parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return await self._get("api/notifications", NotificationList, parameters)
+
+    async def mark_resends(self, mark: ResendMark) -> list[ResendMarked]:
+        """Open mails for one more claim each; answers in their order."""
+        return (await self._send("POST", "api/notifications/resends", mark, ResendMarks)).results
+
+    async def insert_bounce(self, report: BounceReport) -> BounceRecorded:
+        """Record what a mail server reported later."""
+        return await self._send("POST", "api/bounces", report, BounceRecorded)
 
     async def _claim_all(self, items: list[ClaimRequest]) -> list[ClaimResult]:
         body = ClaimRequests.model_construct(claims=items)

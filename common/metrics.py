@@ -70,6 +70,14 @@ EMAILS = Counter(
     "Attempts by what became of them: sent, failed, deferred, unsure; skipped if sent before.",
     ["template", "status"],
 )
+RESENDS = Counter(
+    "userstream_resends_total", "Mails that somebody had sent again.", ["status_before"]
+)
+BOUNCES = Counter(
+    "userstream_bounces_total",
+    "Reports posted: failed, delayed, delivered, relayed, expanded; repeated, unknown.",
+    ["outcome"],
+)
 SMTP_SECONDS = Histogram(
     "userstream_smtp_seconds",
     "Time from MAIL to the last reply, waiting for a free connection included.",

@@ -13,20 +13,24 @@ from common.http.health import Readiness
 from common.runtime import EXIT_CONFIG
 from database_service.migrations import MigrationError
 from database_service.pool import Database
-from database_service.repositories.dead_letters import DeadLetterRepository
+from database_service.repositories.bounces import BounceRepository
 from database_service.repositories.canaries import CanaryRepository
+from database_service.repositories.dead_letters import DeadLetterRepository
 from database_service.repositories.ledger import LedgerRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.reports import ReportRepository
+from database_service.repositories.resends import ResendRepository
 from database_service.repositories.users import UserRepository
 from database_service.routes import (
+    bounces,
     canaries,
     dead_letters,
     ledger,
     notifications,
     registrations,
     reports,
+    resends,
     users,
 )
 from database_service.settings import Settings
@@ -43,7 +47,17 @@ def build_app(settings: Settings) -> web.Application:
     database = Database(settings)
     readiness = Readiness()
     readiness.add("postgres", database.check)
-    modules = (users, registrations, canaries, notifications, reports, dead_letters, ledger)
+    modules = (
+        users,
+        registrations,
+        canaries,
+        notifications,
+        resends,
+        bounces,
+        reports,
+        dead_letters,
+        ledger,
+    )
     app = base_app(
         "database_service",
         Api([operation for module in modules for operation in module.api.operations]),
@@ -54,6 +68,8 @@ def build_app(settings: Settings) -> web.Application:
     app[registrations.REGISTRATIONS] = RegistrationRepository(database)
     app[canaries.CANARIES] = CanaryRepository(database)
     app[notifications.NOTIFICATIONS] = NotificationRepository(database)
+    app[resends.RESENDS] = ResendRepository(database)
+    app[bounces.BOUNCES] = BounceRepository(database)
     app[reports.REPORTS] = ReportRepository(database)
     app[dead_letters.DEAD_LETTERS] = DeadLetterRepository(database)
     app[dead_letters.REHEARSALS] = database

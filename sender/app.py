@@ -11,9 +11,11 @@ from aiohttp import web
 from common.contracts.notifications import EmailRequested
 from common.database_client import DatabaseClient
 from common.errors import SettingError
+from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
 from common.messaging import handling, open_publisher
+from sender import bounces, resends
 from sender.handlers import send_email
 from sender.mailer import SmtpMailer
 from sender.mime import MailWriter
@@ -65,7 +67,7 @@ def build_app(settings: Settings) -> web.Application:
 
     app = base_app(
         SERVICE,
-        api,
+        Api([*api.operations, *resends.api.operations, *bounces.api.operations]),
         description="Sends mails and tells how each of them went.",
         readiness=readiness,
     )

@@ -14,9 +14,11 @@ from common.contracts.notifications import (
     ClaimResult,
     DeliveryOutcomeOf,
     EmailRequested,
+    MailContent,
 )
 from common.envelope import Envelope
 from common.errors import TransientError, UnavailableError, UserStreamError
+from common.suspects import only_waiting
 from sender.mailer import Outcome
 
 log = structlog.get_logger()
@@ -164,7 +166,8 @@ async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries)
         if result.claim is not Claim.BUSY:
             log.info("email.skipped", template=envelope.data.template, claim=result.claim)
             return None
-        await asyncio.sleep(min(pause, result.retry_after_ms / 1000))
+        with only_waiting():
+            await asyncio.sleep(min(pause, result.retry_after_ms / 1000))
         pause = min(pause * 2, LONGEST_BUSY_SECONDS)
 
 
@@ -178,7 +181,15 @@ def _claim_request(message_id: UUID, request: EmailRequested) -> ClaimRequest:
         recipient=request.to,
         user_id=request.user_id,
         registration_id=request.registration_id,
+        content=_content(request),
     )
+
+
+def _content(request: EmailRequested) -> MailContent | None:
+    """What must be kept for the mail to be written again; nothing, of nearly all mails."""
+    if not request.data and request.subject is None:
+        return None
+    return MailContent.model_construct(subject=request.subject, data=request.data)
 
 
 def _now() -> float:

@@ -27,6 +27,10 @@ class Template(StrEnum):
     REPORT_READY = "report_ready"
 
 
+SAME_FOR_EVERYBODY = frozenset({Template.WELCOME, Template.ALREADY_REGISTERED})
+"""Templates that need no data: a mail of these can be written again from its name alone."""
+
+
 class EmailRequested(Contract):
     """Somebody is to get a mail; its ``message_id`` is the identity of that mail."""
 
@@ -84,11 +88,21 @@ class DeliveryStatus(StrEnum):
     """The link dropped after the final dot; it will be sent again with the same Message-ID."""
 
     SUPPRESSED = "suppressed"
-    """Not sent, because the owner of the address was told within a day."""
+    """Not sent: the owner of the address was told within a day, or the address takes no mail."""
+
+    BOUNCED = "bounced"
+    """The mail server had taken it, and it came back as undeliverable."""
 
 
 LEASE_SECONDS = 30
 """How long a claim holds without a word, by PostgreSQL's clock; its holder renews it in time."""
+
+
+class MailContent(Body):
+    """What a mail is to say besides what its template says to everybody."""
+
+    subject: Subject | None = None
+    data: Data = {}
 
 
 class ClaimRequest(Body):
@@ -102,6 +116,8 @@ class ClaimRequest(Body):
     recipient: EmailAddress
     user_id: RowId | None = None
     registration_id: UUID | None = None
+    content: MailContent | None = None
+    """Kept, so that the mail can be written again; None where the template's name says it all."""
 
 
 class ClaimRequests(Body):
@@ -139,8 +155,14 @@ class ClaimResults(Answer):
     results: list[ClaimResult]
 
 
+_OUTCOMES = (
+    *(DeliveryStatus.SENT, DeliveryStatus.DEFERRED),
+    *(DeliveryStatus.FAILED, DeliveryStatus.UNSURE),
+)
+
+
 def _is_outcome(status: DeliveryStatus) -> DeliveryStatus:
-    if status in (DeliveryStatus.SENDING, DeliveryStatus.SUPPRESSED):
+    if status not in _OUTCOMES:
         raise ValueError("An attempt ends as sent, deferred, failed or unsure.")
     return status
 
@@ -197,16 +219,64 @@ class DeliveryAttempt(Answer):
     at: Instant
 
 
+class ReportAction(StrEnum):
+    """What a mail server did with a mail that it had taken (RFC 3464, 2.3.3)."""
+
+    FAILED = "failed"
+    """It gave up: the mail came back."""
+
+    DELAYED = "delayed"
+    """It still tries."""
+
+    DELIVERED = "delivered"
+    RELAYED = "relayed"
+    EXPANDED = "expanded"
+
+
+class DeliveryReport(Answer):
+    """What a mail server reported of a mail later (RFC 3464)."""
+
+    action: ReportAction
+    status: str
+    """RFC 3463, such as 5.1.1."""
+
+    diagnostic: str
+    """The server's own words."""
+
+    reported_at: Instant
+    """When it was posted here."""
+
+
+class Resend(Answer):
+    """Somebody had the mail sent again."""
+
+    asked_at: Instant
+    asked_by: str
+    reason: str
+    status_before: DeliveryStatus
+    forced: bool
+
+
 class Notification(Answer):
     """How a notification stands, attempt by attempt."""
 
     notification_id: UUID
     template: Template
     status: DeliveryStatus
+    reason: str | None = None
+    """Why it stands like that, where it was not sent: the mail server's words, or ours."""
+
     recipient: str
     user_id: int | None
     registration_id: UUID | None
+    content: MailContent | None = None
     attempts: list[DeliveryAttempt]
+    resends: list[Resend] = []
+    """Oldest first."""
+
+    bounces: list[DeliveryReport] = []
+    """What mail servers reported later, oldest first."""
+
     created_at: Instant
     updated_at: Instant
     sent_at: Instant | None

@@ -66,7 +66,9 @@ UPDATE_TOLD = """
                FROM asked
                JOIN users ON users.id = asked.user_id
           LEFT JOIN notification_logs AS mail ON mail.message_id = asked.message_id
-              WHERE (mail.id IS NULL OR mail.status IN ('sending', 'deferred', 'unsure'))
+              WHERE (mail.id IS NULL
+                     OR mail.status IN ('sending', 'deferred', 'unsure')
+                     OR mail.resend_asked_at IS NOT NULL)
                 AND (users.told_by = asked.message_id
                      OR users.told_at IS NULL
                      OR users.told_at <= now() - make_interval(hours => $4))
@@ -110,22 +112,27 @@ async def _withheld(connection: Connection, claims: Sequence[ClaimRequest]) -> s
 # In the order of the ids: two batches wait for each other in one direction only.
 INSERT_CLAIMS = """
     WITH asked AS (
-             SELECT message_id, lease_id, template, recipient, user_id, registration_id,
-                    is_allowed
+             SELECT message_id, lease_id, template, recipient, user_id, registration_id, content,
+                    is_allowed AND blocked.address IS NULL AS is_allowed,
+                    blocked.address IS NOT NULL AS is_blocked
                FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[],
-                           $6::uuid[], $7::boolean[])
+                           $6::uuid[], $7::boolean[], $9::jsonb[])
                     AS item (message_id, lease_id, template, recipient, user_id,
-                             registration_id, is_allowed)
+                             registration_id, is_allowed, content)
+          LEFT JOIN suppressed_addresses AS blocked ON blocked.address = lower(item.recipient)
          ),
          mail AS (
              INSERT INTO notification_logs
                          (message_id, user_id, registration_id, recipient, notification_type,
-                          status, attempts, lease_id, lease_until)
+                          status, attempts, lease_id, lease_until, content, error_message)
              SELECT message_id, users.id, registration_id, recipient, template,
                     CASE WHEN is_allowed THEN 'sending' ELSE 'suppressed' END,
                     is_allowed::integer,
                     CASE WHEN is_allowed THEN lease_id END,
-                    CASE WHEN is_allowed THEN now() + make_interval(secs => $8) END
+                    CASE WHEN is_allowed THEN now() + make_interval(secs => $8) END,
+                    content,
+                    CASE WHEN is_blocked THEN 'The address is on the suppression list.'
+                         WHEN NOT is_allowed THEN 'The owner was told within a day.' END
                FROM asked
           LEFT JOIN users ON users.id = asked.user_id
            ORDER BY message_id
@@ -158,10 +165,13 @@ async def _insert_new(
         [claim.registration_id for claim in claims],
         allowed,
         LEASE_SECONDS,
+        [claim.content.model_dump_json() if claim.content else None for claim in claims],
     )
     return _claim_results(rows)
 
 
+# A sender that is at work finishes, whatever was forbidden meanwhile. A mail that a person
+# wants sent again, and that is forbidden, stays what it was.
 UPDATE_CLAIMS = """
     WITH asked AS (
              SELECT message_id, lease_id, is_allowed
@@ -174,20 +184,30 @@ UPDATE_CLAIMS = """
                     mail.status,
                     mail.lease_until,
                     asked.lease_id,
-                    asked.is_allowed,
+                    asked.is_allowed
+                        AND (blocked.address IS NULL
+                             OR mail.status = 'sending' AND mail.lease_id = asked.lease_id)
+                        AS is_allowed,
                     mail.status = 'sending' AND mail.lease_id = asked.lease_id AS is_renewal,
                     mail.status IN ('deferred', 'unsure')
                         OR mail.status = 'sending'
                            AND (mail.lease_id = asked.lease_id OR mail.lease_until <= now())
+                        OR mail.status <> 'sending' AND mail.resend_asked_at IS NOT NULL
                         AS is_free
                FROM notification_logs AS mail
                JOIN asked ON asked.message_id = mail.message_id
+          LEFT JOIN suppressed_addresses AS blocked ON blocked.address = lower(mail.recipient)
            ORDER BY mail.message_id
                 FOR NO KEY UPDATE OF mail
          ),
          changed AS (
              UPDATE notification_logs AS log
-                SET status = CASE WHEN is_allowed THEN 'sending' ELSE 'suppressed' END,
+                SET status = CASE
+                        WHEN is_allowed THEN 'sending'
+                        WHEN mail.status IN ('sending', 'deferred', 'unsure') THEN 'suppressed'
+                        ELSE mail.status
+                    END,
+                    resend_asked_at = NULL,
                     attempts = attempts + (is_allowed AND NOT is_renewal)::integer,
                     lease_id = CASE WHEN is_allowed THEN mail.lease_id ELSE log.lease_id END,
                     lease_until =

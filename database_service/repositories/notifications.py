@@ -8,7 +8,6 @@ from uuid import UUID
 from common.contracts.notifications import (
     ClaimRequest,
     ClaimResult,
-    DeliveryAttempt,
     DeliveryOutcomeOf,
     Notification,
     OutcomeResult,
@@ -18,6 +17,7 @@ from common.errors import NotFoundError
 from database_service.pool import Database
 from database_service.repositories.claims import answer_claims, answer_claims_of_owners
 from database_service.repositories.outcomes import record_outcomes
+from database_service.repositories.resends import content_of
 
 Item = TypeVar("Item", ClaimRequest, DeliveryOutcomeOf)
 
@@ -33,8 +33,9 @@ class NotificationRepository:
 
         A mail is granted to one lease at a time. The holder asking again renews its lease and
         counts no attempt; a lease that ran out, and a mail that was deferred or is unsure, go
-        to the next who asks and count one. ``sent`` and ``failed`` are final and answered as
-        ``sent``.
+        to the next who asks and count one. ``sent``, ``failed`` and ``bounced`` are final and
+        answered as ``sent``, until somebody wants the mail sent again: that is one more claim.
+        An address on the suppression list is granted nothing.
 
         After a crash or a lost answer the sender asks again with the same lease and is told
         the same; if it never comes back, the lease runs out.
@@ -59,7 +60,7 @@ class NotificationRepository:
         answered alike. From a lease that ran out and passed on, only ``sent`` counts: the mail
         server *has* taken the mail, and a record that says so beats the order of leases. What
         such a lease says else is kept with its attempt and does not change the mail.
-        ``sent`` is never overwritten.
+        ``sent`` is overwritten by a report that the mail came back, and by nothing else.
         """
         results: dict[int, OutcomeResult] = {}
         for turn in _turns(outcomes):
@@ -75,7 +76,8 @@ class NotificationRepository:
 
     SELECT_NOTIFICATION = """
         SELECT id, message_id AS notification_id, notification_type AS template, status,
-               recipient, user_id, registration_id, created_at, updated_at, sent_at
+               error_message AS reason, recipient, user_id, registration_id, content,
+               created_at, updated_at, sent_at
           FROM notification_logs
          WHERE message_id = $1
     """
@@ -85,6 +87,20 @@ class NotificationRepository:
             FROM notification_attempts
            WHERE notification_id = $1
         ORDER BY attempt
+    """
+
+    SELECT_RESENDS = """
+          SELECT asked_at, asked_by, reason, status_before, forced
+            FROM notification_resends
+           WHERE notification_id = $1
+        ORDER BY id
+    """
+
+    SELECT_BOUNCES = """
+          SELECT action, status, diagnostic, reported_at
+            FROM notification_bounces
+           WHERE notification_id = $1
+        ORDER BY reported_at
     """
 
     async def select_notification(self, notification_id: UUID) -> Notification:
@@ -98,9 +114,16 @@ class NotificationRepository:
             if row is None:
                 raise NotFoundError("No sender has taken up a mail with this id (yet).")
             attempts = await connection.fetch(self.SELECT_ATTEMPTS, row["id"])
-        return Notification(
-            **{name: value for name, value in row.items() if name != "id"},
-            attempts=[DeliveryAttempt.model_validate(dict(attempt)) for attempt in attempts],
+            resends = await connection.fetch(self.SELECT_RESENDS, row["id"])
+            bounces = await connection.fetch(self.SELECT_BOUNCES, row["id"])
+        return Notification.model_validate(
+            {
+                **row,
+                "content": content_of(row["content"]),
+                "attempts": [dict(attempt) for attempt in attempts],
+                "resends": [dict(resend) for resend in resends],
+                "bounces": [dict(bounce) for bounce in bounces],
+            }
         )
 
 

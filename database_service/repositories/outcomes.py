@@ -6,6 +6,7 @@ from uuid import UUID
 from common.contracts.notifications import DeliveryOutcomeOf
 from database_service.pool import Connection
 
+# A mail that has come back already was sent, which is what 'bounced' says.
 # The attempt is the last one under that lease; a lease that was never granted has none, and
 # so says nothing. An attempt keeps its first outcome, unless it turns out as sent after all;
 # that is said with CASE, because PostgreSQL, knowing that hardly any attempt is 'sending',
@@ -24,9 +25,12 @@ UPDATE_OUTCOMES = """
                     said.reply_code,
                     said.reply_text,
                     log.status = 'sending' AND log.lease_id = said.lease_id
-                        OR said.status = 'sent' AND log.status <> 'sent' AS is_news,
+                        OR said.status = 'sent' AND log.status NOT IN ('sent', 'bounced')
+                        AS is_news,
                     log.status = said.status
-                        AND (log.lease_id = said.lease_id OR said.status = 'sent') AS is_known
+                        AND (log.lease_id = said.lease_id OR said.status = 'sent')
+                        OR said.status = 'sent' AND log.status = 'bounced'
+                        AS is_known
                FROM said
                JOIN notification_logs AS log ON log.message_id = said.message_id
          CROSS JOIN LATERAL (

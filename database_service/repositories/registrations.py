@@ -68,7 +68,7 @@ class RegistrationRepository:
                      SELECT status, coalesce(sent_at, updated_at) AS handed_over_at
                        FROM notification_logs
                       WHERE notification_logs.registration_id = registrations.registration_id
-                   ORDER BY status IN ('sent', 'suppressed') DESC, id
+                   ORDER BY status IN ('sent', 'suppressed', 'bounced') DESC, id
                       LIMIT 1
                   ) AS mail ON true
             WHERE registrations.registration_id = $1
@@ -78,6 +78,7 @@ class RegistrationRepository:
         """How far a registration has come; an unknown id is pending, nobody can tell more.
 
         A suppressed mail shows as handed over: who is registered already is nobody's business.
+        So does one that came back: whoever typed an address is not told whether it exists.
         """
         async with self._database.connection() as connection:
             row = await connection.fetchrow(self.SELECT_JOURNEY, registration_id)
@@ -96,6 +97,7 @@ class RegistrationRepository:
 _JOURNEY = {
     "sent": JourneyStatus.MAILED,
     "suppressed": JourneyStatus.MAILED,
+    "bounced": JourneyStatus.MAILED,
     "failed": JourneyStatus.MAIL_FAILED,
 }
 
@@ -116,7 +118,6 @@ STORE_REGISTRATIONS = """
     SELECT registration_id, outcome, user_id
       FROM store_registrations($1, $2, $3, $4, $5)
 """
-
 
 # See sql/0008_store_canaries.sql: through store_registrations, but their users stay unseen.
 STORE_CANARIES = """

@@ -11,7 +11,7 @@ import pytest
 
 from common.contracts.notifications import DeliveryStatus
 from database_service.pool import Database
-from database_service.repositories import claims, outcomes, registrations
+from database_service.repositories import claims, outcomes, registrations, resends
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from tests.integration.database_service.builders import (
@@ -37,7 +37,10 @@ FILL = """
       FROM registrations;
     INSERT INTO notification_attempts (notification_id, attempt, lease_id, status)
     SELECT id, 1, message_id, 'sent' FROM notification_logs ON CONFLICT DO NOTHING;
-    ANALYZE users, registrations, notification_logs, notification_attempts;
+    INSERT INTO suppressed_addresses (address, bounce_id, status)
+    SELECT number || '@example.net', gen_random_uuid(), '5.1.1'
+      FROM generate_series(1, 20000) AS number;
+    ANALYZE users, registrations, notification_logs, notification_attempts, suppressed_addresses;
 """
 
 STATEMENTS: dict[str, tuple[str, list[Any]]] = {
@@ -45,11 +48,22 @@ STATEMENTS: dict[str, tuple[str, list[Any]]] = {
     "journey": (registrations.RegistrationRepository.SELECT_JOURNEY, [IDS[0]]),
     "new claims": (
         claims.INSERT_CLAIMS,
-        [IDS, IDS, ["welcome"] * COUNT, ADDRESSES, NUMBERS, IDS, [True] * COUNT, 30],
+        [
+            IDS,
+            IDS,
+            ["welcome"] * COUNT,
+            ADDRESSES,
+            NUMBERS,
+            IDS,
+            [True] * COUNT,
+            30,
+            [None] * COUNT,
+        ],
     ),
     "known claims": (claims.UPDATE_CLAIMS, [IDS, IDS, [True] * COUNT, 30]),
     "owners": (claims.SELECT_OWNERS_FOR_UPDATE, [NUMBERS[:10], ADDRESSES[:10]]),
     "telling": (claims.UPDATE_TOLD, [IDS[:10], [None, *NUMBERS[:9]], ADDRESSES[:10], 24]),
+    "resends": (resends.UPDATE_RESENDS, [IDS, "ops", "", False, ["welcome"]]),
     "outcomes": (
         outcomes.UPDATE_OUTCOMES,
         [IDS, IDS, ["sent"] * COUNT, [250] * COUNT, ["ok"] * COUNT],

@@ -1,0 +1,83 @@
+"""Bounces: what mail servers report of mails later, and addresses that get no more mails."""
+
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field, StringConstraints
+
+from common.contracts.base import Answer, Body
+from common.contracts.notifications import ReportAction
+from common.contracts.rules import EmailAddress, Instant, Text
+
+STATUS_PATTERN = r"^[245]\.[0-9]{1,3}\.[0-9]{1,3}$"
+"""An enhanced status code (RFC 3463)."""
+
+DIAGNOSTIC_LENGTH = 500
+"""Characters of a server's words that are kept."""
+
+
+class BounceReport(Body):
+    """What a mail server reported of one recipient."""
+
+    bounce_id: UUID
+    """Follows from the report: the same report again is recorded once."""
+
+    notification_id: UUID | None = None
+    """The mail, where the report names one of ours."""
+
+    recipient: EmailAddress | None = None
+    """Who it was for, where the report names nobody's mail."""
+
+    action: ReportAction
+    status: Annotated[str, StringConstraints(pattern=STATUS_PATTERN)]
+    diagnostic: Annotated[Text, StringConstraints(max_length=DIAGNOSTIC_LENGTH)] = ""
+
+
+class BounceRecorded(Answer):
+    """What a report led to."""
+
+    notification_id: UUID | None
+    """The mail it is about; None where it names none that is known here."""
+
+    action: ReportAction
+    status: str
+    is_known: bool
+    """Whether it is about a mail or a user of ours; if not, nothing was recorded."""
+
+    is_new: bool
+    """False: the same report came before, and changed nothing now."""
+
+    suppressed: bool
+    """Whether the address is on the suppression list now."""
+
+
+class BounceResults(Answer):
+    """What each part of a report led to; a report may be about several recipients."""
+
+    results: list[BounceRecorded]
+
+
+class SuppressedAddress(Answer):
+    """An address that gets no more mails."""
+
+    address: str
+    """In lower case."""
+
+    status: str
+    diagnostic: str
+    suppressed_at: Instant
+
+
+class SuppressedAddresses(Answer):
+    """Some addresses in their own order."""
+
+    addresses: list[SuppressedAddress]
+    next_after: str | None
+    """Pass it as ``after`` for the next page; also as ``Link: rel="next"``."""
+
+
+class SuppressionQuery(Body):
+    """Which page of addresses."""
+
+    after: Annotated[Text, StringConstraints(max_length=320)] = ""
+    limit: Annotated[int, Field(ge=1, le=500)] = 50

@@ -1,0 +1,163 @@
+"""Bounces: what mail servers report later, and which addresses therefore get no more mails."""
+
+from uuid import UUID
+
+import asyncpg
+
+from common.contracts.bounces import BounceRecorded, BounceReport, SuppressedAddress
+from common.contracts.notifications import ReportAction
+from common.errors import NotFoundError
+from database_service.pool import Connection, Database
+
+
+class BounceRepository:
+    """The tables ``notification_bounces`` and ``suppressed_addresses``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def insert_bounce(self, report: BounceReport) -> BounceRecorded:
+        """Record a report once, and act on it.
+
+        Where it says that a mail came back, the mail is ``bounced``; where the reason is
+        permanent (5.y.z), its address is suppressed as well. A report that names no mail of
+        ours counts if its recipient is a user: a stranger can not fill the list.
+        """
+
+        async def work(connection: Connection) -> BounceRecorded:
+            mail = await connection.fetchrow(SELECT_MAIL_FOR_UPDATE, report.notification_id)
+            address = mail["address"] if mail else await self._user_of(connection, report)
+            is_new = address is not None and await _insert(connection, report, mail)
+            if is_new and report.action is ReportAction.FAILED:
+                await _apply(connection, report, mail, address)
+            return BounceRecorded(
+                notification_id=mail["message_id"] if mail else None,
+                action=report.action,
+                status=report.status,
+                is_known=address is not None,
+                is_new=is_new,
+                suppressed=await connection.fetchval(SELECT_IS_SUPPRESSED, address),
+            )
+
+        return await self._database.in_transaction(work)
+
+    SELECT_USER_ADDRESS = """
+        SELECT lower(email)
+          FROM users
+         WHERE lower(email) = lower($1)
+    """
+
+    async def _user_of(self, connection: Connection, report: BounceReport) -> str | None:
+        address: str | None = await connection.fetchval(self.SELECT_USER_ADDRESS, report.recipient)
+        return address
+
+    SELECT_SUPPRESSIONS_AFTER = """
+          SELECT address, status, diagnostic, suppressed_at
+            FROM suppressed_addresses
+           WHERE address > $1
+        ORDER BY address
+           LIMIT $2
+    """
+
+    async def select_suppressions_after(self, after: str, limit: int) -> list[SuppressedAddress]:
+        """Up to ``limit`` addresses that get no more mails, in their own order."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(self.SELECT_SUPPRESSIONS_AFTER, after, limit)
+        return [SuppressedAddress.model_validate(dict(row)) for row in rows]
+
+    SELECT_SUPPRESSION = """
+        SELECT address, status, diagnostic, suppressed_at
+          FROM suppressed_addresses
+         WHERE address = lower($1)
+    """
+
+    async def select_suppression(self, address: str) -> SuppressedAddress:
+        """Why an address gets no more mails.
+
+        Raises:
+            NotFoundError: It does get them.
+        """
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(self.SELECT_SUPPRESSION, address)
+        if row is None:
+            raise NotFoundError("That address is not on the suppression list: it gets its mails.")
+        return SuppressedAddress.model_validate(dict(row))
+
+    DELETE_SUPPRESSION = """
+           DELETE FROM suppressed_addresses
+            WHERE address = lower($1)
+        RETURNING address
+    """
+
+    async def delete_suppression(self, address: str) -> None:
+        """Let an address get mails again.
+
+        Raises:
+            NotFoundError: It was not on the list.
+        """
+        async with self._database.connection() as connection:
+            if await connection.fetchval(self.DELETE_SUPPRESSION, address) is None:
+                raise NotFoundError("That address is not on the suppression list.")
+
+
+SELECT_MAIL_FOR_UPDATE = """
+    SELECT id, message_id, lower(recipient) AS address
+      FROM notification_logs
+     WHERE message_id = $1
+       FOR NO KEY UPDATE
+"""
+
+INSERT_BOUNCE = """
+    INSERT INTO notification_bounces (bounce_id, notification_id, action, status, diagnostic)
+         VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (bounce_id) DO NOTHING
+      RETURNING bounce_id
+"""
+
+# What was refused at once stays 'failed': that is what happened first.
+UPDATE_BOUNCED = """
+    UPDATE notification_logs
+       SET status = 'bounced',
+           error_message = concat_ws(' ', $2::text, nullif($3::text, '')),
+           lease_until = NULL,
+           resend_asked_at = NULL,
+           updated_at = now()
+     WHERE id = $1
+       AND status IN ('sent', 'unsure', 'deferred', 'sending')
+"""
+
+INSERT_SUPPRESSION = """
+    INSERT INTO suppressed_addresses (address, bounce_id, status, diagnostic)
+         VALUES ($1, $2, $3, $4)
+    ON CONFLICT (address) DO NOTHING
+"""
+
+SELECT_IS_SUPPRESSED = """
+    SELECT EXISTS (SELECT FROM suppressed_addresses WHERE address = $1)
+"""
+
+
+async def _insert(
+    connection: Connection, report: BounceReport, mail: asyncpg.Record | None
+) -> bool:
+    """Whether the report is new."""
+    bounce_id: UUID | None = await connection.fetchval(
+        INSERT_BOUNCE,
+        report.bounce_id,
+        mail["id"] if mail else None,
+        report.action,
+        report.status,
+        report.diagnostic,
+    )
+    return bounce_id is not None
+
+
+async def _apply(
+    connection: Connection, report: BounceReport, mail: asyncpg.Record | None, address: str | None
+) -> None:
+    if mail:
+        await connection.execute(UPDATE_BOUNCED, mail["id"], report.status, report.diagnostic)
+    if report.status.startswith("5."):
+        await connection.execute(
+            INSERT_SUPPRESSION, address, report.bounce_id, report.status, report.diagnostic
+        )

@@ -1,0 +1,268 @@
+"""A mail that came back is bounced, and its address gets no more mails until somebody says so."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from aiohttp import ClientSession
+
+from common.contracts.bounces import BounceRecorded, BounceReport
+from common.contracts.notifications import (
+    Claim,
+    ClaimRequest,
+    DeliveryStatus,
+    ReportAction,
+    Template,
+)
+from common.contracts.registrations import JourneyStatus
+from common.contracts.resends import ResendDecision, ResendMark
+from common.contracts.users import UserRequest
+from common.errors import NotFoundError
+from database_service.pool import Database
+from database_service.repositories.bounces import BounceRepository
+from database_service.repositories.notifications import NotificationRepository
+from database_service.repositories.registrations import RegistrationRepository
+from database_service.repositories.resends import ResendRepository
+from database_service.repositories.users import UserRepository
+from tests.integration.database_service.builders import (
+    a_claim,
+    a_registration,
+    an_address,
+    an_outcome,
+    claimed,
+    recorded,
+)
+
+
+@pytest.fixture
+def bounces(database: Database) -> BounceRepository:
+    return BounceRepository(database)
+
+
+def a_report(notification_id: UUID | None = None, **changes: Any) -> BounceReport:
+    values = {
+        "bounce_id": uuid4(),
+        "notification_id": notification_id,
+        "action": "failed",
+        "status": "5.1.1",
+        "diagnostic": "550 5.1.1 no such user",
+    }
+    return BounceReport.model_validate(values | changes)
+
+
+async def a_sent_mail(notifications: NotificationRepository, **changes: Any) -> ClaimRequest:
+    claim = a_claim(**{"recipient": an_address(), **changes})
+    await claimed(notifications, claim)
+    await recorded(notifications, claim, DeliveryStatus.SENT)
+    return claim
+
+
+async def test_a_mail_that_came_back_is_bounced_and_its_address_gets_no_more(
+    notifications: NotificationRepository, bounces: BounceRepository
+) -> None:
+    claim = await a_sent_mail(notifications)
+
+    recorded_ = await bounces.insert_bounce(a_report(claim.message_id))
+
+    assert recorded_ == BounceRecorded(
+        notification_id=claim.message_id,
+        action=ReportAction.FAILED,
+        status="5.1.1",
+        is_known=True,
+        is_new=True,
+        suppressed=True,
+    )
+    mail = await notifications.select_notification(claim.message_id)
+    assert mail.status is DeliveryStatus.BOUNCED
+    assert mail.reason == "5.1.1 550 5.1.1 no such user"
+    assert mail.sent_at is not None  # the mail server had taken it
+    assert [(report.action, report.status) for report in mail.bounces] == [("failed", "5.1.1")]
+    later = a_claim(recipient=claim.recipient.upper())
+    other = a_claim(recipient=an_address())
+    assert await claimed(notifications, later, other) == [Claim.SUPPRESSED, Claim.GRANTED]
+    held_back = await notifications.select_notification(later.message_id)
+    assert (held_back.status, held_back.attempts) == (DeliveryStatus.SUPPRESSED, [])
+    assert held_back.reason == "The address is on the suppression list."
+
+
+async def test_a_mail_under_way_to_that_address_is_held_back_too(
+    notifications: NotificationRepository, bounces: BounceRepository
+) -> None:
+    sent = await a_sent_mail(notifications)
+    deferred = a_claim(recipient=sent.recipient)
+    await claimed(notifications, deferred)
+    await recorded(notifications, deferred, DeliveryStatus.DEFERRED)
+    await bounces.insert_bounce(a_report(sent.message_id))
+
+    assert await claimed(notifications, a_claim(deferred.message_id)) == [Claim.SUPPRESSED]
+
+
+async def test_a_sender_at_work_may_finish(
+    notifications: NotificationRepository, bounces: BounceRepository
+) -> None:
+    sent, working = await a_sent_mail(notifications), a_claim()
+    working = a_claim(recipient=sent.recipient)
+    await claimed(notifications, working)
+    await bounces.insert_bounce(a_report(sent.message_id))
+
+    assert await claimed(notifications, working) == [Claim.GRANTED]
+    assert await recorded(notifications, working, DeliveryStatus.SENT)
+
+
+@pytest.mark.parametrize("action", ["delayed", "delivered", "relayed", "expanded"])
+async def test_a_mail_that_has_not_come_back_stays_as_it_is(
+    notifications: NotificationRepository, bounces: BounceRepository, action: str
+) -> None:
+    claim = await a_sent_mail(notifications)
+
+    result = await bounces.insert_bounce(a_report(claim.message_id, action=action, status="4.4.1"))
+
+    assert (result.is_new, result.suppressed) == (True, False)
+    mail = await notifications.select_notification(claim.message_id)
+    assert mail.status is DeliveryStatus.SENT
+    assert [report.action for report in mail.bounces] == [action]
+
+
+async def test_a_mail_given_up_for_a_passing_reason_came_back_but_its_address_is_good(
+    notifications: NotificationRepository, bounces: BounceRepository
+) -> None:
+    claim = await a_sent_mail(notifications)
+
+    result = await bounces.insert_bounce(a_report(claim.message_id, status="4.4.7"))
+
+    assert not result.suppressed
+    mail = await notifications.select_notification(claim.message_id)
+    assert mail.status is DeliveryStatus.BOUNCED
+
+
+async def test_the_same_report_again_changes_nothing(
+    notifications: NotificationRepository, bounces: BounceRepository, resends: ResendRepository
+) -> None:
+    claim = await a_sent_mail(notifications)
+    report = a_report(claim.message_id)
+    await bounces.insert_bounce(report)
+    await bounces.delete_suppression(claim.recipient)
+    await resends.mark_resends(ResendMark(notification_ids=[claim.message_id], force=True))
+    again = a_claim(claim.message_id, recipient=claim.recipient)
+    assert await claimed(notifications, again) == [Claim.GRANTED]
+    await recorded(notifications, again, DeliveryStatus.SENT)
+
+    result = await bounces.insert_bounce(report)
+
+    assert (result.is_known, result.is_new, result.suppressed) == (True, False, False)
+    mail = await notifications.select_notification(claim.message_id)
+    assert mail.status is DeliveryStatus.SENT
+
+
+@pytest.fixture
+def resends(database: Database) -> ResendRepository:
+    return ResendRepository(database)
+
+
+async def test_a_mail_to_a_suppressed_address_is_not_sent_again(
+    notifications: NotificationRepository, bounces: BounceRepository, resends: ResendRepository
+) -> None:
+    claim = await a_sent_mail(notifications)
+    await bounces.insert_bounce(a_report(claim.message_id))
+
+    mark = ResendMark(notification_ids=[claim.message_id], force=True)
+    (marked,) = await resends.mark_resends(mark)
+
+    assert marked.decision is ResendDecision.SUPPRESSED
+
+
+async def test_a_mail_opened_before_its_address_was_suppressed_stays_what_it_was(
+    notifications: NotificationRepository, bounces: BounceRepository, resends: ResendRepository
+) -> None:
+    other = await a_sent_mail(notifications)
+    failed = a_claim(recipient=other.recipient)
+    await claimed(notifications, failed)
+    await recorded(notifications, failed, DeliveryStatus.FAILED)
+    await resends.mark_resends(ResendMark(notification_ids=[failed.message_id]))
+    await bounces.insert_bounce(a_report(other.message_id))
+
+    assert await claimed(notifications, a_claim(failed.message_id)) == [Claim.SENT]
+    mail = await notifications.select_notification(failed.message_id)
+    assert mail.status is DeliveryStatus.FAILED
+
+
+async def test_a_late_word_that_it_was_sent_does_not_undo_a_bounce(
+    notifications: NotificationRepository, bounces: BounceRepository
+) -> None:
+    claim = a_claim(recipient=an_address())
+    await claimed(notifications, claim)
+    await recorded(notifications, claim, DeliveryStatus.UNSURE)
+    await bounces.insert_bounce(a_report(claim.message_id))
+
+    (result,) = await notifications.update_outcomes([an_outcome(claim, DeliveryStatus.SENT)])
+
+    assert result.recorded
+    mail = await notifications.select_notification(claim.message_id)
+    assert mail.status is DeliveryStatus.BOUNCED
+    assert await claimed(notifications, a_claim(claim.message_id)) == [Claim.SENT]
+
+
+async def test_without_a_mail_a_user_is_suppressed_and_a_stranger_is_not(
+    bounces: BounceRepository, users: UserRepository, sql: asyncpg.Connection
+) -> None:
+    user = (await users.insert_user(UserRequest(name="A", surname="B", email=an_address()))).user
+
+    of_user = await bounces.insert_bounce(a_report(recipient=user.email.upper()))
+    of_stranger = await bounces.insert_bounce(a_report(recipient=an_address()))
+    of_unknown_mail = await bounces.insert_bounce(a_report(uuid4()))
+
+    assert (of_user.is_known, of_user.suppressed) == (True, True)
+    assert (of_stranger.is_known, of_stranger.suppressed) == (False, False)
+    assert (of_unknown_mail.is_known, of_unknown_mail.suppressed) == (False, False)
+    assert await sql.fetchval("SELECT count(*) FROM notification_bounces") == 1
+    assert await sql.fetchval("SELECT array_agg(address) FROM suppressed_addresses") == [user.email]
+
+
+async def test_a_journey_does_not_tell_that_the_mail_came_back(
+    registrations: RegistrationRepository,
+    notifications: NotificationRepository,
+    bounces: BounceRepository,
+) -> None:
+    """Whoever typed an address would learn whether it exists."""
+    item = a_registration()
+    await registrations.insert_registrations([item])
+    claim = await a_sent_mail(
+        notifications,
+        recipient=item.email,
+        registration_id=item.registration_id,
+        template=Template.WELCOME,
+    )
+    before = await registrations.select_journey(item.registration_id)
+    await bounces.insert_bounce(a_report(claim.message_id))
+
+    assert before.status is JourneyStatus.MAILED
+    assert await registrations.select_journey(item.registration_id) == before
+
+
+async def test_the_list_is_read_page_by_page_and_an_address_taken_off_it(
+    client: ClientSession, notifications: NotificationRepository, bounces: BounceRepository
+) -> None:
+    addresses = sorted([an_address() for _ in range(3)])
+    for address in addresses:
+        claim = await a_sent_mail(notifications, recipient=address)
+        await bounces.insert_bounce(a_report(claim.message_id))
+
+    url, listed = "/api/suppressions?limit=2", []
+    while url:
+        async with client.get(url) as answer:
+            listed += [entry["address"] for entry in (await answer.json())["addresses"]]
+            url = str(answer.links["next"]["url"]) if "next" in answer.links else ""
+    async with client.get(f"/api/suppressions/{addresses[0].upper()}") as answer:
+        entry = await answer.json()
+    async with client.delete(f"/api/suppressions/{addresses[0].upper()}") as answer:
+        assert answer.status == 204
+    async with client.delete(f"/api/suppressions/{addresses[0]}") as answer:
+        assert answer.status == 404
+
+    assert listed == addresses
+    assert entry["status"] == "5.1.1"
+    with pytest.raises(NotFoundError):
+        await bounces.select_suppression(addresses[0])
+    claims = [a_claim(recipient=address) for address in addresses[:2]]
+    assert await claimed(notifications, *claims) == [Claim.GRANTED, Claim.SUPPRESSED]
