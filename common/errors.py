@@ -210,6 +210,14 @@ class MethodNotAllowedError(PermanentError):
     allowed_methods: tuple[str, ...] = ()
 
 
+class CrossSiteError(PermanentError):
+    """A page of another site made somebody's browser send this."""
+
+    code = "cross_site"
+    http_status = 403
+    title = "This was not sent from a page of ours"
+
+
 class DuplicateEmailError(PermanentError):
     """Another user has that e-mail address."""
 

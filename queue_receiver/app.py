@@ -8,10 +8,18 @@ from aiohttp import web
 
 from common.contracts.registrations import RegistrationSubmitted
 from common.database_client import DatabaseClient
+from common.dead_letters import DeadLetterQueue
+from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
 from common.messaging import handling, open_publisher
+from common.topology import BROKER_USERS
+from queue_receiver import dead_letter_routes, page_routes
+from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
+from queue_receiver.fates import Fates
 from queue_receiver.handlers import store_registration
+from queue_receiver.office import DeadLetterOffice
+from queue_receiver.redrives import Redrives
 from queue_receiver.routes import api
 from queue_receiver.settings import Settings
 
@@ -22,7 +30,7 @@ def build_app(settings: Settings) -> web.Application:
     """The receiver, not yet started: nothing connects before the loop runs."""
     readiness = Readiness()
 
-    async def lifespan(_app: web.Application) -> AsyncIterator[None]:
+    async def lifespan(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(
                 DatabaseClient.open(settings.database_service_url)
@@ -44,13 +52,22 @@ def build_app(settings: Settings) -> web.Application:
                 )
             )
             readiness.add("database_service", database.check)
+            queues = [
+                DeadLetterQueue(str(settings.queue_url), route, service=SERVICE)
+                for route in BROKER_USERS[SERVICE].redrives
+            ]
+            app[OFFICE] = DeadLetterOffice(queues=queues, records=database)
+            app[REDRIVES] = Redrives(queues=queues, fates=Fates(database))
+            stack.push_async_callback(app[REDRIVES].close)
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 
     app = base_app(
         SERVICE,
-        api,
+        Api([*api.operations, *dead_letter_routes.api.operations, *page_routes.api.operations]),
         description="Stores registrations and asks for their mails.",
         readiness=readiness,
+        problem_page=page_routes.problem_page,
     )
+    app.router.add_get("/static/{name}", page_routes.static_file)
     app.cleanup_ctx.append(lifespan)
     return app

@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     """Reads a JSON body; handed over as ``body``."""
 
     max_body_bytes: int
-    """Largest JSON or raw body, where that is not the application's limit."""
+    """Largest body, where that is not the application's limit."""
 
     form: type[BaseModel]
     """Reads a form; handed over as ``form``."""
@@ -77,7 +77,7 @@ class Operation:
         if media_types := self.options.get("raw"):
             arguments["raw"] = await read_raw(larger, media_types)
         if model := self.options.get("form"):
-            arguments["form"] = await read_form(request, model)
+            arguments["form"] = await read_form(larger, model)
         return await self.handler(request, **arguments)
 
 

@@ -146,3 +146,14 @@ async def test_operations_stay_where_programs_expect_them() -> None:
         "GET /api/reports/{report_id}/status",
         "GET /api/reports/{report_id}/download",
     }
+    assert served["queue_receiver"] >= {
+        "GET /dead-letters",
+        "GET /api/dead-letters",
+        "GET /api/dead-letters/{id}",
+        "GET /api/dead-letters/discards",
+        "POST /api/dead-letters/redrive",
+        "GET /api/dead-letters/redrives/{redrive_id}",
+        "POST /api/dead-letters/rehearse",
+        "POST /api/dead-letters/{id}/resend",
+        "POST /api/dead-letters/{id}/discard",
+    }

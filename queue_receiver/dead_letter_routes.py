@@ -1,0 +1,171 @@
+"""Dead letters for programs: list, inspect, rehearse, send back, discard."""
+
+from aiohttp import web
+
+from common.contracts.dead_letters import (
+    DeadLetterPath,
+    DeadLetterQuery,
+    DeadLetters,
+    DeadLetterView,
+    DiscardedDeadLetter,
+    DiscardedDeadLetters,
+    DiscardQuery,
+    DiscardRequest,
+    OneDeadLetterQuery,
+    Redrive,
+    RedrivePath,
+    RedriveRequest,
+    Rehearsal,
+    RehearseRequest,
+    ResendRequest,
+    SentBack,
+)
+from common.errors import (
+    BrokerUnavailableError,
+    ConflictError,
+    CrossSiteError,
+    DatabaseServiceUnavailableError,
+    NotFoundError,
+)
+from common.http.api import Api, answer
+from common.http.same_site import refuse_cross_site
+from queue_receiver.office import DeadLetterOffice
+from queue_receiver.redrives import Redrives
+
+OFFICE = web.AppKey("office", DeadLetterOffice)
+REDRIVES = web.AppKey("redrives", Redrives)
+
+MAX_EDITED_BYTES = 128 * 1024
+"""A body of 64 KiB with what surrounds it."""
+
+api = Api()
+
+
+@api.get(
+    "/api/dead-letters",
+    query=DeadLetterQuery,
+    returns={200: DeadLetters},
+    raises=(BrokerUnavailableError,),
+)
+async def list_dead_letters(request: web.Request, *, query: DeadLetterQuery) -> web.Response:
+    """Dead letters of all routes, with how many there are of which code; moves nothing."""
+    found = await request.app[OFFICE].list_letters(query)
+    headers = {}
+    if found.next_after is not None:
+        url = request.rel_url.update_query(after=str(found.next_after))
+        headers["Link"] = f'<{url}>; rel="next"'
+    return answer(found, headers=headers)
+
+
+@api.get(
+    "/api/dead-letters/discards",
+    query=DiscardQuery,
+    returns={200: DiscardedDeadLetters},
+    raises=(DatabaseServiceUnavailableError,),
+)
+async def list_discards(request: web.Request, *, query: DiscardQuery) -> web.Response:
+    """Letters that were discarded, and why; newest first."""
+    return answer(await request.app[OFFICE].list_discards(query))
+
+
+@api.post(
+    "/api/dead-letters/redrive",
+    body=RedriveRequest,
+    returns={202: Redrive},
+    raises=(ConflictError, CrossSiteError, BrokerUnavailableError),
+)
+async def redrive(request: web.Request, *, body: RedriveRequest) -> web.Response:
+    """Send letters back: 1, 10, 100, 1,000 at a time; stops at the first that fails again."""
+    refuse_cross_site(request)
+    begun = request.app[REDRIVES].start(body)
+    location = {"Location": f"/api/dead-letters/redrives/{begun.redrive_id}"}
+    return answer(begun, status=202, headers=location)
+
+
+@api.get(
+    "/api/dead-letters/redrives/{redrive_id}",
+    path=RedrivePath,
+    returns={200: Redrive},
+    raises=(NotFoundError,),
+)
+async def get_redrive(request: web.Request, *, path: RedrivePath) -> web.Response:
+    """How a redrive of this instance stands."""
+    return answer(request.app[REDRIVES].get(path.redrive_id))
+
+
+@api.post(
+    "/api/dead-letters/redrives/{redrive_id}/stop",
+    path=RedrivePath,
+    returns={200: Redrive},
+    raises=(NotFoundError, CrossSiteError, BrokerUnavailableError),
+)
+async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Response:
+    """Let a redrive end before its next letter."""
+    refuse_cross_site(request)
+    return answer(request.app[REDRIVES].stop(path.redrive_id))
+
+
+@api.post(
+    "/api/dead-letters/rehearse",
+    body=RehearseRequest,
+    returns={200: Rehearsal},
+    raises=(CrossSiteError, BrokerUnavailableError, DatabaseServiceUnavailableError),
+)
+async def rehearse(request: web.Request, *, body: RehearseRequest) -> web.Response:
+    """Say what would become of letters; stores, sends and moves nothing."""
+    refuse_cross_site(request)
+    return answer(await request.app[OFFICE].rehearse(body))
+
+
+@api.get(
+    "/api/dead-letters/{id}",
+    path=DeadLetterPath,
+    query=OneDeadLetterQuery,
+    returns={200: DeadLetterView},
+    raises=(NotFoundError, ConflictError, BrokerUnavailableError),
+)
+async def get_dead_letter(
+    request: web.Request, *, path: DeadLetterPath, query: OneDeadLetterQuery
+) -> web.Response:
+    """One dead letter; moves nothing."""
+    return answer(await request.app[OFFICE].select_letter(path.id, reveal=query.reveal))
+
+
+@api.post(
+    "/api/dead-letters/{id}/resend",
+    path=DeadLetterPath,
+    body=ResendRequest,
+    max_body_bytes=MAX_EDITED_BYTES,
+    returns={200: SentBack},
+    raises=(NotFoundError, ConflictError, CrossSiteError, BrokerUnavailableError),
+)
+async def resend_dead_letter(
+    request: web.Request, *, path: DeadLetterPath, body: ResendRequest
+) -> web.Response:
+    """Send a letter back with another body, checked against its contract first."""
+    refuse_cross_site(request)
+    return answer(await request.app[OFFICE].resend(path.id, body.body))
+
+
+@api.post(
+    "/api/dead-letters/{id}/discard",
+    path=DeadLetterPath,
+    body=DiscardRequest,
+    returns={200: DiscardedDeadLetter},
+    raises=(
+        NotFoundError,
+        ConflictError,
+        CrossSiteError,
+        BrokerUnavailableError,
+        DatabaseServiceUnavailableError,
+    ),
+)
+async def discard_dead_letter(
+    request: web.Request, *, path: DeadLetterPath, body: DiscardRequest
+) -> web.Response:
+    """Remove a letter for good; the reason is kept."""
+    refuse_cross_site(request)
+    discarded = await request.app[OFFICE].discard(
+        path.id, reason=body.reason, discarded_by=body.discarded_by
+    )
+    return answer(discarded)

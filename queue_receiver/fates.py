@@ -1,0 +1,102 @@
+"""What became of a message that was sent back, by what database_service knows of it."""
+
+import asyncio
+from collections.abc import Collection
+from enum import StrEnum
+from typing import Protocol
+from uuid import UUID
+
+from common.contracts.notifications import DeliveryStatus, Notification
+from common.contracts.registrations import Journey, JourneyStatus
+from common.contracts.reports import ReportRecord, ReportStatus
+from common.errors import UserStreamError
+from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS
+
+QUESTIONS = 20
+"""Questions at the same time; the work itself goes before."""
+
+_TRIED_AGAIN = (DeliveryStatus.DEFERRED, DeliveryStatus.UNSURE)
+_OPEN = (DeliveryStatus.SENDING, *_TRIED_AGAIN)
+
+
+class Fate(StrEnum):
+    """How a message stands."""
+
+    OPEN = "open"
+    """Not handled yet, or nobody can tell now."""
+
+    SETTLED = "settled"
+    """Handled: stored, sent, made; or refused for good by a mail server, which is an answer."""
+
+    FAILED = "failed"
+    """Tried once more in vain, and waiting for the next try."""
+
+
+class Records(Protocol):
+    """What is known: ``common.database_client`` in production."""
+
+    async def select_journey(self, registration_id: UUID) -> Journey:
+        """How far a registration has come."""
+        ...
+
+    async def select_notification(self, notification_id: UUID) -> Notification:
+        """How a mail stands."""
+        ...
+
+    async def select_report(self, report_id: UUID) -> ReportRecord:
+        """How a report stands."""
+        ...
+
+
+class Fates:
+    """Asks for many messages, each named by its route and id."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._places = asyncio.Semaphore(QUESTIONS)
+        self._attempts: dict[UUID, int] = {}
+
+    async def remember(self, messages: Collection[tuple[str, UUID]]) -> None:
+        """Note how often each mail was tried before it is sent back."""
+        mails = [message_id for route, message_id in messages if route == EMAIL_NOTIFICATIONS.name]
+        found = await asyncio.gather(*(self._mail(message_id) for message_id in mails))
+        self._attempts = {
+            message_id: len(mail.attempts) if mail else 0
+            for message_id, mail in zip(mails, found, strict=True)
+        }
+
+    async def ask(self, messages: Collection[tuple[str, UUID]]) -> dict[tuple[str, UUID], Fate]:
+        """The fate of each message."""
+        asked = list(messages)
+        fates = await asyncio.gather(*(self._fate(*message) for message in asked))
+        return dict(zip(asked, fates, strict=True))
+
+    async def _fate(self, route: str, message_id: UUID) -> Fate:
+        if route == EMAIL_NOTIFICATIONS.name:
+            return self._fate_of(message_id, await self._mail(message_id))
+        try:
+            async with self._places:
+                if route == REPORT_REQUESTS.name:
+                    report = await self._records.select_report(message_id)
+                    is_done = report.status is ReportStatus.READY
+                else:
+                    journey = await self._records.select_journey(message_id)
+                    is_done = journey.status is not JourneyStatus.PENDING
+        except UserStreamError:  # away, or not known yet: ask again
+            return Fate.OPEN
+        return Fate.SETTLED if is_done else Fate.OPEN
+
+    async def _mail(self, message_id: UUID) -> Notification | None:
+        try:
+            async with self._places:
+                return await self._records.select_notification(message_id)
+        except UserStreamError:  # away, or not known yet
+            return None
+
+    def _fate_of(self, message_id: UUID, mail: Notification | None) -> Fate:
+        if mail is None:
+            return Fate.OPEN
+        if mail.status not in _OPEN:
+            return Fate.SETTLED
+        was_tried = len(mail.attempts) > self._attempts.get(message_id, 0)
+        return Fate.FAILED if mail.status in _TRIED_AGAIN and was_tried else Fate.OPEN

@@ -1,0 +1,75 @@
+"""Shows what a message looks like without showing what is in it."""
+
+import json
+import re
+from typing import Any
+
+from common import strict_json
+from common.envelope import MAX_BODY_BYTES, TRACEPARENT, Delivery
+from common.errors import MalformedError
+
+COVER = "•••"
+"""In place of a value that may be personal."""
+
+_PLAIN_FIELDS = {
+    *("template", "userId", "registrationId", "timestamp"),
+    *("format", "columns", "startDate", "endDate"),
+}
+"""Fields of our contracts that say nothing about a person."""
+
+_PLAIN_VALUE = re.compile(r"[A-Za-z0-9_.:+-]{1,40}")
+"""What a plain field holds; anything else in one is covered all the same."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+
+_MAX_FIELDS = 50
+_MAX_DEPTH = 4
+
+
+def masked_body(body: bytes) -> str:
+    """The fields of a body with their values covered; of what is no JSON, only its size."""
+    if len(body) > MAX_BODY_BYTES:
+        return f"({len(body)} bytes)"
+    try:
+        value = strict_json.loads(body)
+    except MalformedError:
+        return f"({len(body)} bytes, not JSON)"
+    return json.dumps(_masked("", value, 0), indent=2, ensure_ascii=False)
+
+
+def revealed_body(body: bytes) -> str:
+    """The body as text; what is no UTF-8 is replaced, what is too long is cut."""
+    text = body[:MAX_BODY_BYTES].decode("utf-8", errors="replace")
+    cut = len(body) - MAX_BODY_BYTES
+    return f"{text}\n… and {cut} bytes more" if cut > 0 else text
+
+
+def shown_headers(delivery: Delivery, *, reveal: bool) -> dict[str, str]:
+    """All headers; those of others with their values covered."""
+    return {
+        str(name)[:100]: _text(value) if reveal or _is_ours(name) else COVER
+        for name, value in list(delivery.headers.items())[:_MAX_FIELDS]
+    }
+
+
+def _is_ours(name: object) -> bool:
+    return isinstance(name, str) and (name.startswith("x-") or name == TRACEPARENT)
+
+
+def _text(value: Any) -> str:
+    return (value if isinstance(value, str) else repr(value))[:1000]
+
+
+def _masked(field: str, value: object, depth: int) -> object:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, dict) and depth < _MAX_DEPTH:
+        return {
+            name if _PLAIN_NAME.fullmatch(name) else COVER: _masked(name, item, depth + 1)
+            for name, item in list(value.items())[:_MAX_FIELDS]
+        }
+    if isinstance(value, list) and depth < _MAX_DEPTH:
+        return [_masked(field, item, depth + 1) for item in value[:_MAX_FIELDS]]
+    if field in _PLAIN_FIELDS and _PLAIN_VALUE.fullmatch(str(value)):
+        return value
+    return f"{COVER} ({len(value)} characters)" if isinstance(value, str) else COVER

@@ -1,0 +1,279 @@
+"""Dead letters for people: pages with forms that work without scripts."""
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
+from uuid import UUID
+
+from aiohttp import web
+from pydantic import BeforeValidator, StringConstraints
+
+from common import strict_json
+from common.contracts.base import Body
+from common.contracts.dead_letters import (
+    DeadLetterPath,
+    DeadLetterQuery,
+    DiscardQuery,
+    DiscardRequest,
+    ErrorCode,
+    OneDeadLetterQuery,
+    Person,
+    Reason,
+    RedrivePath,
+    RedriveRequest,
+    RehearseRequest,
+    ResendRequest,
+    RouteName,
+)
+from common.errors import (
+    BrokerUnavailableError,
+    ConflictError,
+    CrossSiteError,
+    DatabaseServiceUnavailableError,
+    FieldError,
+    InvalidError,
+    MalformedError,
+    NotFoundError,
+    UserStreamError,
+)
+from common.http.api import Api
+from common.http.same_site import refuse_cross_site
+from common.http.validation import validate
+from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
+from queue_receiver.pages import (
+    NOTICES,
+    render_discards,
+    render_letter,
+    render_letters,
+    render_problem,
+    render_redrive,
+    render_rehearsal,
+    static,
+)
+
+ASSETS = {"site.css": "text/css", "mark.svg": "image/svg+xml"}
+"""The files that the pages need, with their types."""
+
+FOR_EVER = "public, max-age=31536000, immutable"
+
+MAX_FORM_BYTES = 256 * 1024
+"""A body of 64 KiB, each of its bytes written as three."""
+
+api = Api()
+
+
+def _none_if_empty(value: object) -> object:
+    """A field that was left empty says nothing."""
+    return None if value == "" else value
+
+
+class PageQuery(Body):
+    """Which letters the page shows, and what has just been done."""
+
+    route: Annotated[RouteName | None, BeforeValidator(_none_if_empty)] = None
+    code: Annotated[ErrorCode | None, BeforeValidator(_none_if_empty)] = None
+    after: UUID | None = None
+    done: Literal["", "discarded", "resent", "sent"] = ""
+
+
+class SelectionForm(Body):
+    """Which letters a button means."""
+
+    id: Annotated[UUID | None, BeforeValidator(_none_if_empty)] = None
+    route: Annotated[RouteName | None, BeforeValidator(_none_if_empty)] = None
+    code: Annotated[ErrorCode | None, BeforeValidator(_none_if_empty)] = None
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The same as the API takes it; a button without fields means all."""
+        return {
+            "ids": [self.id] if self.id else None,
+            "route": self.route,
+            "code": self.code,
+            "all": not (self.id or self.route or self.code),
+        }
+
+
+class BodyForm(Body):
+    """Another body for a letter, as it was typed."""
+
+    body: Annotated[str, StringConstraints(max_length=65_536)]
+
+
+class DiscardForm(Body):
+    """Why a letter is to go."""
+
+    reason: Reason
+    discarded_by: Person = ""
+
+
+@api.get(
+    "/dead-letters",
+    query=PageQuery,
+    returns={200: "text/html"},
+    raises=(BrokerUnavailableError,),
+)
+async def dead_letters_page(request: web.Request, *, query: PageQuery) -> web.Response:
+    """All dead letters as a page."""
+    chosen = DeadLetterQuery(route=query.route, code=query.code, after=query.after)
+    found = await request.app[OFFICE].list_letters(chosen)
+    latest = request.app[REDRIVES].latest
+    return _page(render_letters(found, chosen, latest=latest, done=query.done))
+
+
+@api.get(
+    "/dead-letters/discards",
+    returns={200: "text/html"},
+    raises=(DatabaseServiceUnavailableError,),
+)
+async def discards_page(request: web.Request) -> web.Response:
+    """What was discarded, and why."""
+    return _page(render_discards(await request.app[OFFICE].list_discards(DiscardQuery(limit=200))))
+
+
+@api.get(
+    "/dead-letters/redrives/{redrive_id}",
+    path=RedrivePath,
+    returns={200: "text/html"},
+    raises=(NotFoundError,),
+)
+async def redrive_page(request: web.Request, *, path: RedrivePath) -> web.Response:
+    """How far a redrive is."""
+    return _page(render_redrive(request.app[REDRIVES].get(path.redrive_id)))
+
+
+@api.get(
+    "/dead-letters/{id}",
+    path=DeadLetterPath,
+    query=OneDeadLetterQuery,
+    returns={200: "text/html"},
+    raises=(NotFoundError, ConflictError, BrokerUnavailableError),
+)
+async def dead_letter_page(
+    request: web.Request, *, path: DeadLetterPath, query: OneDeadLetterQuery
+) -> web.Response:
+    """One dead letter as a page."""
+    letter = await request.app[OFFICE].select_letter(path.id, reveal=query.reveal)
+    return _page(render_letter(letter))
+
+
+@api.post(
+    "/dead-letters/redrive",
+    form=SelectionForm,
+    returns={303: None},
+    raises=(ConflictError, CrossSiteError, BrokerUnavailableError),
+)
+async def redrive_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
+    """Begin to send letters back."""
+    refuse_cross_site(request)
+    begun = request.app[REDRIVES].start(validate(RedriveRequest, form.selection))
+    return _see(f"/dead-letters/redrives/{begun.redrive_id}")
+
+
+@api.post(
+    "/dead-letters/redrives/{redrive_id}/stop",
+    path=RedrivePath,
+    returns={303: None},
+    raises=(NotFoundError, CrossSiteError, BrokerUnavailableError),
+)
+async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> web.Response:
+    """Let a redrive end before its next letter."""
+    refuse_cross_site(request)
+    request.app[REDRIVES].stop(path.redrive_id)
+    return _see(f"/dead-letters/redrives/{path.redrive_id}")
+
+
+@api.post(
+    "/dead-letters/rehearse",
+    form=SelectionForm,
+    returns={200: "text/html"},
+    raises=(CrossSiteError, BrokerUnavailableError, DatabaseServiceUnavailableError),
+)
+async def rehearse_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
+    """Say what would become of letters."""
+    refuse_cross_site(request)
+    wanted = validate(RehearseRequest, form.selection)
+    return _page(render_rehearsal(await request.app[OFFICE].rehearse(wanted)))
+
+
+@api.post(
+    "/dead-letters/{id}/resend",
+    path=DeadLetterPath,
+    form=BodyForm,
+    max_body_bytes=MAX_FORM_BYTES,
+    returns={303: None, 422: "text/html"},
+    raises=(NotFoundError, ConflictError, CrossSiteError, BrokerUnavailableError),
+)
+async def resend_by_form(
+    request: web.Request, *, path: DeadLetterPath, form: BodyForm
+) -> web.Response:
+    """Send a letter back with the body that was typed."""
+    refuse_cross_site(request)
+    office = request.app[OFFICE]
+    try:
+        edited = validate(ResendRequest, {"body": _read(form.body)})
+        await office.resend(path.id, edited.body)
+    except InvalidError as error:
+        letter = await office.select_letter(path.id, reveal=True)
+        return _page(render_letter(letter, errors=error.errors, typed=form.body), status=422)
+    return _see("/dead-letters", done="resent")
+
+
+@api.post(
+    "/dead-letters/{id}/discard",
+    path=DeadLetterPath,
+    form=DiscardForm,
+    returns={303: None},
+    raises=(
+        NotFoundError,
+        ConflictError,
+        CrossSiteError,
+        BrokerUnavailableError,
+        DatabaseServiceUnavailableError,
+    ),
+)
+async def discard_by_form(
+    request: web.Request, *, path: DeadLetterPath, form: DiscardForm
+) -> web.Response:
+    """Remove a letter for good."""
+    refuse_cross_site(request)
+    wish = DiscardRequest(reason=form.reason, discarded_by=form.discarded_by)
+    await request.app[OFFICE].discard(path.id, reason=wish.reason, discarded_by=wish.discarded_by)
+    return _see("/dead-letters", done="discarded")
+
+
+async def static_file(request: web.Request) -> web.Response:
+    """What the pages need beside their HTML."""
+    name = request.match_info["name"]
+    if name not in ASSETS:
+        raise web.HTTPNotFound
+    return web.Response(
+        body=static(name), content_type=ASSETS[name], headers={"Cache-Control": FOR_EVER}
+    )
+
+
+def problem_page(error: UserStreamError) -> str:
+    """An error as a page, for a browser."""
+    return render_problem(error.http_status, error.title, error.detail)
+
+
+def _read(text: str) -> object:
+    """What was typed as JSON.
+
+    Raises:
+        InvalidError: It is none.
+    """
+    try:
+        return strict_json.loads(text.encode("utf-8", errors="surrogatepass"))
+    except MalformedError as error:
+        raise InvalidError(error.detail, errors=(FieldError("/body", error.detail),)) from error
+
+
+def _page(html: str, *, status: int = 200) -> web.Response:
+    return web.Response(status=status, text=html, content_type="text/html")
+
+
+def _see(path: str, *, done: str = "") -> web.Response:
+    if done and done not in NOTICES:
+        raise ValueError(f"There is no notice {done!r}.")
+    location = f"{path}?{urlencode({'done': done})}" if done else path
+    return web.Response(status=303, headers={"Location": location})
