@@ -115,7 +115,8 @@ class Canary:
             last = f"last full round trip {ago} s ago, {took} ms"
             facts = {"secondsAgo": ago, "milliseconds": took}
         if self._trouble is not None:
-            return Note(warning=True, detail=f"{self._trouble.detail} ({last}.)", facts=facts)
+            detail = f"{self._trouble.detail.rstrip('.')} ({last})."
+            return Note(warning=True, detail=detail, facts=facts)
         if now - self._heard_at > SILENT_ROUNDS * self._every:
             return Note(warning=True, detail=f"No canary is sent any more ({last}).", facts=facts)
         return Note(detail=last, facts=facts)

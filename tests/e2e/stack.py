@@ -3,9 +3,12 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ PROJECT = Path(__file__).parents[2]
 
 CONNECTIONS = 32
 """Clients that post at the same time."""
+
+START_ATTEMPTS = 5
+"""Another program may hold a port of the offset that was picked."""
 
 PATIENCE_SECONDS = 120.0
 """How long a client repeats a POST that was not promised."""
@@ -109,20 +115,31 @@ class Stack:
             session.get(url) as response,
         ):
             queues = await response.json()
-        return {queue["name"]: queue["messages"] for queue in queues if queue.get("messages")}
+        return {
+            queue["name"]: queue["messages"]
+            for queue in queues
+            if queue.get("messages") and queue["type"] != "stream"  # which is never empty
+        }
 
     async def drained(self, seconds: float) -> None:
         """Wait until no message is under way and every stored registration has its mail."""
 
+        left: dict[str, int] = {}
+
         async def empty() -> bool:
             # Twice: the management API's figures are some seconds old.
             for _ in range(2):
-                if await self.queue_depths() or await self._unmailed():
+                left.clear()
+                left.update(await self.queue_depths(), unmailed=await self._unmailed())
+                if any(left.values()):
                     return False
                 await asyncio.sleep(1)
             return True
 
-        await eventually(empty, "draining", seconds)
+        try:
+            await eventually(empty, "draining", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"After {seconds:g} s there is still left: {left}") from error
 
     async def _unmailed(self) -> int:
         [row] = await self.rows(
@@ -160,6 +177,37 @@ class Stack:
             return all(service["ready"] for service in self.status()["services"].values())
 
         await eventually(ready, "every service being ready", PATIENCE_SECONDS)
+
+
+@contextmanager
+def running(data: Path, **settings: str) -> Iterator[Stack]:
+    """A stack with ports of its own; stopped at the end, and its data removed."""
+    stack = _started(data, settings)
+    try:
+        yield stack
+    finally:
+        stack.launcher("down")
+        subprocess.run(["rm", "-rf", str(data)], check=True)
+
+
+def _started(data: Path, settings: Mapping[str, str]) -> Stack:
+    failures = []
+    for _ in range(START_ATTEMPTS):
+        # Steps of ten: offsets next to each other never share a port.
+        offset = random.randrange(300, 1000) * 10  # noqa: S311
+        options = ["--port-offset", str(offset), "--data", str(data)]
+        up = subprocess.run(
+            [str(PROJECT / "userstream"), "up", "--detach", "--json", *options],
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        if up.returncode == 0:
+            return Stack(options=options, **json.loads(up.stdout))
+        failures.append(up.stderr[-2000:])
+    raise AssertionError("The stack did not start:\n" + "\n".join(failures))
 
 
 def _tree(pid: int) -> list[int]:
