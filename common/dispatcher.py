@@ -88,6 +88,14 @@ class Dispatcher:
             return await self._retry(delivery, error)
         return Outcome.HANDLED
 
+    async def give_up(self, delivery: Delivery, error: PermanentError) -> Outcome:
+        """Dead-letter a delivery without handling it.
+
+        Raises:
+            UnavailableError: The broker did not take it; nothing has been decided.
+        """
+        return await self._dead_letter(delivery, error)
+
     async def _retry(self, delivery: Delivery, error: Exception) -> Outcome:
         known = error if isinstance(error, UserStreamError) else None
         code = known.code if known else type(error).__name__

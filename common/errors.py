@@ -168,6 +168,12 @@ class UnknownVersionError(PermanentError):
     code = "unknown_version"
 
 
+class ProcessKilledError(PermanentError):
+    """Processes died again and again while they had nothing but this message in hand."""
+
+    code = "process_killed"
+
+
 class TooLargeError(PermanentError):
     """The body is larger than the limit."""
 

@@ -65,6 +65,7 @@ async def handling(
         prefetch=settings.prefetch,
         fast=settings.fast_frames,
         retry_delays=settings.retry_delays(retry_factor),
+        notes=settings.crash_notes_dir,
     ) as consumer:
         readiness.add("consumer", consumer.check)
         yield

@@ -30,6 +30,11 @@ DELIVERY_SECONDS = Histogram(
 DEAD_LETTERS = Counter(
     "userstream_dead_letters_total", "Messages dead-lettered, by reason.", ["queue", "code"]
 )
+SUSPECTS = Counter(
+    "userstream_suspects_total",
+    "Messages handled alone, because they were given several times in vain.",
+    ["queue"],
+)
 IN_HAND = Gauge("userstream_deliveries_in_hand", "Deliveries taken and not settled.", ["queue"])
 CONSUMER_PAUSED = Gauge(
     "userstream_consumer_paused", "1 while a neighbour is away and the consumer waits.", ["queue"]
@@ -91,6 +96,20 @@ REPORT_SECONDS = Histogram(
     "userstream_report_seconds",
     "Time to write one report.",
     buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600),
+)
+LEDGER_LOST = Gauge(
+    "userstream_ledger_lost", "Accepted registrations that are in no queue and not stored."
+)
+LEDGER_REGISTRATIONS = Gauge(
+    "userstream_ledger_registrations",
+    "Registrations by what the ledger last found of them.",
+    ["state"],
+)
+LEDGER_UNREAD = Gauge(
+    "userstream_ledger_unread", "Messages that the stream forgot before the ledger read them."
+)
+LEDGER_AGE = Gauge(
+    "userstream_ledger_age_seconds", "Time since the ledger was last reconciled here."
 )
 DATABASE_CONNECTED = Gauge("userstream_database_connected", "1 while PostgreSQL answers.")
 DATABASE_RACES = Counter(

