@@ -5,6 +5,7 @@ from uuid import UUID
 
 import asyncpg
 
+from common.canary import FIRST_CANARY, LAST_CANARY
 from common.contracts.notifications import SAME_FOR_EVERYBODY, MailContent
 from common.contracts.resends import (
     NotificationQuery,
@@ -45,6 +46,7 @@ class ResendRepository:
                     AND updated_at < $3
                     AND ($4::text IS NULL OR status = $4)
                     AND ($5::text IS NULL OR notification_type = $5)
+                    AND coalesce(registration_id NOT BETWEEN $8 AND $9, true)
              ),
              page AS MATERIALIZED (
                  SELECT id, message_id, notification_type, status, error_message, recipient,
@@ -65,7 +67,10 @@ class ResendRepository:
     async def select_notifications(
         self, query: NotificationQuery
     ) -> tuple[list[NotificationSummary], int | None]:
-        """Up to ``query.limit`` mails of a day, oldest first, and where the next page begins."""
+        """Up to ``query.limit`` mails of a day, oldest first, and where the next page begins.
+
+        Without those of canaries, which are gone a moment later.
+        """
         begin = _midnight(query.day)
         async with self._database.connection() as connection:
             rows = await connection.fetch(
@@ -77,6 +82,8 @@ class ResendRepository:
                 query.template,
                 query.after or 0,
                 query.limit + 1,
+                FIRST_CANARY,
+                LAST_CANARY,
                 timeout=LIST_SECONDS,
             )
         page = rows[: query.limit]

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -13,12 +13,14 @@ from common.canary import FIRST_CANARY, LAST_CANARY, canary_address, new_canary_
 from common.contracts.notifications import Claim, DeliveryStatus
 from common.contracts.registrations import JourneyStatus, Outcome, RegistrationToStore
 from common.contracts.reports import UserReportQuery
+from common.contracts.resends import NotificationQuery
 from common.contracts.users import UserRequest
 from common.errors import NotFoundError
 from database_service.pool import Database
 from database_service.repositories.canaries import STALE_AFTER, CanaryRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
+from database_service.repositories.resends import ResendRepository
 from database_service.repositories.users import UserRepository
 from tests.integration.database_service.builders import (
     a_claim,
@@ -99,6 +101,27 @@ async def test_nobody_ever_sees_its_user(
     assert before.user.email.encode() in report
     assert b"canary" not in report
     assert await sql.fetchval("SELECT count(*) FROM users WHERE email LIKE 'canary-%'") == 0
+
+
+async def test_its_mail_is_in_no_list_of_mails(
+    database: Database,
+    registrations: RegistrationRepository,
+    notifications: NotificationRepository,
+    canaries: CanaryRepository,
+) -> None:
+    person, canary = a_registration(), a_canary()
+    for registration in (person, canary):
+        await mailed(registrations, notifications, registration)
+    unasked = a_claim(recipient=an_address())  # a mail that no registration asked for
+    await claimed(notifications, unasked)
+
+    query = NotificationQuery(day=datetime.now(UTC).date(), limit=500)
+    mails, _ = await ResendRepository(database).select_notifications(query)
+
+    listed = {mail.registration_id for mail in mails}
+    assert {person.registration_id, None} <= listed
+    assert canary.registration_id not in listed
+    await canaries.delete_canaries(canary.registration_id)
 
 
 async def test_a_canary_among_people_changes_nothing_for_them(

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession
 
+from common.canary import FIRST_CANARY, LAST_CANARY
 from common.contracts.notifications import (
     Claim,
     ClaimRequest,
@@ -231,6 +232,7 @@ async def test_the_mails_of_a_day_are_found_by_their_blocks(
         lines = await connection.fetch(
             f"EXPLAIN {resends.SELECT_NOTIFICATIONS}",
             *(day - timedelta(days=7), day, day + timedelta(days=1), "failed", None, 0, 51),
+            *(FIRST_CANARY, LAST_CANARY),
         )
     plan = "\n".join(line[0] for line in lines)
 
