@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,9 @@ from pamqp.header import ContentHeader
 from common.contracts.registrations import RegistrationSubmitted
 
 PATIENCE_SECONDS = 30.0
+
+BODY_FRAME_BYTES = 100_000
+"""Less than the 128 KiB that client and broker agree on for a frame."""
 
 
 @asynccontextmanager
@@ -40,25 +43,63 @@ async def publish(
         await target.publish(message, routing_key or "anything")
 
 
+class RawPublisher:
+    """Writes the frames of a publish itself, with bytes in them that no codec would write."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        properties: Basic.Properties,
+        body: bytes,
+        altered: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """Publish without a confirm; each key of ``altered`` becomes its value, as long as it."""
+        parts = (
+            Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True),
+            ContentHeader(0, len(body), properties),
+        )
+        wire = b"".join(frame.marshal(part, self._channel.number) for part in parts)
+        for found, replacement in (altered or {}).items():
+            assert found in wire
+            assert len(found) == len(replacement)
+            wire = wire.replace(found, replacement)
+        for start in range(0, len(body), BODY_FRAME_BYTES):
+            piece = ContentBody(body[start : start + BODY_FRAME_BYTES])
+            wire += frame.marshal(piece, self._channel.number)
+        await self._channel.write_queue.put(
+            ChannelFrame(wire, should_close=False, drain_future=None)
+        )
+
+    async def settle(self) -> None:
+        """Return when the broker has taken all of it; raise if it has closed the channel."""
+        await self._channel.queue_declare("user.registration", passive=True)
+
+
+@asynccontextmanager
+async def publishing_raw(url: str) -> AsyncIterator[RawPublisher]:
+    """A raw publisher on a connection of its own; all of its messages are taken at the end."""
+    connection = await aiormq.connect(url)
+    try:
+        channel = await connection.channel(publisher_confirms=False)
+        assert isinstance(channel, Channel)
+        publisher = RawPublisher(channel)
+        yield publisher
+        await publisher.settle()
+    finally:
+        await connection.close()
+
+
 async def publish_altered(
     url: str, exchange: str, properties: Basic.Properties, found: bytes, replacement: bytes
 ) -> None:
     """Publish ``{}`` under the routing key AAAA with some bytes of its frames replaced."""
-    connection = await aiormq.connect(url)
-    channel = await connection.channel()
     properties.delivery_mode = 2
-    frames = (
-        Basic.Publish(exchange=exchange, routing_key="AAAA", mandatory=True),
-        ContentHeader(0, 2, properties),
-        ContentBody(b"{}"),
-    )
-    wire = b"".join(frame.marshal(part, channel.number) for part in frames)
-    assert found in wire
-    altered = wire.replace(found, replacement)
-    assert isinstance(channel, Channel)
-    await channel.write_queue.put(ChannelFrame(altered, should_close=False, drain_future=None))
-    await channel.queue_declare("user.registration", passive=True)  # answered after the publish
-    await connection.close()
+    async with publishing_raw(url) as publisher:
+        await publisher.publish(exchange, "AAAA", properties, b"{}", {found: replacement})
 
 
 async def depth(url: str, queue: str) -> int:
