@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher import checks, running, watching
+from launcher import checks, mails, running, watching
 from launcher.arguments import parser
 from launcher.environment import PROJECT, ensure_environment
 from launcher.errors import LauncherError
@@ -113,6 +113,11 @@ def _check_broker(given: Namespace) -> int:
     return check.run(url, machine_readable=given.json)
 
 
+def _mails(given: Namespace) -> int:
+    mails.run(given, Terminal(sys.stdout))
+    return OK
+
+
 def _bench(_given: Namespace) -> NoReturn:
     """Become the benchmark, which reads the same command line in its own environment."""
     python = ensure_environment("bench", RUN_DIRECTORY, STDERR) / "bin" / "python"
@@ -131,6 +136,7 @@ COMMANDS = {
     "status": _status,
     "down": _down,
     "logs": _logs,
+    "mails": _mails,
     "check-broker": _check_broker,
     "bench": _bench,
     "test": _test,

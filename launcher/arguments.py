@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from bench.arguments import add_arguments
+from launcher import mails
 
 COMMANDS = {
     "demo": "set up and start everything, show where it is, stop with Ctrl-C",
@@ -12,6 +13,7 @@ COMMANDS = {
     "down": "stop what 'up --detach' started",
     "logs": "show the logs, of one part or of all",
     "bench": "measure the speed, beside a system that people would write instead",
+    "mails": "show how a mail stands, send it again, or all of a day that failed",
     "check-broker": "compare a broker with what it should hold, and say how to mend it",
     "test": "check and test everything; what follows goes to pytest",
 }
@@ -55,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--follow", "-f", action="store_true", help="go on showing")
         if name == "bench":
             add_arguments(command)
+        if name == "mails":
+            mails.add_arguments(command, _options())
         if name == "test":
             command.add_argument("pytest", nargs=argparse.REMAINDER, help="arguments of pytest")
     return top

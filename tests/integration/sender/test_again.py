@@ -16,7 +16,7 @@ from tests.smtp_server import DROP, Hold
 
 REFUSED = "550 5.7.1 rejected by policy"
 
-REPORT = {
+REPORT: dict[str, Any] = {
     "template": "report_ready",
     "subject": "Yours",
     "data": {
