@@ -66,14 +66,16 @@ class FakeChannel:
         self.number = CHANNEL
         self.connection = SimpleNamespace(connection_tune=SimpleNamespace(frame_max=frame_max))
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.consumes: list[tuple[str, str]] = []
+        self.consumes: list[tuple[str, str, dict[str, Any]]] = []
 
     @property
     def is_closed(self) -> bool:
         return self.closing.done()
 
-    async def basic_consume(self, queue: str, _callback: object, *, consumer_tag: str) -> None:
-        self.consumes.append((queue, consumer_tag))
+    async def basic_consume(
+        self, queue: str, _callback: object, *, consumer_tag: str, arguments: dict[str, Any]
+    ) -> None:
+        self.consumes.append((queue, consumer_tag, arguments))
 
 
 class Paper:
@@ -555,7 +557,7 @@ async def test_a_delivery_is_handed_over_with_all_it_says(paper: Paper) -> None:
         delivery_mode=2,
     )
 
-    assert paper.channel.consumes == [("queue", "consumer")]
+    assert paper.channel.consumes == [("queue", "consumer", {})]
     assert paper.deliveries == [
         (
             7,
@@ -650,6 +652,14 @@ async def test_all_other_words_are_left_to_aiormq(paper: Paper, word: Any) -> No
     paper.says(word)
 
     assert paper.reader.received == marshalled(word)
+
+
+async def test_arguments_of_a_subscription_reach_the_broker(paper: Paper) -> None:
+    await paper.wire.consume(
+        "stream", "consumer", lambda _tag, _delivery: None, arguments={"x-stream-offset": 7}
+    )
+
+    assert paper.channel.consumes == [("stream", "consumer", {"x-stream-offset": 7})]
 
 
 # -- acknowledging --------------------------------------------------------------------------
