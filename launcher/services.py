@@ -1,14 +1,16 @@
 """The five services as programs: what each is told, and nothing more."""
 
 import http.client
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from launcher.environment import PROJECT
 from launcher.ports import HOST
 from launcher.processes import Program
 
-LISTENING = ("BIND_ADDRESS", "LOG_LEVEL", "LOG_FORMAT")
+LISTENING = ("BIND_ADDRESS", "LOG_LEVEL", "LOG_FORMAT", "USERSTREAM_FAILPOINT")
 BROKER = ("QUEUE_URL", "QUEUE_MANAGEMENT_URL", "FAST_FRAMES")
 CONSUMING = ("MAX_RETRY_ATTEMPTS", "RETRY_DELAY_MS", "PREFETCH", "CRASH_NOTES_DIR")
 DATABASE_SERVICE = ("DATABASE_SERVICE_URL",)
@@ -90,6 +92,16 @@ def service_program(
 def answers_ok(port: int, path: str) -> bool:
     """Whether a GET there answers 200."""
     return _get(port, path)[0] == http.HTTPStatus.OK
+
+
+def summary(port: int) -> dict[str, Any]:
+    """What a service says of itself in ``/health``; nothing where nobody answers."""
+    status, body = _get(port, "/health")
+    try:
+        said = json.loads(body) if status == http.HTTPStatus.OK else {}
+    except ValueError:  # whatever holds the port, it is not the service
+        said = {}
+    return said if isinstance(said, dict) else {}
 
 
 def _get(port: int, path: str) -> tuple[int, str]:

@@ -29,7 +29,7 @@ def overview(connections: Mapping[str, Any], *, data: Path) -> str:
 
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """One line per part: ready or not, address, process, restarts."""
+    """One line per part: ready or not, address, process, restarts; below, what they note."""
     parts = {**status["services"], **status["parts"]}
     rows = [
         (
@@ -41,7 +41,15 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         )
         for name, part in parts.items()
     ]
-    return _aligned(rows)
+    return _aligned(rows) + _notes(parts)
+
+
+def _notes(parts: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  {name}, {topic}: {'WARNING: ' if note['warning'] else ''}{note['detail']}"
+        for name, part in parts.items()
+        for topic, note in part.get("notes", {}).items()
+    ]
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -14,7 +14,7 @@ from launcher.errors import LauncherError
 from launcher.ports import HOST
 from launcher.postgres import serves_postgres
 from launcher.processes import POLL_INTERVAL
-from launcher.services import SETTINGS, answers_ok
+from launcher.services import SETTINGS, answers_ok, summary
 from launcher.state import StateFile
 from launcher.terminal import Terminal
 
@@ -26,7 +26,7 @@ SHOWN_OF_EACH = 20
 
 
 def status(data: Path) -> dict[str, Any] | None:
-    """Each part with address, process, readiness and restarts; None if nothing runs."""
+    """Each part with address, process, readiness, restarts and notes; None if nothing runs."""
     state = StateFile(data).read()
     if state is None:
         return None
@@ -62,8 +62,10 @@ def management_url(data: Path) -> str:
 
 
 def _service(name: str, state: dict[str, Any]) -> dict[str, Any]:
-    ready = answers_ok(state["ports"][name], "/health/ready")
-    return _described(name, state, ready=ready, url=state["connections"]["services"][name])
+    said = summary(state["ports"][name])
+    url = state["connections"]["services"][name]
+    described = _described(name, state, ready=said.get("status") == "ready", url=url)
+    return {**described, "notes": said.get("notes", {})}
 
 
 def _part(name: str, state: dict[str, Any]) -> dict[str, Any]:

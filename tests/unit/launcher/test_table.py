@@ -49,3 +49,24 @@ def test_status_names_what_is_not_ready() -> None:
     (line,) = status_lines({"services": {"frontend": part}, "parts": {}})
 
     assert line.split() == ["frontend", "NOT", "READY", part["url"], "down", "restarts", "2"]
+
+
+def test_status_shows_what_services_note_and_marks_what_wants_attention() -> None:
+    part = {"url": "http://localhost:3000", "pid": 1, "ready": True, "restarts": 0}
+    canary = {"warning": False, "detail": "last full round trip 12 s ago, 340 ms"}
+    ledger = {"warning": True, "detail": "2 registrations are lost"}
+
+    _, _, *notes = status_lines(
+        {
+            "services": {
+                "frontend": {**part, "notes": {"canary": canary}},
+                "queue_receiver": {**part, "notes": {"ledger": ledger}},
+            },
+            "parts": {},
+        }
+    )
+
+    assert notes == [
+        "  frontend, canary: last full round trip 12 s ago, 340 ms",
+        "  queue_receiver, ledger: WARNING: 2 registrations are lost",
+    ]
