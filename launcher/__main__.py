@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher import checks, mails, running, watching
+from launcher import checks, dead_letters, mails, running, watching
 from launcher.arguments import parser
 from launcher.environment import PROJECT, ensure_environment
 from launcher.errors import LauncherError
@@ -126,6 +126,10 @@ def _bench(_given: Namespace) -> NoReturn:
     os.execve(python, command, environment)  # noqa: S606 - becoming it is the purpose
 
 
+def _dead_letters(given: Namespace) -> int:
+    return OK if dead_letters.run(given, Terminal(sys.stdout)) else FAILED
+
+
 def _test(given: Namespace) -> int:
     return checks.run(given.pytest, Terminal(sys.stdout))
 
@@ -139,6 +143,7 @@ COMMANDS = {
     "mails": _mails,
     "check-broker": _check_broker,
     "bench": _bench,
+    "dead-letters": _dead_letters,
     "test": _test,
 }
 

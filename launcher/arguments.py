@@ -1,10 +1,11 @@
 """The command line of ``./userstream``."""
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.arguments import add_arguments
-from launcher import mails
+from launcher import dead_letters, mails
 
 COMMANDS = {
     "demo": "set up and start everything, show where it is, stop with Ctrl-C",
@@ -15,8 +16,18 @@ COMMANDS = {
     "bench": "measure the speed, beside a system that people would write instead",
     "mails": "show how a mail stands, send it again, or all of a day that failed",
     "check-broker": "compare a broker with what it should hold, and say how to mend it",
+    "dead-letters": "show messages that were given up, send them back, correct or discard them",
     "test": "check and test everything; what follows goes to pytest",
 }
+
+Add = Callable[[argparse.ArgumentParser, argparse.ArgumentParser], None]
+
+ACTIONS: Mapping[str, Add] = {
+    "dead-letters": dead_letters.add_arguments,
+    "mails": mails.add_arguments,
+}
+"""Commands with actions below them, and what adds those to the command; it gets the options
+that every command knows, too."""
 
 EPILOG = """\
 Settings in the environment win over what would be started here: with SMTP_HOST, mails go to
@@ -57,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--follow", "-f", action="store_true", help="go on showing")
         if name == "bench":
             add_arguments(command)
-        if name == "mails":
-            mails.add_arguments(command, _options())
+        if add_actions := ACTIONS.get(name):
+            add_actions(command, _options())
         if name == "test":
             command.add_argument("pytest", nargs=argparse.REMAINDER, help="arguments of pytest")
     return top
