@@ -13,6 +13,7 @@ from launcher.arguments import parser
 from launcher.environment import PROJECT, ensure_environment
 from launcher.errors import LauncherError
 from launcher.ports import ports
+from launcher.private import own_mounts
 from launcher.stack import RUN_DIRECTORY, default_data
 from launcher.table import overview, status_lines
 from launcher.terminal import STDERR, Terminal
@@ -130,6 +131,14 @@ def _dead_letters(given: Namespace) -> int:
     return OK if dead_letters.run(given, Terminal(sys.stdout)) else FAILED
 
 
+def _chaos(_given: Namespace) -> NoReturn:
+    """Become the fault bench, with mounts of its own where the system lets it have them."""
+    python = ensure_environment("demo", RUN_DIRECTORY, STDERR) / "bin" / "python"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [*own_mounts(), str(python), "-P", "-m", "chaos", *sys.argv[1:]]
+    os.execvpe(command[0], command, environment)  # noqa: S606 - becoming it is the purpose
+
+
 def _test(given: Namespace) -> int:
     return checks.run(given.pytest, Terminal(sys.stdout))
 
@@ -143,6 +152,7 @@ COMMANDS = {
     "mails": _mails,
     "check-broker": _check_broker,
     "bench": _bench,
+    "chaos": _chaos,
     "dead-letters": _dead_letters,
     "test": _test,
 }

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.arguments import add_arguments
+from chaos.arguments import add_arguments as add_chaos_arguments
 from launcher import dead_letters, mails
 
 COMMANDS = {
@@ -17,6 +18,7 @@ COMMANDS = {
     "mails": "show how a mail stands, send it again, or all of a day that failed",
     "check-broker": "compare a broker with what it should hold, and say how to mend it",
     "dead-letters": "show messages that were given up, send them back, correct or discard them",
+    "chaos": "break everything that can break while people register, and count what is lost",
     "test": "check and test everything; what follows goes to pytest",
 }
 
@@ -36,7 +38,7 @@ started. Where Docker is at hand, `docker compose up` starts the same system in 
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:  # noqa: C901 - a list of commands
     """The parser. Options may stand before or after the command."""
     top = argparse.ArgumentParser(
         prog="./userstream",
@@ -68,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--follow", "-f", action="store_true", help="go on showing")
         if name == "bench":
             add_arguments(command)
+        if name == "chaos":
+            add_chaos_arguments(command)
         if add_actions := ACTIONS.get(name):
             add_actions(command, _options())
         if name == "test":

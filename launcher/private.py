@@ -4,6 +4,7 @@ What measures and what breaks things need the same: to touch nothing that a pers
 """
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,3 +74,15 @@ def remove_folder(folder: Path, *, keep_logs: bool) -> None:
             entry.unlink()
         elif entry.name != "logs":
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def own_mounts() -> list[str]:
+    """What to put before a command so that its mounts are its own and end with it.
+
+    Empty where this user or this system can not do that.
+    """
+    prefix = ["unshare", "--mount", "--propagation", "private"]
+    if shutil.which(prefix[0]) is None:
+        return []
+    tried = subprocess.run([*prefix, "true"], capture_output=True, check=False)
+    return prefix if tried.returncode == 0 else []

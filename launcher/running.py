@@ -94,6 +94,16 @@ def start_parts(stack: Stack, supervisor: Supervisor, terminal: Terminal) -> Non
     Raises:
         LauncherError: Something did not start; what had been started goes on.
     """
+    start_infrastructure(stack, supervisor, terminal)
+    supervisor.start(stack.services())
+
+
+def start_infrastructure(stack: Stack, supervisor: Supervisor, terminal: Terminal) -> None:
+    """Start what the services need; return when it is ready and survives a crash.
+
+    Raises:
+        LauncherError: Something did not start; what had been started goes on.
+    """
     if stack.broker:
         stack.broker.directory.mkdir(parents=True, exist_ok=True)
         stack.broker.prepare()
@@ -107,7 +117,6 @@ def start_parts(stack: Stack, supervisor: Supervisor, terminal: Terminal) -> Non
     if stack.broker:
         with terminal.step("Checking RabbitMQ's queues and bindings"):
             stack.broker.settle()
-    supervisor.start(stack.services())
 
 
 def detach(*, offset: int, data: Path, terminal: Terminal) -> dict[str, Any]:

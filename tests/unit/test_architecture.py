@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("frontend", "queue_receiver", "sender", "database_service", "report_generator")
-OTHERS = ("bench", "common", "launcher", "mailcatcher", "rabbitmq")
+OTHERS = ("bench", "chaos", "common", "launcher", "mailcatcher", "rabbitmq")
 
 
 @cache
@@ -53,11 +53,11 @@ def importing(folders: tuple[str, ...], packages: tuple[str, ...]) -> list[str]:
 def test_a_service_imports_no_other_service(service: str) -> None:
     others = tuple(other for other in SERVICES if other != service)
 
-    assert importing((service,), (*others, "bench", "launcher", "mailcatcher", "tests")) == []
+    assert importing((service,), (*others, "bench", "chaos", "launcher", "mailcatcher", "tests")) == []
 
 
 def test_what_is_common_imports_no_service() -> None:
-    assert importing(("common",), (*SERVICES, "bench", "launcher", "mailcatcher", "tests")) == []
+    assert importing(("common",), (*SERVICES, "bench", "chaos", "launcher", "mailcatcher", "tests")) == []
 
 
 def test_only_the_database_service_speaks_sql() -> None:

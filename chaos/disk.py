@@ -1,0 +1,59 @@
+"""A disk so small that it can be filled: a tmpfs of the bench's own, where root may mount one."""
+
+import errno
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+SIZE = "1m"
+"""Room for some reports. A full one holds up no other program."""
+
+
+@dataclass(slots=True)
+class SmallDisk:
+    """The folder of the reports."""
+
+    folder: Path
+    why_not: str = ""
+    """Why it can not be filled on this machine."""
+
+    @classmethod
+    def made(cls, folder: Path) -> Self:
+        """Mount it; without the right to do that it is an ordinary folder that never fills."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() != 0 or shutil.which("mount") is None:
+            return cls(folder, "disk full: not injected, only root may mount a small disk")
+        command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "chaos", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return cls(folder, f"disk full: not injected, {done.stderr.strip()}")
+        return cls(folder)
+
+    def fill(self) -> bool:
+        """Leave no room at all; False where that can not be done."""
+        if self.why_not:
+            return False
+        try:
+            with self._filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        return True
+
+    def clear(self) -> None:
+        """Give the room back."""
+        self._filler.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Unmount it."""
+        if not self.why_not:
+            subprocess.run(["umount", str(self.folder)], capture_output=True, check=False)
+
+    @property
+    def _filler(self) -> Path:
+        return self.folder / "filler"

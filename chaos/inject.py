@@ -1,0 +1,204 @@
+"""Makes the faults happen, mends them, and notes when each began and ended."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from bench.procfs import all_processes, family
+from chaos.arena import Arena
+from chaos.proxy import Mode
+from chaos.schedule import Fault, Kind, instances_of
+from launcher.errors import LauncherError
+
+READY_SECONDS = 60.0
+"""How long a service that was told to stop may take until its successor is ready."""
+
+POLL_SECONDS = 0.03
+
+MEMORY_LIMIT = "0.4"
+"""RabbitMQ's default share of the memory at which it blocks publishers."""
+
+
+@dataclass(slots=True)
+class Happened:
+    """A fault as it was injected; instants in seconds since 1970."""
+
+    fault: Fault
+    begun: float
+    mended: float = 0.0
+    """When it was over; 0 while it is not."""
+    ready_again: float | None = None
+    """Of a kill: when the instance that took the place said that it can work."""
+    skipped: str = ""
+    """Why it did not happen."""
+
+
+@dataclass(slots=True)
+class Injector:
+    """Follows the schedule."""
+
+    arena: Arena
+    faults: Sequence[Fault]
+    happened: list[Happened] = field(default_factory=list)
+    _watching: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def run(self, begun: float) -> None:
+        """Inject every fault when it is due, each in a task of its own; return when all ended."""
+        async with asyncio.TaskGroup() as tasks:
+            for fault in self.faults:
+                await asyncio.sleep(max(0.0, begun + fault.at - time.monotonic()))
+                tasks.create_task(self._inject(fault))
+
+    async def heal(self) -> None:
+        """End all faults that may still be there."""
+        arena = self.arena
+        for proxy in arena.proxies.values():
+            proxy.set(Mode.PASS)
+        for name in arena.supervisor.parts:
+            arena.send(name, signal.SIGCONT)
+        arena.disk.clear()
+        arena.clock.jump(0)
+        arena.sink.misbehaves = False
+        await self._watermark(MEMORY_LIMIT)
+
+    async def _inject(self, fault: Fault) -> None:
+        happened = Happened(fault, time.time())
+        self.happened.append(happened)
+        try:
+            await self._do(fault, happened)
+        finally:
+            happened.mended = time.time()
+
+    async def _do(  # noqa: C901 - one case for each kind
+        self, fault: Fault, happened: Happened
+    ) -> None:
+        match fault.kind:
+            case Kind.KILL:
+                await self._kill(fault.target, happened)
+            case Kind.FREEZE:
+                self._signal(fault.target, signal.SIGSTOP, happened)
+                await asyncio.sleep(fault.lasts)
+                self.arena.send(fault.target, signal.SIGCONT)
+            case Kind.BROKER_RESTART | Kind.BROKER_KILL:
+                gentle = fault.kind is Kind.BROKER_RESTART
+                number = signal.SIGTERM if gentle else signal.SIGKILL
+                await self._part("rabbitmq", number, happened)
+            case Kind.POSTGRES_IMMEDIATE:
+                # What ``pg_ctl stop -m immediate`` sends.
+                await self._part("postgres", signal.SIGQUIT, happened)
+            case Kind.POSTGRES_BACKEND_KILL:
+                await self._kill_backend(happened)
+            case Kind.LINK:
+                await self._break_link(fault)
+            case Kind.MEMORY_ALARM:
+                await self._watermark("0")
+                await asyncio.sleep(fault.lasts)
+                await self._watermark(MEMORY_LIMIT)
+            case Kind.ROLLING_RESTART:
+                await self._roll(fault.target)
+            case Kind.DISK_FULL:
+                await self._for_a_while(
+                    self.arena.disk.fill, self.arena.disk.clear, fault, happened
+                )
+            case Kind.CLOCK_JUMP:
+                clock = self.arena.clock
+                await self._for_a_while(
+                    lambda: clock.jump(fault.amount), lambda: clock.jump(0), fault, happened
+                )
+
+    def _signal(self, name: str, number: signal.Signals, happened: Happened) -> int | None:
+        pid = self.arena.send(name, number)
+        if pid is None:
+            happened.skipped = "it was down already"
+        return pid
+
+    async def _kill(self, instance: str, happened: Happened) -> None:
+        """Kill -9, and wait until the instance that takes the place can work."""
+        pid = self._signal(instance, signal.SIGKILL, happened)
+        if pid and await self._ready_again(instance, pid):
+            happened.ready_again = time.time()
+
+    async def _ready_again(self, instance: str, killed: int) -> bool:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            running = self.arena.part(instance).running
+            lives = running and running.pid != killed and running.exit_code is None
+            if lives and await asyncio.to_thread(self.arena.is_ready, instance):
+                return True
+            await asyncio.sleep(POLL_SECONDS)
+        return False
+
+    async def _part(self, name: str, number: signal.Signals, happened: Happened) -> None:
+        """End the broker or the database, and wait until the next one serves."""
+        part = self.arena.part(name)
+        if self._signal(name, number, happened) is None:
+            return
+        before, deadline = part.restarts, time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            if part.restarts > before and await asyncio.to_thread(part.program.is_ready):
+                happened.ready_again = time.time()
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _kill_backend(self, happened: Happened) -> None:
+        """Kill -9 one of PostgreSQL's processes; it restarts them all, for safety's sake."""
+        arena = self.arena
+        try:
+            connection = await asyncpg.connect(arena.postgres.dsn(), timeout=2)
+        except (OSError, TimeoutError, asyncpg.PostgresError):
+            happened.skipped = "PostgreSQL was down already"
+            return
+        try:
+            pid = await connection.fetchval(
+                "SELECT pid FROM pg_stat_activity"
+                " WHERE application_name = 'userstream database_service'"
+                " ORDER BY query_start DESC LIMIT 1"
+            )
+        finally:
+            await connection.close()
+        server = arena.part("postgres").running
+        if not server or not pid or pid not in family(server.pid, all_processes()):
+            happened.skipped = "there was no connection"
+            return
+        os.kill(pid, signal.SIGKILL)
+
+    async def _break_link(self, fault: Fault) -> None:
+        proxies = self.arena.links(fault.target)
+        for proxy in proxies:
+            proxy.set(Mode(fault.mode), fault.amount)
+        await asyncio.sleep(fault.lasts)
+        for proxy in proxies:
+            proxy.set(Mode.PASS)
+
+    async def _roll(self, service: str) -> None:
+        """Stop each instance in good order, one after the other."""
+        for instance in instances_of(service):
+            pid = self.arena.send(instance, signal.SIGTERM)
+            if pid:
+                await self._ready_again(instance, pid)
+
+    async def _for_a_while(
+        self,
+        begin: Callable[[], bool],
+        end: Callable[[], object],
+        fault: Fault,
+        happened: Happened,
+    ) -> None:
+        if not begin():
+            happened.skipped = "this machine does not allow it"
+            return
+        await asyncio.sleep(fault.lasts)
+        end()
+
+    async def _watermark(self, share: str) -> None:
+        """Set the share of the memory at which the broker blocks publishers; 0: at once."""
+        try:
+            await asyncio.to_thread(self.arena.broker.ctl, "set_vm_memory_high_watermark", share)
+        except LauncherError:
+            if share != "0":  # a broker that starts again has its own setting
+                await asyncio.sleep(1)

@@ -1,0 +1,188 @@
+"""How long it takes until work goes on after a kill -9 or a freeze, from what was observed."""
+
+import asyncio
+import math
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from chaos.accounting import Evidence
+from chaos.arena import Arena
+from chaos.evidence import NOT_THERE
+from chaos.inject import Happened
+from chaos.schedule import Kind, service_of
+
+WATCH_SECONDS = 0.05
+"""Between two looks at how many rows there are: the resolution of what is measured."""
+
+QUIET_BEFORE, QUIET_AFTER = 6.0, 3.0
+"""Seconds around a kill in which no outage may be, for it to count as the only fault."""
+
+IN_HAND_SECONDS = 1.0
+"""What was promised so shortly before a kill may have been in the hands of who was killed."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Instants at which a service was seen to have done something, in seconds since 1970."""
+
+    arena: Arena
+    stored: list[float] = field(default_factory=list)
+    rows: int = 0
+
+    async def watch(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            with suppress(*NOT_THERE):
+                connection = await asyncpg.connect(self.arena.postgres.dsn(), timeout=2)
+                try:
+                    await self._count(connection)
+                finally:
+                    connection.terminate()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _count(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        while True:
+            rows = await connection.fetchval("SELECT count(*) FROM registrations", timeout=2)
+            if rows > self.rows:
+                self.rows = rows
+                self.stored.append(time.time())
+            await asyncio.sleep(WATCH_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How long something took, in seconds; ``n`` times."""
+
+    n: int
+    p50: float
+    p99: float
+    longest: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Figures":
+        """Nearest-rank percentiles."""
+        ordered = sorted(seconds)
+        if not ordered:
+            return cls(0, 0.0, 0.0, 0.0)
+        at = [ordered[max(0, math.ceil(share * len(ordered)) - 1)] for share in (0.5, 0.99)]
+        return cls(len(ordered), at[0], at[1], ordered[-1])
+
+    def as_json(self) -> dict[str, float]:
+        """By the names that they have in JSON."""
+        shown = {"p50_s": self.p50, "p99_s": self.p99, "max_s": self.longest}
+        return {"n": self.n} | {name: round(value, 3) for name, value in shown.items()}
+
+
+@dataclass(slots=True)
+class Recovery:
+    """All that was measured, in seconds each; of several seeds the lists are joined."""
+
+    service: list[float] = field(default_factory=list)
+    """From a kill that was the only fault until the service did something again."""
+    by_service: dict[str, list[float]] = field(default_factory=dict)
+    instance: list[float] = field(default_factory=list)
+    """From such a kill until the instance in its place said that it can work."""
+    redelivered: list[float] = field(default_factory=list)
+    """From such a kill of a receiver until all that was promised just before was stored."""
+    frozen: list[float] = field(default_factory=list)
+    """Longest wait of a registration for being stored while a receiver was frozen."""
+    whatever_else: list[float] = field(default_factory=list)
+    """As ``instance``, of the kills that met other faults."""
+
+    def add(self, other: "Recovery") -> None:
+        """Take in what another seed measured."""
+        for name in ("service", "instance", "redelivered", "frozen", "whatever_else"):
+            getattr(self, name).extend(getattr(other, name))
+        for service, seconds in other.by_service.items():
+            self.by_service.setdefault(service, []).extend(seconds)
+
+    def as_json(self) -> dict[str, object]:
+        """Percentiles of everything."""
+        return {
+            "service_works_again": Figures.of(self.service).as_json(),
+            "service_works_again_by_service": {
+                name: Figures.of(seconds).as_json() for name, seconds in self.by_service.items()
+            },
+            "instance_ready_again": Figures.of(self.instance).as_json(),
+            "redelivered": Figures.of(self.redelivered).as_json(),
+            "freeze": Figures.of(self.frozen).as_json(),
+            "instance_ready_again_amid_other_faults": Figures.of(self.whatever_else).as_json(),
+        }
+
+
+def measure(
+    happened: Sequence[Happened], evidence: Evidence, progress: Progress, arena: Arena
+) -> Recovery:
+    """What the kills and freezes of a run tell."""
+    did = {
+        "frontend": sorted(evidence.journal.first_answers),
+        "queue_receiver": progress.stored,
+        "database_service": progress.stored,
+        "sender": [mail.at for mail in arena.sink.accepted],
+    }
+    found = Recovery()
+    for each in happened:
+        if each.skipped:
+            continue
+        if each.fault.kind is Kind.KILL:
+            _after_kill(each, happened, evidence, did, found)
+        elif each.fault.kind is Kind.FREEZE and service_of(each.fault.target) == "queue_receiver":
+            found.frozen.append(_longest_wait(evidence, each.begun, each.mended))
+    return found
+
+
+def _after_kill(
+    kill: Happened,
+    happened: Sequence[Happened],
+    evidence: Evidence,
+    did: dict[str, list[float]],
+    found: Recovery,
+) -> None:
+    if not _is_alone(kill, happened):
+        if kill.ready_again:
+            found.whatever_else.append(kill.ready_again - kill.begun)
+        return
+    if kill.ready_again:
+        found.instance.append(kill.ready_again - kill.begun)
+    service = service_of(kill.fault.target)
+    instants = did.get(service, [])
+    following = bisect_right(instants, kill.begun)
+    if following < len(instants):
+        took = instants[following] - kill.begun
+        found.service.append(took)
+        found.by_service.setdefault(service, []).append(took)
+    if service == "queue_receiver":
+        found.redelivered.append(_longest_wait(evidence, kill.begun, kill.begun))
+
+
+def _is_alone(kill: Happened, happened: Sequence[Happened]) -> bool:
+    """Whether no outage, and no kill of the same service, was near it."""
+    begin, end = kill.begun - QUIET_BEFORE, kill.begun + QUIET_AFTER
+    for other in happened:
+        if other is kill or other.skipped:
+            continue
+        same = service_of(other.fault.target) == service_of(kill.fault.target)
+        if (other.fault.kind is not Kind.KILL or same) and (
+            other.begun < end and (other.mended or math.inf) > begin
+        ):
+            return False
+    return True
+
+
+def _longest_wait(evidence: Evidence, begun: float, mended: float) -> float:
+    """Seconds that a registration waited at most for being stored, from the fault's begin on.
+
+    Counts what was promised while the fault lasted, and just before.
+    """
+    stored = {row.id: row.stored_at for row in evidence.registrations}
+    waits = [
+        stored[each] - max(at, begun)
+        for each, at in evidence.journal.accepted_at.items()
+        if begun - IN_HAND_SECONDS <= at <= mended and each in stored
+    ]
+    return max(0.0, *waits) if waits else 0.0
