@@ -16,6 +16,7 @@ from common.context import enter_message
 from common.dispatcher import Dispatcher, Handlers, Outcome
 from common.envelope import Delivery
 from common.errors import UnavailableError
+from common.failpoints import failpoint
 from common.publisher import Publisher
 from common.subscription import AnyWire, Subscription
 from common.suspects import Notes, Suspects
@@ -165,6 +166,7 @@ class Consumer:
         started = time.perf_counter()
         try:
             outcome = await self._work_off(delivery, dispatch)
+            failpoint("w19")
             # Only on the channel it came by: on a newer one the same tag means another message.
             if self._is_current(wire):
                 wire.acknowledge(tag)

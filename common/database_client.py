@@ -20,6 +20,13 @@ from common.contracts.dead_letters import (
     RehearsedRegistration,
     RehearsedRegistrations,
 )
+from common.contracts.ledger import (
+    LedgerBatch,
+    LedgerPosition,
+    PositionQuery,
+    Settlement,
+    SettlementRequest,
+)
 from common.contracts.notifications import (
     ClaimRequest,
     ClaimRequests,
@@ -64,6 +71,7 @@ from common.errors import (
     StaleError,
     UserStreamError,
 )
+from common.failpoints import failpoint
 
 REQUEST_SECONDS = 10.0
 """Longest wait for an answer; a bulk store of 500 takes some 10 ms."""
@@ -142,6 +150,21 @@ class DatabaseClient:
         """A page of discarded dead letters, newest first."""
         parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
         return await self._get("api/dead-letters/discards", DiscardedDeadLetters, parameters)
+
+    # -- ledger -----------------------------------------------------------------------------
+
+    async def select_ledger_position(self, stream: str) -> LedgerPosition:
+        """How far a stream was read."""
+        parameters = PositionQuery(stream=stream).model_dump(by_alias=True)
+        return await self._get("api/ledger/position", LedgerPosition, parameters)
+
+    async def insert_ledger_entries(self, batch: LedgerBatch) -> LedgerPosition:
+        """Write what was read of a stream, unless another reader was first."""
+        return await self._send_bulk("api/ledger/entries", batch, LedgerPosition)
+
+    async def settle_ledger(self, request: SettlementRequest) -> Settlement:
+        """The ledger's totals, and who is missing for long."""
+        return await self._send_bulk("api/ledger/settlements", request, Settlement)
 
     # -- notifications ----------------------------------------------------------------------
 
@@ -246,6 +269,7 @@ class DatabaseClient:
                 method, path, data=data, params=parameters, headers=headers
             ) as response:
                 await _raise_for(response)
+                failpoint("w11")
                 return answer.model_validate_json(await response.read())
         except TimeoutError as error:
             raise await self._slow_or_away() from error

@@ -22,6 +22,7 @@ from yarl import URL
 from common import tolerant_amqp
 from common.envelope import ATTEMPT, FIRST_SEEN, Delivery
 from common.errors import BrokerUnavailableError, ConflictError, TopologyMissingError
+from common.failpoints import failpoint
 from common.link import CONNECT_SECONDS, HEARTBEAT_SECONDS
 from common.plain_wire import PlainWire
 from common.republishing import (
@@ -175,6 +176,7 @@ class Held:
             properties={**kept_properties(letter.delivery), **_id(letter), **properties},
             headers={**kept_headers(letter.delivery), ATTEMPT: 1},
         )
+        failpoint("w44")
         self.remove(letter)
 
     def remove(self, letter: DeadLetter) -> None:

@@ -12,6 +12,7 @@ import uvloop
 from aiohttp import web
 from pydantic import ValidationError
 
+from common import failpoints
 from common.errors import SettingError
 from common.http.app import OWN_ADDRESS
 from common.http.server import Runner
@@ -37,6 +38,7 @@ def run_service(
 ) -> None:
     """Run a service until SIGTERM or SIGINT; what it is doing is finished first."""
     settings = _read(name, settings_class)
+    failpoints.arm(settings.userstream_failpoint)
     configure_logging(name, settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

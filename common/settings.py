@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AnyHttpUrl, Field, UrlConstraints
+from pydantic import AnyHttpUrl, Field, UrlConstraints, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, Url
 from pydantic_settings import (
@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from common import failpoints
 from common.errors import SettingError
 
 Port = Annotated[int, Field(ge=0, le=65535, description="TCP port to listen on.")]
@@ -73,6 +74,16 @@ class ServiceSettings(Section):
 
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: console in a terminal, JSON otherwise."""
+
+    userstream_failpoint: str = ""
+    """For tests of crashes alone: ends the process at this point, w13:nth=3 at its third pass of
+    window 13 of docs/reliability.md."""
+
+    @field_validator("userstream_failpoint")
+    @classmethod
+    def _known_failpoint(cls, text: str) -> str:
+        failpoints.parse(text)
+        return text
 
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic-settings' own hook

@@ -24,6 +24,7 @@ from common.errors import (
     UnavailableError,
     UserStreamError,
 )
+from common.failpoints import failpoint
 from common.http.api import Api, answer
 from common.http.app import LOGGED
 from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key, is_sane_key
@@ -169,6 +170,7 @@ async def watch(request: web.Request, *, path: RegistrationPath) -> web.StreamRe
 async def _register(request: web.Request, body: RegistrationRequest, key: str | None) -> UUID:
     """Publish the registration; when this returns, it is safe."""
     registration_id = request.app[IDENTITIES].identify(body, key)
+    failpoint("w1")
     await request.app[PUBLISHER].publish(
         # Constructed, not validated: the same rule has just been asked.
         RegistrationSubmitted.model_construct(
@@ -177,6 +179,7 @@ async def _register(request: web.Request, body: RegistrationRequest, key: str | 
         message_id=registration_id,
         correlation_id=current().correlation_id,
     )
+    failpoint("w2")
     log.info("registration.accepted", registration_id=str(registration_id))
     request[LOGGED] = True
     return registration_id

@@ -15,6 +15,7 @@ from common.contracts.registrations import (
     StoredRegistration,
 )
 from common.envelope import Envelope
+from common.failpoints import failpoint
 from common.ids import notification_id
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ async def store_registration(
     the step. Storing the same id again gives the same answer, and the mail's id derives
     from the registration's, so the sender recognises the request.
     """
+    failpoint("w10")
     data = registration.data
     stored = await registrations.store(
         # Constructed, not validated: the contract has just been asked the same.
@@ -62,6 +64,7 @@ async def store_registration(
             received_at=data.timestamp or registration.published_at or datetime.now(UTC),
         )
     )
+    failpoint("w14")
     template = MAIL_FOR[stored.outcome]
     await publisher.publish(
         EmailRequested.model_construct(
@@ -73,4 +76,5 @@ async def store_registration(
         message_id=notification_id(registration.id, template),
         correlation_id=registration.correlation_id,
     )
+    failpoint("w16")
     log.info("registration.stored", outcome=stored.outcome, user_id=stored.user_id)

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from uuid import UUID
 
 from common.errors import GoneError, NoSpaceError, NotFoundError, StorageError
+from common.failpoints import failpoint
 from report_generator.csv_style import CsvStyle
 
 BLOCK_BYTES = 64 * 1024
@@ -102,6 +103,7 @@ class ReportDirectory:
             try:
                 async for block in _blocks(rows):
                     await asyncio.to_thread(draft.write, block)
+                    failpoint("w32")
                 if await asyncio.to_thread(draft.finish):
                     return draft.measure.of(final)
             finally:

@@ -23,6 +23,7 @@ from common.contracts.reports import (
 )
 from common.envelope import Envelope
 from common.errors import PermanentError, UnavailableError, UserStreamError
+from common.failpoints import failpoint
 from common.ids import notification_id
 from report_generator.csv_style import CsvStyle
 from report_generator.files import ReportDirectory
@@ -75,6 +76,7 @@ async def generate_report(
     if record.status is not ReportStatus.READY or not directory.has(request.id):
         async with _FailureRecorded(request, database):
             record = await _generate(request, database, directory, style)
+    failpoint("w34")
     if request.data.recipient is not None:
         await publisher.publish(
             _mail(request.data.recipient, record, links_from),
@@ -93,6 +95,7 @@ async def _generate(
     with metrics.REPORT_SECONDS.time():
         async with aclosing(database.stream_users(_query(request.data, style))) as rows:
             finished = await directory.write(request.id, rows, style)
+    failpoint("w33")
     record = await database.update_report(
         request.id,
         ReportRecordUpdate(

@@ -19,6 +19,7 @@ from common.errors import (
     MailUnsureError,
     UserStreamError,
 )
+from common.failpoints import failpoint
 from sender.lease import Deliveries, Lease, take_lease
 from sender.mailer import Outcome
 from sender.smtp.connection import Mail
@@ -113,8 +114,11 @@ async def _hand_over(mail: Mail, mailer: Mailer, lease: Lease) -> Outcome:
     """Send and record; an attempt that is broken off gives its lease back where it can."""
     outcome: Outcome | None = None
     try:
+        failpoint("w23")
         outcome = await mailer.send(mail, before_text=lease.commit)
+        failpoint("w24")
         await lease.record(outcome)
+        failpoint("w29")
     except MailServerUnavailableError as error:
         with suppress(UserStreamError):  # without it, the lease runs out by itself
             await lease.record_once(Outcome(DeliveryStatus.DEFERRED, reason=error.detail))

@@ -12,6 +12,7 @@ from common.contracts.registrations import (
     RegistrationToStore,
     StoredRegistration,
 )
+from common.failpoints import failpoint
 from database_service.pool import Connection, Database
 
 
@@ -48,6 +49,7 @@ class RegistrationRepository:
             answers = await _select_answers(connection, list(distinct)) if is_repeated else {}
             is_repeated = True
             unknown = [item for key, item in distinct.items() if key not in answers]
+            failpoint("w12")
             people = [item for item in unknown if not is_canary(item.registration_id)]
             if people:
                 answers |= await _insert_unknown(connection, people, STORE_REGISTRATIONS)
@@ -57,6 +59,7 @@ class RegistrationRepository:
             return answers
 
         answers = await self._database.by_statements(work)
+        failpoint("w13")
         return [answers[item.registration_id] for item in registrations]
 
     # Of several mails for one registration the one counts that came furthest.

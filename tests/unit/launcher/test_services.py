@@ -1,6 +1,6 @@
 import pytest
 
-from launcher.services import SETTINGS, service_environment
+from launcher.services import LISTENING, SETTINGS, service_environment
 
 DEFAULTS = {
     "QUEUE_URL": "amqp://sender:own@127.0.0.1/",
@@ -60,6 +60,6 @@ def test_launcher_knows_every_setting_of_every_service(service: str) -> None:
     # A PUBLIC_URL in the environment is the form's; the reports' is another one.
     known = {"public_url"} | {name.lower() for name in (*SETTINGS[service], "PORT")}
 
-    unknown = set(settings.model_fields) - known - {"bind_address", "log_level", "log_format"}
+    unknown = set(settings.model_fields) - known - {name.lower() for name in LISTENING}
     assert unknown == set()
     assert known - set(settings.model_fields) <= {"public_url"}  # none that nobody reads
