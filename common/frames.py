@@ -32,6 +32,11 @@ METHOD_ID = struct.Struct(">I")
 RETURN, DELIVER, ACK, NACK = ((60 << 16) + number for number in (50, 60, 80, 120))
 """Methods of the class "basic"; 120 is RabbitMQ's own."""
 
+CONNECTION_CLOSE, CHANNEL_CLOSE, CHANNEL_CLOSE_OK = (
+    (kind << 16) + number for kind, number in ((10, 50), (20, 40), (20, 41))
+)
+"""After these nothing that is published or acknowledged counts any more (1.4.2.7, 1.5.2.5)."""
+
 _PUBLISH = struct.pack(">HHH", 60, 40, 0)  # and a reserved number
 _MANDATORY = b"\x01"
 _ACK_FRAME = struct.Struct(">BHIHHQ?B")  # head, method, tag, multiple, end

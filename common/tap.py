@@ -30,6 +30,10 @@ class Taker(Protocol):
         """Take the frame whose payload is ``data[start:stop]``; False leaves it to aiormq."""
         ...
 
+    def end(self) -> None:
+        """Hear that the broker closes the connection; aiormq needs some turns to say so."""
+        ...
+
 
 class Tap(asyncio.Protocol):
     """Stands between the transport of one connection and aiormq's reader."""
@@ -78,12 +82,20 @@ class Tap(asyncio.Protocol):
                 taken = True
             else:
                 for_aiormq.append(data[at:stop])
+                if channel == 0 and kind == frames.METHOD:
+                    self._overhear(data, at + frames.HEAD.size)
             at = stop
         self._rest = data[at:]
         if taken:
             self._tell(for_aiormq)
         if for_aiormq:
             self._inner.data_received(b"".join(for_aiormq))
+
+    def _overhear(self, data: bytes, start: int) -> None:
+        """Let all takers know when the broker closes the connection."""
+        if data.startswith(_CONNECTION_CLOSE, start):
+            for taker in self._takers.values():
+                taker.end()
 
     def _tell(self, for_aiormq: list[bytes]) -> None:
         """Stand in for the heartbeats that a broker leaves out while it sends other frames."""
@@ -113,6 +125,7 @@ class Tap(asyncio.Protocol):
         self._inner.resume_writing()
 
 
+_CONNECTION_CLOSE = frames.METHOD_ID.pack(frames.CONNECTION_CLOSE)
 _KINDS = (frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT)
 
 

@@ -96,13 +96,24 @@ class Wire(Line):
         self._in_hand: dict[int, None] = {}
         self._done: list[int] = []
         self._incoming: _Incoming | None = None
+        self._has_ended = False
         tap.attach(channel, self)
-        channel.closing.add_done_callback(self._lost)
+        channel.closing.add_done_callback(lambda _: self.end())
 
     @property
     def closed(self) -> bool:
         """Whether nothing can be written any more; the channel learns it last."""
-        return self._transport.is_closing() or super().closed
+        return self._has_ended or self._transport.is_closing() or super().closed
+
+    def end(self) -> None:
+        """Write nothing more: the channel closes, and the broker ignores what still comes.
+
+        Else an ack written before aiormq has heard of it would count as one that was read.
+        """
+        self._has_ended = True
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for message_id, confirmation in unconfirmed.values():
+            self._settle(message_id, confirmation, _connection_lost())
 
     # -- publishing -------------------------------------------------------------------------
 
@@ -162,11 +173,6 @@ class Wire(Line):
                 confirmation,
                 UnroutableError("No queue is bound to the exchange; the message was not kept."),
             )
-
-    def _lost(self, _closing: object) -> None:
-        unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for message_id, confirmation in unconfirmed.values():
-            self._settle(message_id, confirmation, _connection_lost())
 
     def _expire_later(self, confirmation: Confirmation) -> None:
         """Fail the confirmation at its deadline: one timer for all, since they expire in order."""
@@ -253,6 +259,8 @@ class Wire(Line):
             refusal = BrokerUnavailableError("The broker refused the message: a queue is full.")
             self._confirmed(tag, multiple=multiple, failure=refusal)
         else:
+            if method in (frames.CHANNEL_CLOSE, frames.CHANNEL_CLOSE_OK):
+                self.end()
             return False
         return True
 
@@ -261,6 +269,8 @@ class Wire(Line):
         properties = header.properties
         if incoming.tag is None:
             self._returned(properties.get("message_id"))
+            return
+        if self.closed:  # it could not be acknowledged any more, and is delivered again
             return
         self._in_hand[incoming.tag] = None
         self._received(

@@ -70,6 +70,9 @@ class FakeTaker:
             self.taken.append((kind, data[start:stop]))
         return wanted
 
+    def end(self) -> None:
+        raise AssertionError("The broker has not closed the connection.")
+
 
 class FakeClock:
     def __init__(self) -> None:

@@ -535,6 +535,37 @@ async def test_a_transport_that_closes_takes_no_more_though_the_channel_is_open(
         await asyncio.wait_for(before, timeout=10)
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        commands.Channel.Close(406, "PRECONDITION_FAILED", 60, 80),
+        commands.Channel.CloseOk(),
+        commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0),
+    ],
+    ids=lambda word: word.name,
+)
+async def test_nothing_counts_after_the_broker_said_that_it_closes(paper: Paper, word: Any) -> None:
+    await paper.consume()
+    paper.delivers(1)
+    before = paper.publish("before")
+    paper.wire.acknowledge(1)
+    on_channel = 0 if isinstance(word, commands.Connection.Close) else CHANNEL
+
+    paper.tap.data_received(pamqp_frame.marshal(word, on_channel))
+    paper.delivers(2)
+    after = paper.publish("after")
+    await a_turn()
+
+    assert not paper.channel.is_closed
+    assert paper.wire.closed
+    assert paper.transport.writes == []
+    assert [tag for tag, _ in paper.deliveries] == [1]
+    for confirmation in (before, after):
+        with pytest.raises(BrokerUnavailableError, match="connection broke"):
+            await asyncio.wait_for(confirmation, timeout=10)
+    assert not paper.wire.is_under_way("before")
+
+
 # -- receiving ------------------------------------------------------------------------------
 
 
