@@ -238,8 +238,9 @@ class Wire(Line):
         if kind == frames.HEADER:
             incoming.header = frames.read_content_header(data[start:stop])
         elif kind == frames.BODY:
-            incoming.body += data[start:stop]
-        if incoming.header is not None and len(incoming.body) >= incoming.header.size:
+            incoming.pieces.append(data[start:stop])
+            incoming.size += stop - start
+        if incoming.header is not None and incoming.size >= incoming.header.size:
             self._incoming = None
             self._arrived(incoming, incoming.header)
         return True
@@ -276,7 +277,7 @@ class Wire(Line):
         self._received(
             incoming.tag,
             Delivery(
-                body=incoming.body,
+                body=b"".join(incoming.pieces),
                 routing_key=incoming.routing_key,
                 message_id=properties.get("message_id"),
                 correlation_id=properties.get("correlation_id"),
@@ -332,7 +333,7 @@ class Wire(Line):
 class _Incoming:
     """A message of which not all frames have come."""
 
-    __slots__ = ("body", "header", "routing_key", "tag")
+    __slots__ = ("header", "pieces", "routing_key", "size", "tag")
 
     def __init__(self, tag: int | None, routing_key: str) -> None:
         self.tag = tag
@@ -340,7 +341,8 @@ class _Incoming:
 
         self.routing_key = routing_key
         self.header: frames.Content | None = None
-        self.body = b""
+        self.pieces: list[bytes] = []
+        self.size = 0
 
 
 def _nobody(_tag: int, _delivery: Delivery) -> None:
