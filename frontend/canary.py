@@ -28,6 +28,10 @@ LONGEST_PAUSE_SECONDS = 5.0
 """Between looks at the journey: half of what has passed, from the first to the longest. So the
 time that is told is at most half too long."""
 
+LATE_SECONDS = 60.0
+"""After so long one that is not home is told; or when the next one would be due, if that is sooner.
+"""
+
 GIVE_UP_SECONDS = 600.0
 """Then another one is sent, whatever became of this one; the ledger calls a registration that is
 nowhere to be found after as long lost."""
@@ -157,7 +161,7 @@ class Canary:
                 self._in_trouble("mail_failed", "A canary's mail was recorded as failed.")
                 return False
             self._heard_at = time.monotonic()
-            if flight.seconds > self._every:
+            if flight.seconds > min(self._every, LATE_SECONDS):
                 self._late(flight, unreadable)
             pause = max(flight.seconds / 2, FIRST_LOOK_SECONDS)
             await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))
@@ -165,7 +169,7 @@ class Canary:
         return False
 
     def _late(self, flight: _Flight, unreadable: str) -> None:
-        """The next one would be due, and this one is not home."""
+        """Say how far it came in all that time."""
         since = f"A canary was accepted {flight.seconds:.0f} s ago"
         if unreadable:
             self._in_trouble(f"unreadable.{unreadable}", f"{since}; its journey can not be read.")

@@ -1,4 +1,5 @@
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -115,6 +116,16 @@ async def test_one_that_is_late_is_told_once_and_followed_until_it_is_home(
             await until(lambda: not bird.note().warning, "the end of the warning")
 
     assert events(lines) == [("canary.missing", code), ("canary.back", "")]
+
+
+async def test_one_is_late_long_before_the_next_one_if_those_are_rare(
+    pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _low, _high: 0.0)  # the first leaves at once
+    monkeypatch.setattr(canary, "LATE_SECONDS", 0.01)
+    pipeline.reaches = JourneyStatus.PENDING
+    async with flying(pipeline, every_seconds=3600.0) as bird:
+        await until(lambda: bird.note().warning, "the warning")
 
 
 async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
