@@ -26,6 +26,9 @@ from common.tap import Tap
 CONFIRM_SECONDS = 5.0
 """Longest wait for a confirm. What times out may still arrive later: it was not promised."""
 
+UNSENT_BYTES = 16 * 1024 * 1024
+"""What a broker that does not read may leave waiting with us: 250 of the largest bodies."""
+
 Confirmation = asyncio.Future[None]
 """Done when the broker confirms.
 
@@ -131,6 +134,9 @@ class Wire(Line):
         confirmation: Confirmation = self._loop.create_future()
         if self.closed:
             _fail(confirmation, _connection_lost())
+            return confirmation
+        if self._transport.get_write_buffer_size() > UNSENT_BYTES:
+            _fail(confirmation, BrokerUnavailableError("The broker does not read; nothing left."))
             return confirmation
         header = frames.content_header(len(body), properties, headers, expiration)
         self._write(

@@ -32,12 +32,16 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.writes: list[bytes] = []
+        self.unsent = 0
         self.closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.closing:
             raise RuntimeError("Cannot call write() after write_eof()")
         self.writes.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def is_closing(self) -> bool:
         return self.closing
@@ -229,6 +233,22 @@ async def test_what_can_not_be_written_raises_and_counts_for_nothing(paper: Pape
     confirmation = paper.publish("fits")
     paper.says(commands.Basic.Ack(1))
     await confirmation
+
+
+async def test_a_broker_that_does_not_read_gets_no_more_until_it_does(paper: Paper) -> None:
+    paper.transport.unsent = wire_module.UNSENT_BYTES + 1
+    refused = paper.publish("refused")
+    paper.transport.unsent = wire_module.UNSENT_BYTES
+    taken = paper.publish("taken")
+    await a_turn()
+
+    with pytest.raises(BrokerUnavailableError, match="does not read"):
+        await refused
+    assert not paper.wire.is_under_way("refused")
+    heads = [read for read in paper.heard() if isinstance(read, header.ContentHeader)]
+    assert [head.properties.message_id for head in heads] == ["taken"]
+    paper.says(commands.Basic.Ack(1))
+    await taken
 
 
 # -- confirms -------------------------------------------------------------------------------
