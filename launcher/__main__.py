@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher import checks, dead_letters, mails, running, watching
+from launcher import checks, dead_letters, ledger, mails, running, watching
 from launcher.arguments import parser
 from launcher.environment import PROJECT, ensure_environment
 from launcher.errors import LauncherError
@@ -119,6 +119,10 @@ def _mails(given: Namespace) -> int:
     return OK
 
 
+def _ledger(given: Namespace) -> int:
+    return OK if ledger.run(given, Terminal(sys.stdout)) else FAILED
+
+
 def _bench(_given: Namespace) -> NoReturn:
     """Become the benchmark, which reads the same command line in its own environment."""
     python = ensure_environment("bench", RUN_DIRECTORY, STDERR) / "bin" / "python"
@@ -149,6 +153,7 @@ COMMANDS = {
     "status": _status,
     "down": _down,
     "logs": _logs,
+    "ledger": _ledger,
     "mails": _mails,
     "check-broker": _check_broker,
     "bench": _bench,

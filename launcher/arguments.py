@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.arguments import add_arguments
 from chaos.arguments import add_arguments as add_chaos_arguments
-from launcher import dead_letters, mails
+from launcher import dead_letters, ledger, mails
 
 COMMANDS = {
     "demo": "set up and start everything, show where it is, stop with Ctrl-C",
@@ -15,6 +15,7 @@ COMMANDS = {
     "down": "stop what 'up --detach' started",
     "logs": "show the logs, of one part or of all",
     "bench": "measure the speed, beside a system that people would write instead",
+    "ledger": "show what became of every registration, and bring back what is lost",
     "mails": "show how a mail stands, send it again, or all of a day that failed",
     "check-broker": "compare a broker with what it should hold, and say how to mend it",
     "dead-letters": "show messages that were given up, send them back, correct or discard them",
@@ -26,6 +27,7 @@ Add = Callable[[argparse.ArgumentParser, argparse.ArgumentParser], None]
 
 ACTIONS: Mapping[str, Add] = {
     "dead-letters": dead_letters.add_arguments,
+    "ledger": ledger.add_arguments,
     "mails": mails.add_arguments,
 }
 """Commands with actions below them, and what adds those to the command; it gets the options

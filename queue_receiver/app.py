@@ -1,7 +1,8 @@
 """Builds the receiver. The only place where its parts meet."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from functools import partial
 
 from aiohttp import web
@@ -12,12 +13,18 @@ from common.dead_letters import DeadLetterQueue
 from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
+from common.management import ManagementApi
 from common.messaging import handling, open_publisher
-from common.topology import BROKER_USERS
-from queue_receiver import dead_letter_routes, page_routes
+from common.queue_view import QueueView
+from common.stream import StreamReader
+from common.topology import BROKER_USERS, USER_REGISTRATION
+from queue_receiver import dead_letter_routes, ledger_routes, page_routes
 from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
 from queue_receiver.fates import Fates
 from queue_receiver.handlers import store_registration
+from queue_receiver.ledger import Accounts, Auditor
+from queue_receiver.ledger_repair import Repairs
+from queue_receiver.ledger_routes import AUDITOR, REPAIRS
 from queue_receiver.office import DeadLetterOffice
 from queue_receiver.redrives import Redrives
 from queue_receiver.routes import api
@@ -59,11 +66,23 @@ def build_app(settings: Settings) -> web.Application:
             app[OFFICE] = DeadLetterOffice(queues=queues, records=database)
             app[REDRIVES] = Redrives(queues=queues, fates=Fates(database))
             stack.push_async_callback(app[REDRIVES].close)
+            letters = next(queue for queue in queues if queue.route is USER_REGISTRATION)
+            auditor, log = await stack.enter_async_context(
+                _auditing(settings, accounts=database, letters=letters, readiness=readiness)
+            )
+            app[AUDITOR] = auditor
+            app[REPAIRS] = Repairs(auditor=auditor, log_=log, publisher=publisher)
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 
     app = base_app(
         SERVICE,
-        Api([*api.operations, *dead_letter_routes.api.operations, *page_routes.api.operations]),
+        Api(
+            [
+                operation
+                for each in (api, ledger_routes.api, dead_letter_routes.api, page_routes.api)
+                for operation in each.operations
+            ]
+        ),
         description="Stores registrations and asks for their mails.",
         readiness=readiness,
         problem_page=page_routes.problem_page,
@@ -71,3 +90,28 @@ def build_app(settings: Settings) -> web.Application:
     app.router.add_get("/static/{name}", page_routes.static_file)
     app.cleanup_ctx.append(lifespan)
     return app
+
+
+@asynccontextmanager
+async def _auditing(
+    settings: Settings, *, accounts: Accounts, letters: DeadLetterQueue, readiness: Readiness
+) -> AsyncIterator[tuple[Auditor, StreamReader]]:
+    """The ledger, kept current until the block is left, and the stream that it reads."""
+    url, management = str(settings.queue_url), settings.queue_management_url
+    async with StreamReader.open(url, service=SERVICE, fast=settings.fast_frames) as log:
+        auditor = Auditor(
+            log_=log,
+            accounts=accounts,
+            queues=QueueView(
+                log,
+                management=ManagementApi(management) if management else None,
+                route=USER_REGISTRATION,
+            ),
+            dead_letters=letters,
+            lost_after=timedelta(seconds=settings.ledger_lost_after_seconds),
+        )
+        readiness.note("ledger", auditor.note)
+        if management is None:
+            readiness.add("work_binding", auditor.check_binding)
+        async with auditor.watching(timedelta(seconds=settings.ledger_interval_seconds)):
+            yield auditor, log

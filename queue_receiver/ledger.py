@@ -1,0 +1,342 @@
+"""The ledger: reconciles, by id, what was accepted with what became of it."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from common import metrics
+from common.contracts.ledger import (
+    MAX_NAMED,
+    InFlight,
+    Ledger,
+    LostRegistration,
+    MissingRegistration,
+    Settlement,
+    SettlementRequest,
+    WorkBinding,
+)
+from common.dead_letters import DeadLetterQueue
+from common.errors import ConflictError, TopologyMissingError, UserStreamError
+from common.http.health import Note
+from common.queue_view import QueueLook
+from queue_receiver.ledger_reading import STREAM, Book, Log, Progress, read_on
+
+log = structlog.get_logger()
+
+MOST_IN_BACKGROUND = 10_000
+"""Messages read in one turn of the background: work goes first."""
+
+MOST_ON_REQUEST = 50_000
+"""Some seconds' worth; whoever asks is told when that was not all."""
+
+SECOND_LOOK_AFTER = 1.0
+"""Seconds between the two looks that make a registration lost."""
+
+LETTERS_KEPT = timedelta(minutes=1)
+"""How long a list of the dead letters is believed while their number stays the same."""
+
+BINDING_SUSPECTED_AFTER = 30.0
+"""Seconds after which a registration that is in no queue and not stored makes the receiver ask
+whether the work queue is bound, where no management API can tell."""
+
+
+class Accounts(Book, Protocol):
+    """The book, and what it says."""
+
+    async def settle_ledger(self, request: SettlementRequest) -> Settlement:
+        """The totals, and who is missing."""
+        ...
+
+
+class Queues(Protocol):
+    """The route's queues: ``common.queue_view`` in production."""
+
+    async def look(self) -> QueueLook:
+        """As they are now."""
+        ...
+
+
+@dataclass(slots=True)
+class Letters:
+    """The dead letters as they were last listed."""
+
+    codes: Mapping[UUID, str] = field(default_factory=dict)
+    """Why each is one."""
+
+    unlisted: int = 0
+    """How many there were besides."""
+
+    listed_at: float = 0.0
+    """By the monotonic clock."""
+
+    @property
+    def total(self) -> int:
+        """How many there were."""
+        return len(self.codes) + self.unlisted
+
+
+class Auditor:
+    """Keeps the ledger current; every receiver may have one.
+
+    Args:
+        log_: The stream of what was accepted.
+        accounts: What is stored, and what was read.
+        queues: What is under way.
+        dead_letters: What waits for a person.
+        lost_after: Younger ones are never called lost.
+    """
+
+    def __init__(
+        self,
+        *,
+        log_: Log,
+        accounts: Accounts,
+        queues: Queues,
+        dead_letters: DeadLetterQueue,
+        lost_after: timedelta,
+    ) -> None:
+        self._log = log_
+        self._accounts = accounts
+        self._queues = queues
+        self._dead_letters = dead_letters
+        self._lost_after = lost_after.total_seconds()
+        self._letters = Letters()
+        self._one_at_a_time = asyncio.Lock()
+        self._last: Ledger | None = None
+        self._last_at = time.monotonic()
+        self._lost: list[MissingRegistration] = []
+        self._failure = ""
+        self._unbound = False
+        metrics.LEDGER_AGE.set_function(lambda: time.monotonic() - self._last_at)
+
+    # -- answers ----------------------------------------------------------------------------
+
+    async def reconcile(self, *, most: int = MOST_ON_REQUEST) -> Ledger:
+        """Read on and compare.
+
+        Raises:
+            UnavailableError: The broker or database_service is away; nothing is known anew.
+        """
+        async with self._one_at_a_time:
+            progress = await read_on(self._log, self._accounts, most=most)
+            ledger, self._lost = await self._compare(progress)
+            self._last, self._last_at = ledger, time.monotonic()
+        _measure(ledger)
+        return ledger
+
+    @property
+    def lost(self) -> list[MissingRegistration]:
+        """Everyone who was lost at the last comparison, oldest first."""
+        return self._lost
+
+    def note(self) -> Note:
+        """What ``/health`` says of it."""
+        if self._last is None:
+            return Note(detail=self._failure or "Not read yet.", warning=bool(self._failure))
+        seconds = round(time.monotonic() - self._last_at)
+        facts = {"lost": self._last.lost, "ageSeconds": seconds}
+        if self._last.lost:
+            text = (
+                f"{self._last.lost} accepted registrations are in no queue and not stored, "
+                f"{seconds} s ago. The stream has them: ./userstream ledger --repair"
+            )
+            return Note(detail=text, warning=True, facts=facts)
+        if self._failure:
+            return Note(detail=self._failure, warning=True, facts=facts)
+        return Note(detail=f"Nothing was lost, {seconds} s ago.", facts=facts)
+
+    async def check_binding(self) -> None:
+        """Raise TopologyMissingError if what is accepted does not reach the work queue.
+
+        For brokers without a management API, which would say so at once.
+        """
+        if self._unbound:
+            raise TopologyMissingError(
+                "Registrations are accepted, but do not reach the queue user.registration: its "
+                "binding seems to be missing. The stream has them. Import "
+                "rabbitmq/definitions.json, then: ./userstream ledger --repair"
+            )
+
+    # -- comparing --------------------------------------------------------------------------
+
+    async def _compare(self, progress: Progress) -> tuple[Ledger, list[MissingRegistration]]:
+        """Who is missing, after everything that could hold them was looked at.
+
+        The queues come first, then the database, then the dead letters: whoever leaves a queue
+        is stored or among the dead letters before, so is seen by one of the later looks.
+        """
+        queues, settlement, letters, lost = await self._look()
+        known = {one.registration_id for one in self._lost}
+        if any(one.registration_id not in known for one in lost):
+            # The management API's figures are some seconds old: an old message that was just
+            # sent back may be in somebody's hands. It is not for two looks in a row.
+            await asyncio.sleep(SECOND_LOOK_AFTER)
+            before = {one.registration_id for one in lost}
+            queues, settlement, letters, lost = await self._look()
+            lost = [one for one in lost if one.registration_id in before]
+        self._unbound = await self._is_unbound(queues, letters)
+        return self._ledger(progress, settlement, queues, letters, lost), lost
+
+    async def _look(
+        self,
+    ) -> tuple[QueueLook, Settlement, Letters, list[MissingRegistration]]:
+        """The queues, then the database, and where somebody seems lost the dead letters."""
+        queues = await self._queues.look()
+        settlement = await self._settle(self._lost_after)
+        suspects = _suspects(settlement, queues, self._lost_after)
+        letters = await self._listed(queues.dead, suspects)
+        lost = [one for one in suspects if one.registration_id not in letters.codes]
+        # As many as could not be listed may be among those.
+        return queues, settlement, letters, lost[: max(0, len(lost) - letters.unlisted)]
+
+    async def _settle(self, missing_for_seconds: float) -> Settlement:
+        return await self._accounts.settle_ledger(
+            SettlementRequest(stream=STREAM, missing_for_seconds=missing_for_seconds)
+        )
+
+    async def _is_unbound(self, queues: QueueLook, letters: Letters) -> bool:
+        if queues.bound is not None or queues.under_way or letters.unlisted:
+            return queues.bound is False
+        settlement = await self._settle(min(BINDING_SUSPECTED_AFTER, self._lost_after))
+        return any(one.registration_id not in letters.codes for one in settlement.missing)
+
+    async def _listed(self, dead: int, suspects: list[MissingRegistration]) -> Letters:
+        """The dead letters: as last listed, while nothing speaks against it."""
+        known = self._letters
+        is_fresh = time.monotonic() - known.listed_at < LETTERS_KEPT.total_seconds()
+        is_same = dead == known.total and (is_fresh or not dead)
+        if not is_same or any(one.registration_id not in known.codes for one in suspects):
+            self._letters = await self._list_letters()
+        return self._letters
+
+    async def _list_letters(self) -> Letters:
+        """The dead letters' ids and codes; reading them moves nothing."""
+        known = self._letters
+        try:
+            async with self._dead_letters.held(lambda _: False) as held:
+                codes = {letter.id: letter.code for letter in held.letters}
+                unlisted = max(0, held.ready - len(held.letters))
+                if held.is_looked_at_elsewhere:
+                    codes = {**known.codes, **codes}
+        except ConflictError:  # somebody decides on them just now; what was known stays so
+            codes, unlisted = dict(known.codes), known.unlisted
+        return Letters(codes, unlisted, time.monotonic())
+
+    def _ledger(
+        self,
+        progress: Progress,
+        settlement: Settlement,
+        queues: QueueLook,
+        letters: Letters,
+        lost: list[MissingRegistration],
+    ) -> Ledger:
+        now = datetime.now(UTC)
+        codes = Counter(letters.codes.values())
+        if letters.unlisted:
+            codes["not_listed"] = letters.unlisted
+        return Ledger(
+            as_of=now,
+            read_up_to=progress.next_offset,
+            caught_up=progress.caught_up,
+            totals=settlement.totals,
+            in_flight=queues.under_way,
+            in_flight_by_place=InFlight(
+                ready=queues.ready,
+                unacknowledged=queues.unacknowledged,
+                retrying=queues.retrying,
+            ),
+            in_hospital=codes.total(),
+            in_hospital_by_code=dict(codes),
+            rejected=sum(settlement.rejected.values()),
+            rejected_by_code=settlement.rejected,
+            lost=len(lost),
+            lost_after_seconds=self._lost_after,
+            lost_registrations=[_lost(one, now) for one in lost[:MAX_NAMED]],
+            work_binding=_binding(queues, unbound=self._unbound),
+        )
+
+    # -- background -------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def watching(self, interval: timedelta) -> AsyncIterator[None]:
+        """Reconcile now and then until the block is left; never, if the interval is 0."""
+        task = asyncio.create_task(self._watch(interval)) if interval else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self, interval: timedelta) -> None:
+        was_lost = 0
+        while True:
+            await asyncio.sleep(interval.total_seconds())
+            try:
+                ledger = await self.reconcile(most=MOST_IN_BACKGROUND)
+            except UserStreamError as error:
+                if error.detail != self._failure:
+                    log.warning("ledger.unreadable", code=error.code, reason=error.detail)
+                self._failure = f"The ledger can not be read: {error.detail}"
+                continue
+            self._failure = ""
+            if ledger.lost > was_lost:
+                log.error("ledger.lost", lost=ledger.lost, work_binding=ledger.work_binding)
+            was_lost = ledger.lost
+
+
+def _suspects(
+    settlement: Settlement, queues: QueueLook, lost_after: float
+) -> list[MissingRegistration]:
+    """Who is missing for long and can be in no queue.
+
+    Either the queues are empty; or nothing is being retried, and the work queue, which keeps
+    its order, has come past them by as long as we wait.
+    """
+    if not queues.under_way:
+        return settlement.missing
+    if queues.retrying or settlement.stored_up_to is None:
+        return []
+    passed = settlement.stored_up_to - timedelta(seconds=lost_after)
+    return [one for one in settlement.missing if one.accepted_at < passed]
+
+
+def _lost(one: MissingRegistration, now: datetime) -> LostRegistration:
+    return LostRegistration(
+        registration_id=one.registration_id,
+        accepted_at=one.accepted_at,
+        age_seconds=round((now - one.accepted_at).total_seconds()),
+        stream_offset=one.stream_offset,
+    )
+
+
+def _binding(queues: QueueLook, *, unbound: bool) -> WorkBinding:
+    if queues.bound is None:
+        return WorkBinding.MISSING if unbound else WorkBinding.UNKNOWN
+    return WorkBinding.PRESENT if queues.bound else WorkBinding.MISSING
+
+
+def _measure(ledger: Ledger) -> None:
+    metrics.LEDGER_LOST.set(ledger.lost)
+    metrics.LEDGER_UNREAD.set(ledger.totals.unread)
+    states = {
+        "accepted": ledger.totals.accepted,
+        "stored": ledger.totals.stored,
+        "duplicate": ledger.totals.duplicates,
+        "missing": ledger.totals.missing,
+        "rejected": ledger.rejected,
+        "in_flight": ledger.in_flight,
+        "in_hospital": ledger.in_hospital,
+        "mailed": ledger.totals.mails.mailed,
+        "mail_failed": ledger.totals.mails.failed,
+    }
+    for state, number in states.items():
+        metrics.LEDGER_REGISTRATIONS.labels(state).set(number)

@@ -1,0 +1,268 @@
+"""The receiver's ledger, with a real broker and a real database behind it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from aiohttp import ClientSession, web
+
+from common.contracts.registrations import RegistrationSubmitted
+from common.publisher import Publisher
+from common.topology import USER_REGISTRATION, definitions
+from queue_receiver.app import build_app
+from queue_receiver.settings import Settings
+from tests.amqp import a_registration, depth, eventually, publish
+from tests.backends import TestBroker
+from tests.integration.database_service.builders import serving, settings_for
+
+NAME, LOG = USER_REGISTRATION.name, USER_REGISTRATION.log
+
+
+@pytest.fixture
+def fresh_broker(empty_broker: TestBroker) -> TestBroker:
+    """The broker with empty queues, an empty stream and every binding."""
+    empty_broker.management("DELETE", f"/api/queues/%2F/{LOG}")
+    empty_broker.management("POST", "/api/definitions", definitions())
+    return empty_broker
+
+
+@pytest.fixture
+async def database_url(database_dsn: str) -> AsyncIterator[str]:
+    """database_service, ready."""
+    async with serving(settings_for(database_dsn)) as client:
+        await eventually(lambda: _is_ready(client), "database_service being ready")
+        yield str(client._base_url)
+
+
+@asynccontextmanager
+async def a_receiver(
+    broker: TestBroker, database_url: str, **settings: Any
+) -> AsyncIterator[ClientSession]:
+    """The receiver as it runs in production, but reading the ledger only when asked."""
+    given: dict[str, Any] = {
+        "queue_url": broker.url("queue_receiver"),
+        "queue_management_url": broker.monitor_url,
+        "database_service_url": database_url,
+        "ledger_interval_seconds": 0,
+        "ledger_lost_after_seconds": 0,
+        "max_retry_attempts": 0,
+    }
+    app = build_app(Settings.model_validate(given | settings))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        async with ClientSession(f"http://{host}:{port}") as client:
+            yield client
+    finally:
+        await runner.cleanup()
+
+
+async def _is_ready(client: ClientSession) -> bool:
+    async with client.get("/health/ready") as response:
+        return response.status == 200
+
+
+async def the_ledger(receiver: ClientSession) -> dict[str, Any]:
+    async with receiver.get("/api/ledger") as response:
+        ledger: dict[str, Any] = await response.json()
+        assert response.status == 200, ledger
+    totals = ledger["totals"]
+    parts = totals["stored"] + totals["duplicates"] + totals["missing"] + ledger["rejected"]
+    assert totals["accepted"] == parts
+    return ledger
+
+
+async def repaired(receiver: ClientSession) -> dict[str, Any]:
+    async with receiver.post("/api/ledger/repairs") as response:
+        done: dict[str, Any] = await response.json()
+        assert response.status == 200, done
+        return done
+
+
+async def accepted(broker: TestBroker, count: int) -> dict[UUID, RegistrationSubmitted]:
+    """Registrations that the frontend has answered with 202."""
+    registrations = {uuid4(): a_registration() for _ in range(count)}
+    url = broker.url("frontend")
+    async with Publisher.open(url, service="frontend", exchanges=[NAME]) as publisher:
+        await eventually(lambda: _connected(publisher), "connecting")
+        for message_id, registration in registrations.items():
+            await publisher.publish(registration, message_id=message_id, correlation_id="test")
+    return registrations
+
+
+async def _connected(publisher: Publisher) -> bool:
+    try:
+        await publisher.check()
+    except Exception:  # noqa: BLE001 - asked again
+        return False
+    return True
+
+
+async def until_stored(database_dsn: str, ids: list[UUID]) -> None:
+    async def all_stored() -> bool:
+        return await count_stored(database_dsn, ids) == len(ids)
+
+    await eventually(all_stored, "storing")
+
+
+async def count_stored(database_dsn: str, ids: list[UUID]) -> int:
+    connection = await asyncpg.connect(database_dsn)
+    try:
+        statement = "SELECT count(*) FROM registrations WHERE registration_id = ANY ($1)"
+        found: int = await connection.fetchval(statement, ids)
+        return found
+    finally:
+        await connection.close()
+
+
+def unbind(broker: TestBroker) -> None:
+    """Take the work queue from the exchange, as a careless hand would."""
+    broker.management("DELETE", f"/api/bindings/%2F/e/{NAME}/q/{NAME}/%23")
+
+
+async def test_everything_that_is_stored_is_accounted_for(
+    fresh_broker: TestBroker, database_url: str, database_dsn: str
+) -> None:
+    async with a_receiver(fresh_broker, database_url) as receiver:
+        ids = list(await accepted(fresh_broker, 20))
+        await until_stored(database_dsn, ids)
+
+        async def settled() -> bool:
+            return bool((await the_ledger(receiver))["inFlight"] == 0)
+
+        await eventually(settled, "the queue's figures being up to date")
+        ledger = await the_ledger(receiver)
+
+    assert (ledger["totals"]["accepted"], ledger["totals"]["stored"]) == (20, 20)
+    assert (ledger["lost"], ledger["inHospital"], ledger["rejected"]) == (0, 0, 0)
+    assert ledger["workBinding"] == "present"
+    assert (ledger["readUpTo"], ledger["caughtUp"]) == (20, True)
+
+
+async def test_what_never_reached_the_work_queue_is_lost_until_it_is_repaired(
+    fresh_broker: TestBroker, database_url: str, database_dsn: str
+) -> None:
+    async with a_receiver(fresh_broker, database_url) as receiver:
+        stored = list(await accepted(fresh_broker, 5))
+        await until_stored(database_dsn, stored)
+        unbind(fresh_broker)
+
+        stranded = list(await accepted(fresh_broker, 7))  # the broker confirms them all
+
+        async def noticed() -> dict[str, Any] | None:
+            ledger = await the_ledger(receiver)
+            return ledger if ledger["lost"] else None
+
+        ledger = await eventually(noticed, "noticing")
+        assert ledger["lost"] == 7
+        named = [UUID(lost["registrationId"]) for lost in ledger["lostRegistrations"]]
+        assert set(named) == set(stranded)
+        assert ledger["workBinding"] == "missing"
+        async with receiver.get("/metrics") as response:
+            assert "userstream_ledger_lost 7.0" in await response.text()
+        async with receiver.get("/health") as response:
+            health = await response.json()
+            assert health["notes"]["ledger"]["warning"]
+            assert health["notes"]["ledger"]["lost"] == 7
+        async with receiver.get("/health/ready") as response:
+            assert response.status == 503  # for the binding, not for the ledger
+            assert "binding" in (await response.json())["dependencies"]["topology"]["detail"]
+
+        done = await repaired(receiver)
+        assert (done["lost"], done["republished"], done["notInStream"]) == (7, 7, [])
+        await until_stored(database_dsn, [*stored, *stranded])
+        assert (await repaired(receiver))["republished"] == 0
+
+        ledger = await the_ledger(receiver)
+    assert (ledger["lost"], ledger["totals"]["stored"], ledger["totals"]["repeated"]) == (0, 12, 0)
+
+
+async def test_without_a_management_api_the_ledger_itself_notices_a_missing_binding(
+    fresh_broker: TestBroker, database_url: str, database_dsn: str
+) -> None:
+    async with a_receiver(fresh_broker, database_url, queue_management_url=None) as receiver:
+        stored = list(await accepted(fresh_broker, 2))
+        await until_stored(database_dsn, stored)
+        ledger = await the_ledger(receiver)
+        assert (ledger["workBinding"], ledger["inFlightByPlace"]["unacknowledged"]) == (
+            "unknown",
+            None,
+        )
+        await eventually(lambda: _is_ready(receiver), "being ready")
+        unbind(fresh_broker)
+        stranded = list(await accepted(fresh_broker, 1))
+
+        async def noticed() -> bool:
+            return bool((await the_ledger(receiver))["workBinding"] == "missing")
+
+        await eventually(noticed, "noticing")
+
+        async with receiver.get("/health/ready") as response:
+            report = await response.json()
+        assert not report["dependencies"]["work_binding"]["ready"]
+        await repaired(receiver)
+        await until_stored(database_dsn, stranded)
+        ledger = await the_ledger(receiver)
+        assert (ledger["lost"], ledger["workBinding"]) == (0, "unknown")
+
+
+async def test_a_dead_letter_is_in_the_hospital_and_not_lost(
+    fresh_broker: TestBroker, database_url: str
+) -> None:
+    async with a_receiver(fresh_broker, database_url) as receiver:
+        await publish(fresh_broker.admin_url, NAME, b"nonsense", message_id=str(uuid4()))
+
+        async def dead() -> bool:
+            letters = await depth(fresh_broker.admin_url, USER_REGISTRATION.dead_letter_queue)
+            return letters == 1
+
+        await eventually(dead, "dead-lettering")
+        for _ in range(2):
+            ledger = await the_ledger(receiver)
+
+    assert (ledger["lost"], ledger["totals"]["missing"]) == (0, 1)
+    assert ledger["inHospitalByCode"] == {"malformed": 1}
+
+
+async def test_two_receivers_asked_at_the_same_time_count_nothing_twice(
+    fresh_broker: TestBroker, database_url: str, database_dsn: str
+) -> None:
+    async with (
+        a_receiver(fresh_broker, database_url, ledger_interval_seconds=0.01) as one,
+        a_receiver(fresh_broker, database_url, ledger_interval_seconds=0.01) as other,
+    ):
+        ids = list(await accepted(fresh_broker, 200))
+        await until_stored(database_dsn, ids)
+
+        async def whole() -> bool:
+            ledgers = [await the_ledger(each) for each in (one, other)]
+            return [ledger["totals"]["accepted"] for ledger in ledgers] == [200, 200]
+
+        await eventually(whole, "reading all")
+
+
+async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
+    fresh_broker: TestBroker, database_url: str, database_dsn: str
+) -> None:
+    async with a_receiver(fresh_broker, database_url) as receiver:
+        ids = list(await accepted(fresh_broker, 9))
+        await until_stored(database_dsn, ids)
+        assert (await the_ledger(receiver))["totals"]["accepted"] == 9
+        fresh_broker.management("DELETE", f"/api/queues/%2F/{LOG}")
+        fresh_broker.management("POST", "/api/definitions", definitions())
+        await until_stored(database_dsn, list(await accepted(fresh_broker, 4)))
+
+        async def read() -> dict[str, Any] | None:
+            async with receiver.get("/api/ledger") as response:
+                ledger: dict[str, Any] = await response.json()
+            return ledger if ledger.get("totals", {}).get("accepted") == 13 else None
+
+        ledger = await eventually(read, "reading the new stream")
+
+    assert (ledger["readUpTo"], ledger["totals"]["restarts"]) == (4, 1)
+    assert (ledger["lost"], ledger["totals"]["repeated"]) == (0, 0)
