@@ -135,7 +135,7 @@ async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
     with capture_logs() as lines:
         async with flying(pipeline) as bird:
             await until(lambda: bird.note().warning, "the warning")
-            assert "The broker takes no messages." in bird.note().detail
+            assert "The broker takes no messages" in bird.note().detail
             await until(lambda: pipeline.refused >= 3, "further refusals")
             pipeline.refusal = None
             await until(lambda: not bird.note().warning, "the end of the warning")
