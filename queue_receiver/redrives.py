@@ -216,7 +216,7 @@ class Redrives:
         async with queue.held(lambda letter: _key(letter) in waiting) as held:
             until = loop.time() + HOLD_SECONDS
             for letter in held.letters:
-                if not letter.has_body or loop.time() > until:
+                if _key(letter) not in waiting or not letter.has_body or loop.time() > until:
                     continue
                 if _key(letter) not in sent:
                     _stop_if_told(job)

@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from common.envelope import Delivery
+from queue_receiver.masking import masked_body, revealed_body, shown_headers
+
+
+def test_fields_are_shown_and_values_covered() -> None:
+    body = {
+        "name": "Ada",
+        "email": "ada@example.org",
+        "phone": 12345,
+        "template": "welcome",
+        "registrationId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+        "data": {"city": "London", "known": True},
+    }
+
+    masked = json.loads(masked_body(json.dumps(body).encode()))
+
+    assert masked == {
+        "name": "••• (3 characters)",
+        "email": "••• (15 characters)",
+        "phone": "•••",
+        "template": "welcome",
+        "registrationId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+        "data": {"city": "••• (6 characters)", "known": True},
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"ada@example.org": 1}',
+        b'{"template": "ada@example.org"}',
+        b'["ada@example.org"]',
+        b'"ada@example.org"',
+        b"ada@example.org",
+        b'{"a":{"a":{"a":{"a":{"a":"ada@example.org"}}}}}',
+        b'{"columns": ["ada@example.org"]}',
+    ],
+)
+def test_an_address_is_covered_wherever_it_stands(body: bytes) -> None:
+    assert "ada" not in masked_body(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff\x00", b"[" * 60_000, b"x" * 70_000, b"{}" * 2])
+def test_of_what_is_no_json_the_size_is_shown(body: bytes) -> None:
+    assert f"{len(body)} bytes" in masked_body(body)
+
+
+def test_what_is_revealed_is_text_and_not_too_long() -> None:
+    assert revealed_body(b"caf\xc3\xa9 \xff") == "café \N{REPLACEMENT CHARACTER}"
+    assert revealed_body(b"x" * 70_000).endswith("… and 4464 bytes more")
+
+
+def test_headers_of_others_are_covered() -> None:
+    headers = {"x-error-code": "malformed", "x-attempts": 4, "user": "ada@example.org"}
+    delivery = Delivery(body=b"", routing_key="", headers=headers)
+
+    assert shown_headers(delivery, reveal=False) == {
+        "x-error-code": "malformed",
+        "x-attempts": "4",
+        "user": "•••",
+    }
+    assert shown_headers(delivery, reveal=True)["user"] == "ada@example.org"

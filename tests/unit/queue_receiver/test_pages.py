@@ -1,0 +1,164 @@
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+
+from common.contracts.dead_letters import (
+    DeadLetterGroup,
+    DeadLetterQuery,
+    DeadLetterQueueLook,
+    DeadLetters,
+    DeadLetterView,
+    DiscardedDeadLetter,
+    DiscardedDeadLetters,
+    Rehearsal,
+    RehearsedLetter,
+)
+from common.errors import CrossSiteError, FieldError
+from common.http.same_site import refuse_cross_site
+from queue_receiver.pages import (
+    render_discards,
+    render_letter,
+    render_letters,
+    render_problem,
+    render_rehearsal,
+)
+
+HOSTILE = "</textarea></pre><img src=x onerror=alert(1)>\"'{{7*7}}\x1b[2J"
+
+LETTER = UUID("0192f7a4-5b7c-4c3e-9f10-2b6d1c3a4e5f")
+
+
+def a_view(**changes: Any) -> DeadLetterView:
+    values: dict[str, Any] = {
+        "id": LETTER,
+        "route": "user.registration",
+        "code": "malformed",
+        "detail": "Not a valid user.registration.submitted.v1: email.",
+        "attempts": 1,
+        "first_seen": "2026-01-31T09:30:00.000+00:00",
+        "failed_service": "queue_receiver",
+        "routing_key": "user.registration.submitted.v1",
+        "type": "user.registration.submitted.v1",
+        "size_bytes": 42,
+        "headers": {"x-error-code": "malformed"},
+        "body": "{}",
+        "revealed": False,
+    }
+    return DeadLetterView.model_validate(values | changes)
+
+
+def all_letters(*letters: DeadLetterView, **look: Any) -> DeadLetters:
+    values = {
+        "route": "user.registration",
+        "letters": len(letters),
+        "read": len(letters),
+        "complete": True,
+        "looked_at_elsewhere": False,
+    }
+    groups = [DeadLetterGroup(route=letter.route, code=letter.code, count=1) for letter in letters]
+    return DeadLetters(
+        queues=[DeadLetterQueueLook.model_validate(values | look)],
+        groups=groups,
+        letters=list(letters),
+        next_after=None,
+    )
+
+
+def the_list(found: DeadLetters, *, done: str = "") -> str:
+    return render_letters(found, DeadLetterQuery(), latest=None, done=done)
+
+
+def test_whatever_stands_in_a_message_stays_text() -> None:
+    names = ("code", "detail", "first_seen", "failed_service", "routing_key", "type")
+    texts = dict.fromkeys(names, HOSTILE)
+    letter = a_view(**texts, headers={HOSTILE: HOSTILE}, body=HOSTILE, revealed=True)
+    hidden = a_view(**texts, headers={HOSTILE: HOSTILE}, body=HOSTILE)
+    rehearsed = RehearsedLetter(
+        id=LETTER, route="r", code=HOSTILE, would_pass=False, outcome=HOSTILE, detail=HOSTILE
+    )
+    discarded = DiscardedDeadLetter.model_construct(
+        message_id=LETTER,
+        route="r",
+        error_code=HOSTILE,
+        reason=HOSTILE,
+        discarded_by=HOSTILE,
+        discarded_at=datetime(2026, 1, 31, 9, 30, tzinfo=UTC),
+    )
+
+    for page in (
+        the_list(all_letters(letter)),
+        render_letter(letter),
+        render_letter(hidden),
+        render_letter(letter, errors=[FieldError(HOSTILE, HOSTILE)], typed=HOSTILE),
+        render_rehearsal(Rehearsal(letters=[rehearsed], left_out=0)),
+        render_discards(DiscardedDeadLetters(discards=[discarded], next_before=None)),
+        render_problem(404, HOSTILE, HOSTILE),
+    ):
+        assert "<img src=x" not in page
+        assert "&lt;img src=x" in page
+        assert "</textarea></pre>" not in page
+        assert "49" not in page.replace(str(LETTER), "")
+
+
+def test_a_body_is_edited_as_it_is() -> None:
+    # A browser drops the first line break behind <textarea>.
+    assert ">\n\n\n{}</textarea>" in render_letter(a_view(body="\n\n{}", revealed=True))
+
+
+def test_nothing_there_is_said() -> None:
+    assert "no message waits" in the_list(all_letters())
+
+
+def test_what_could_not_be_read_is_said() -> None:
+    assert "at this moment" in the_list(all_letters(complete=False, looked_at_elsewhere=True))
+    assert "10 of 20 letters" in the_list(all_letters(complete=False, read=10, letters=20))
+
+
+def test_a_notice_is_one_of_ours() -> None:
+    assert "The reason is kept" in the_list(all_letters(), done="discarded")
+    assert "whatever" not in the_list(all_letters(), done="whatever")
+
+
+def test_every_form_leads_to_an_address_of_ours() -> None:
+    page = render_letter(a_view(id=uuid4(), revealed=True))
+
+    assert page.count('method="post" action="/dead-letters/') == page.count("<form ") == 4
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "http://ours:8081"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://ours:8081"},
+    ],
+)
+def test_our_own_pages_and_programs_are_let_through(headers: Mapping[str, str]) -> None:
+    refuse_cross_site(_request(headers))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": ""},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "http://ours:8081"},
+        {"Origin": "http://ours:8080"},
+        {"Origin": "null"},
+        {"Origin": ""},
+        {"Origin": "http://[ours:8081"},
+    ],
+)
+def test_pages_of_others_are_refused(headers: Mapping[str, str]) -> None:
+    with pytest.raises(CrossSiteError, match="nothing was done"):
+        refuse_cross_site(_request(headers))
+
+
+def _request(headers: Mapping[str, str]) -> Any:
+    return make_mocked_request("POST", "/", headers={"Host": "ours:8081", **headers})

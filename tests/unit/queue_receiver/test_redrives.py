@@ -1,0 +1,195 @@
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.contracts.dead_letters import Redrive, RedriveRequest, RedriveState
+from common.dead_letters import DeadLetter, DeadLetterQueue
+from common.envelope import Delivery
+from common.errors import BrokerUnavailableError, ConflictError, NotFoundError
+from common.topology import USER_REGISTRATION
+from queue_receiver import redrives
+from queue_receiver.fates import Fate, Fates
+from queue_receiver.redrives import Redrives
+from tests.polling import until
+
+Key = tuple[str, UUID]
+
+
+def a_letter(code: str = "neighbour_error", body: bytes = b"{}") -> DeadLetter:
+    letter_id = uuid4()
+    delivery = Delivery(
+        body=body, routing_key="", message_id=str(letter_id), headers={"x-error-code": code}
+    )
+    return DeadLetter(
+        tag=1,
+        route=USER_REGISTRATION,
+        delivery=delivery,
+        id=letter_id,
+        size=len(body),
+        has_body=True,
+    )
+
+
+class FakeHeld:
+    def __init__(self, queue: "FakeQueue") -> None:
+        self._queue = queue
+        self.letters = list(queue.letters)
+
+    async def send_back(self, letter: DeadLetter) -> None:
+        if self._queue.error:
+            raise self._queue.error
+        self._queue.letters.remove(letter)
+        self._queue.sent.append(letter)
+        if self._queue.fails(letter):
+            self._queue.letters.append(letter)
+
+
+class FakeQueue:
+    """Stands for ``DeadLetterQueue``: what is sent back comes back where ``fails`` says so."""
+
+    route = USER_REGISTRATION
+
+    def __init__(self, *letters: DeadLetter) -> None:
+        self.letters = list(letters)
+        self.sent: list[DeadLetter] = []
+        self.fails: Callable[[DeadLetter], bool] = lambda _: False
+        self.error: Exception | None = None
+
+    @asynccontextmanager
+    async def held(self, _wanted: object) -> AsyncIterator[FakeHeld]:
+        yield FakeHeld(self)
+
+    async def count(self) -> int:
+        return len(self.letters)
+
+
+class FakeFates:
+    """Stands for ``Fates``: everything is settled at once, or as ``fate`` says."""
+
+    fate = Fate.SETTLED
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    async def remember(self, messages: list[Key]) -> None:
+        self.steps.append(len(messages))
+
+    async def ask(self, messages: set[Key]) -> dict[Key, Fate]:
+        return dict.fromkeys(messages, self.fate)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redrives, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(redrives, "POLL_SECONDS", 0.001)
+
+
+def of(queue: FakeQueue, fates: FakeFates) -> Redrives:
+    return Redrives(queues=[cast("DeadLetterQueue", queue)], fates=cast("Fates", fates))
+
+
+async def ended(office: Redrives, **wish: Any) -> Redrive:
+    request = RedriveRequest.model_validate({"rate": 1000, **({"all": True} | wish)})
+    redrive_id = office.start(request).redrive_id
+    await until(lambda: office.get(redrive_id).state is not RedriveState.RUNNING, "the end")
+    return office.get(redrive_id)
+
+
+async def test_a_few_are_sent_first_and_then_more() -> None:
+    queue, fates = FakeQueue(*(a_letter() for _ in range(30))), FakeFates()
+
+    redrive = await ended(of(queue, fates))
+
+    assert (redrive.state, redrive.total, redrive.sent, redrive.settled) == ("done", 30, 30, 30)
+    assert fates.steps == [1, 10, 19]
+    assert queue.letters == []
+
+
+async def test_it_stops_at_the_first_that_fails_again() -> None:
+    queue, fates = FakeQueue(*(a_letter() for _ in range(30))), FakeFates()
+    poison = queue.letters[5]
+    queue.fails = lambda letter: letter is poison
+
+    redrive = await ended(of(queue, fates))
+
+    assert (redrive.state, redrive.failed_again) == ("failed_again", 1)
+    assert redrive.first_failed == poison.id
+    assert fates.steps == [1, 10]
+    assert len(queue.sent) == 11
+    assert len(queue.letters) == 20  # the rest, and the one that came back
+
+
+async def test_what_a_mail_server_puts_off_again_has_failed_again() -> None:
+    queue, fates = FakeQueue(a_letter(), a_letter()), FakeFates()
+    fates.fate = Fate.FAILED
+
+    redrive = await ended(of(queue, fates))
+
+    assert (redrive.state, redrive.sent) == ("failed_again", 1)
+
+
+async def test_only_what_is_meant_is_sent() -> None:
+    queue = FakeQueue(a_letter("malformed"), a_letter("no_space"), a_letter("malformed"))
+
+    await ended(of(queue, FakeFates()), all=False, code="malformed")
+
+    assert [letter.code for letter in queue.sent] == ["malformed", "malformed"]
+    assert [letter.code for letter in queue.letters] == ["no_space"]
+
+
+async def test_a_step_that_is_not_handled_in_time_ends_it() -> None:
+    queue, fates = FakeQueue(a_letter(), a_letter()), FakeFates()
+    fates.fate = Fate.OPEN
+
+    redrive = await ended(of(queue, fates), waitSeconds=1)
+
+    assert (redrive.state, redrive.sent, len(queue.letters)) == ("unsettled", 1, 1)
+    assert "not lost" in redrive.detail
+
+
+async def test_an_outage_breaks_it_off_and_leaves_the_rest() -> None:
+    queue = FakeQueue(a_letter())
+    queue.error = BrokerUnavailableError("Away.")
+
+    redrive = await ended(of(queue, FakeFates()))
+
+    assert (redrive.state, redrive.sent) == ("broken_off", 0)
+    assert "still here" in redrive.detail
+    assert len(queue.letters) == 1
+
+
+async def test_it_can_be_stopped_and_there_is_one_at_a_time() -> None:
+    queue, fates = FakeQueue(a_letter(), a_letter()), FakeFates()
+    fates.fate = Fate.OPEN
+    office = of(queue, fates)
+    first = office.start(RedriveRequest(all=True))
+
+    with pytest.raises(ConflictError, match="is running"):
+        office.start(RedriveRequest(all=True))
+    await until(lambda: queue.sent, "the first step")
+    office.stop(first.redrive_id)
+    await until(lambda: office.get(first.redrive_id).state is RedriveState.STOPPED, "its stop")
+
+    assert len(queue.letters) == 1
+    assert office.latest == office.get(first.redrive_id)
+
+
+async def test_the_end_of_the_service_is_the_end_of_a_redrive() -> None:
+    queue, fates = FakeQueue(a_letter(), a_letter()), FakeFates()
+    fates.fate = Fate.OPEN
+    office = of(queue, fates)
+    running = office.start(RedriveRequest(all=True))
+    await until(lambda: queue.sent, "the first step")
+
+    await office.close()
+
+    assert office.get(running.redrive_id).state is RedriveState.BROKEN_OFF
+    assert len(queue.letters) == 1
+
+
+async def test_a_redrive_that_nobody_began_is_not_known() -> None:
+    with pytest.raises(NotFoundError, match="still among the dead letters"):
+        of(FakeQueue(), FakeFates()).get(uuid4())
