@@ -50,7 +50,7 @@ from queue_receiver.pages import (
     static,
 )
 
-ASSETS = {"site.css": "text/css", "mark.svg": "image/svg+xml"}
+ASSETS = {"site.css": "text/css", "mark.svg": "image/svg+xml", "progress.js": "text/javascript"}
 """The files that the pages need, with their types."""
 
 FOR_EVER = "public, max-age=31536000, immutable"

@@ -220,7 +220,7 @@ class Redrives:
                     continue
                 if _key(letter) not in sent:
                     _stop_if_told(job)
-                    job.detail = f"Sending {job.step} letters back."
+                    job.detail = f"Sending {_letters(job.step)} back."
                     await asyncio.sleep(1 / job.request.rate)
                 await held.send_back(letter)
                 job.sent += _key(letter) not in sent
@@ -239,7 +239,7 @@ class Redrives:
         returned = _Returned(self._queues, sent)
         while open_ or loop.time() < begun + GRACE_SECONDS:
             _stop_if_told(job)
-            job.detail = f"Waiting until {len(open_)} of {len(sent)} letters are handled."
+            job.detail = f"Waiting for {len(open_)} of {_letters(len(sent))} to be handled."
             await asyncio.sleep(POLL_SECONDS)
             fates = await self._fates.ask(open_)
             open_ -= {key for key, fate in fates.items() if fate is Fate.SETTLED}
@@ -250,7 +250,7 @@ class Redrives:
             if open_ and loop.time() > begun + job.request.wait_seconds:
                 raise _EndedError(
                     RedriveState.UNSETTLED,
-                    f"{len(open_)} of {len(sent)} letters were not handled within "
+                    f"{len(open_)} of {_letters(len(sent))} not handled within "
                     f"{job.request.wait_seconds} s: they wait in the queue or in a retry step, "
                     "and are not lost. The rest was left here; begin again when they are done.",
                 )
@@ -300,13 +300,17 @@ def _end_with_failure(job: _Job, failed: set[Key]) -> None:
     _, job.first_failed = min(failed)
     raise _EndedError(
         RedriveState.FAILED_AGAIN,
-        f"{len(failed)} of the last {job.step} letters failed again. The rest was left here; "
-        "look at why before you begin again.",
+        f"{len(failed)} of {_letters(job.step)} failed again. The rest was left here; look at why "
+        "before you begin again.",
     )
 
 
 def _all_settled(job: _Job) -> str:
-    return f"All {job.sent} letters were handled." if job.sent else "There was nothing to send."
+    return f"Handled: {_letters(job.sent)}." if job.sent else "There was nothing to send."
+
+
+def _letters(count: int) -> str:
+    return "1 letter" if count == 1 else f"{count} letters"
 
 
 def _log_fault(task: asyncio.Task[None]) -> None:
