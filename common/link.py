@@ -5,6 +5,7 @@ behind our back; here a new channel is always set up by the same code as the fir
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -37,6 +38,13 @@ LONGEST_PAUSE_SECONDS = 5.0
 
 WATCH_SECONDS = 0.2
 """How often to look whether the broker blocks publishers (memory or disk alarm)."""
+
+OVERDUE_SECONDS = 30.0
+"""After so long without the broker's word on a message the connection is opened anew.
+
+Nobody waits for it any more, but the same id can not be published until the broker has spoken
+(``Line.turn``): were its word never to come, that message would never get through.
+"""
 
 Setup = Callable[[AbstractChannel, Wire | PlainWire], Awaitable[None]]
 
@@ -121,22 +129,25 @@ class Link:
         async with connection:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._setup(channel, await _wire_of(channel, tap))
+                wire = await _wire_of(channel, tap)
+                await self._setup(channel, wire)
             self._channel.set_result(channel)
             metrics.BROKER_CONNECTED.labels(self._purpose).set(1)
             log.info("broker.connected", purpose=self._purpose)
             self._failure = BrokerUnavailableError("Connected.")
             try:
-                await self._watch(channel)
+                await self._watch(channel, wire)
             finally:
                 self._channel = asyncio.Future()
                 metrics.BROKER_CONNECTED.labels(self._purpose).set(0)
         self._fail(BrokerUnavailableError("The connection to the broker was lost."))
 
-    async def _watch(self, channel: AbstractChannel) -> None:
+    async def _watch(self, channel: AbstractChannel, wire: Wire | PlainWire) -> None:
         """Return when the channel is lost; note meanwhile whether the broker blocks us."""
+        loop = asyncio.get_running_loop()
         underlay = await channel.get_underlay_channel()
         lost = asyncio.ensure_future(channel.closed())
+        blocked_at = -math.inf
         while not lost.done():
             await asyncio.wait([lost], timeout=WATCH_SECONDS)
             try:
@@ -144,8 +155,12 @@ class Link:
                     await underlay.connection.ready()
             except TimeoutError:
                 self._note_blocked(blocked=True)
+                blocked_at = loop.time()  # an alarm may last: what waits for its end is not lost
             else:
                 self._note_blocked(blocked=False)
+                if loop.time() - max(wire.waiting_since, blocked_at) > OVERDUE_SECONDS:
+                    log.warning("broker.confirm_overdue", purpose=self._purpose)
+                    return
 
     def _note_blocked(self, *, blocked: bool) -> None:
         if blocked != self.blocked:

@@ -53,6 +53,14 @@ class Line:
         """Whether nothing can be written any more."""
         return self.channel.is_closed
 
+    @property
+    def waiting_since(self) -> float:
+        """When the oldest message left that the broker has said nothing of, by the loop's clock.
+
+        Infinite where there is none; also where aiormq has forgotten it at its deadline.
+        """
+        return math.inf
+
     def is_under_way(self, message_id: str) -> bool:
         """Whether a message of that id is not confirmed yet."""
         return message_id in self._under_way
@@ -91,7 +99,7 @@ class Wire(Line):
         self._scheduled = False
         # Publishing.
         self._published = 0
-        self._unconfirmed: dict[int, tuple[str, Confirmation]] = {}
+        self._unconfirmed: dict[int, tuple[str, Confirmation, float]] = {}
         self._deadlines: deque[tuple[float, Confirmation]] = deque()
         self._timer_is_set = False
         # Receiving.
@@ -108,6 +116,12 @@ class Wire(Line):
         """Whether nothing can be written any more; the channel learns it last."""
         return self._has_ended or self._transport.is_closing() or super().closed
 
+    @property
+    def waiting_since(self) -> float:
+        """As of any ``Line``: those that are past their deadline count, too."""
+        _, _, since = next(iter(self._unconfirmed.values()), (None, None, math.inf))
+        return since
+
     def end(self) -> None:
         """Write nothing more: the channel closes, and the broker ignores what still comes.
 
@@ -115,7 +129,7 @@ class Wire(Line):
         """
         self._has_ended = True
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for message_id, confirmation in unconfirmed.values():
+        for message_id, confirmation, _ in unconfirmed.values():
             self._settle(message_id, confirmation, _connection_lost())
 
     # -- publishing -------------------------------------------------------------------------
@@ -144,9 +158,10 @@ class Wire(Line):
         )
         message_id = properties["message_id"]
         self._published += 1
-        self._unconfirmed[self._published] = message_id, confirmation
+        now = self._loop.time()
+        self._unconfirmed[self._published] = message_id, confirmation, now
         self._under_way[message_id] = confirmation
-        self._expire_later(confirmation)
+        self._expire_later(confirmation, now)
         return confirmation
 
     def _confirmed(self, last: int, *, multiple: bool, failure: UserStreamError | None) -> None:
@@ -157,7 +172,7 @@ class Wire(Line):
         else:
             tags = [last] if last in unconfirmed else []
         for tag in tags:
-            message_id, confirmation = unconfirmed.pop(tag)
+            message_id, confirmation, _ = unconfirmed.pop(tag)
             self._settle(message_id, confirmation, failure)
 
     def _settle(
@@ -180,10 +195,10 @@ class Wire(Line):
                 UnroutableError("No queue is bound to the exchange; the message was not kept."),
             )
 
-    def _expire_later(self, confirmation: Confirmation) -> None:
+    def _expire_later(self, confirmation: Confirmation, now: float) -> None:
         """Fail the confirmation at its deadline: one timer for all, since they expire in order."""
         self._drop_settled()
-        self._deadlines.append((self._loop.time() + CONFIRM_SECONDS, confirmation))
+        self._deadlines.append((now + CONFIRM_SECONDS, confirmation))
         if not self._timer_is_set:
             self._timer_is_set = True
             self._loop.call_at(self._deadlines[0][0], self._expire)

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 
+from common import link, wire
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnroutableError
 from common.publisher import Publisher
 from common.topology import USER_REGISTRATION
@@ -128,6 +129,34 @@ async def test_publish_is_refused_without_a_ghost_while_the_broker_is_blocked(
     assert refused >= 2
     await eventually(lambda: _published(publisher), "publishing again")
     assert await depth(empty_broker.admin_url, QUEUE) <= 2
+
+
+async def test_an_id_whose_confirm_never_came_can_be_published_again(
+    publisher: Publisher, empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "CONFIRM_SECONDS", 0.1)
+    monkeypatch.setattr(link, "OVERDUE_SECONDS", 2.0)
+    registration, message_id = a_registration(), uuid4()
+
+    async def publish() -> None:
+        await publisher.publish(registration, message_id=message_id, correlation_id="c")
+
+    with monkeypatch.context() as lossy:
+        lossy.setattr(wire.Wire, "_confirmed", lambda *_, **__: None)
+        with pytest.raises(BrokerUnavailableError, match="did not confirm"):
+            await publish()
+        with pytest.raises(BrokerUnavailableError):  # the first is still under way
+            await publish()
+
+    async def is_published() -> bool:
+        try:
+            await publish()
+        except BrokerUnavailableError:
+            return False
+        return True
+
+    await eventually(is_published, "publishing the same id again")
+    assert await depth(empty_broker.admin_url, QUEUE) >= 2
 
 
 async def test_many_publishes_at_once_are_all_confirmed(

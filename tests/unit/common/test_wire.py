@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -410,6 +411,27 @@ async def test_nobody_waits_any_more_and_nothing_breaks(paper: Paper) -> None:
     await a_turn()
 
     assert not any(paper.wire.is_under_way(name) for name in "abcd")
+
+
+async def test_the_oldest_without_the_brokers_word_is_known_though_its_deadline_passed(
+    paper: Paper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "CONFIRM_SECONDS", 0.01)
+    loop = asyncio.get_running_loop()
+    assert paper.wire.waiting_since == math.inf
+
+    start = loop.time()
+    first = paper.publish("first")
+    between = loop.time()
+    with pytest.raises(BrokerUnavailableError):
+        await asyncio.wait_for(first, timeout=10)
+    paper.publish("second")
+
+    assert start <= paper.wire.waiting_since <= between
+    paper.says(commands.Basic.Ack(1))
+    assert between < paper.wire.waiting_since <= loop.time()
+    paper.says(commands.Basic.Ack(2))
+    assert paper.wire.waiting_since == math.inf
 
 
 # -- the same id twice ----------------------------------------------------------------------
