@@ -84,13 +84,20 @@ async def test_people_see_nothing_of_the_canaries_that_fly_among_them(
     assert not seen["warning"], seen
     assert seen["detail"].startswith("last full round trip ")
     assert seen["milliseconds"] > 0
+    assert "last full round trip " in stack.launcher("status")
     await stack.stored_once(accepted)
     database = stack.services["database_service"]
     async with client.get(f"{database}/api/users?limit=100") as answer:
         users = {user["email"] for user in (await answer.json())["users"]}
     async with client.get(f"{database}/api/users/report") as answer:
         report = {row["Email"] for row in csv.DictReader((await answer.text()).splitlines())}
+    async with client.get(f"{stack.services['queue_receiver']}/api/ledger") as answer:
+        ledger = await answer.json()
     assert users == report == set(people)
+    totals = ledger["totals"]
+    assert (totals["accepted"], totals["stored"]) == (len(people), len(people))
+    assert totals["mails"]["mailed"] == len(people)
+    assert ledger["lost"] == 0
     assert set(await stack.mails_by_address()) == set(people)
 
 
