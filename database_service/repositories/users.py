@@ -230,7 +230,8 @@ def select_report(columns: Sequence[Column]) -> str:
     # Built from the enum's own table below: nothing a caller sends becomes part of it.
     return f"""
        SELECT {cells}
-         FROM (SELECT *, {_instant("created_at")} AS created
+         FROM (SELECT id, name, surname, email, created_at, updated_at,
+                      {_instant("created_at")} AS created
                  FROM users
                 WHERE ($1::timestamptz IS NULL OR created_at >= $1::timestamptz)
                   AND ($2::timestamptz IS NULL OR created_at < $2::timestamptz)

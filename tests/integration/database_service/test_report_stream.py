@@ -124,6 +124,17 @@ async def test_the_columns_come_as_chosen(client: ClientSession, table: asyncpg.
     assert text == "Updated At;Email;ID\n2026-01-31T09:30:00.5Z;a@x.org;1\n"
 
 
+async def test_an_edited_user_has_two_times(
+    client: ClientSession, table: asyncpg.Connection
+) -> None:
+    await add(table, "a@x.org", "2026-01-31T09:30:00Z")
+    await table.execute("UPDATE users SET updated_at = '2026-02-01T10:00:00Z'")
+
+    text = await report(client, columns="createdAt,updatedAt", header="false")
+
+    assert text == "2026-01-31T09:30:00Z,2026-02-01T10:00:00Z\n"
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
 @pytest.mark.parametrize("quote", ['"', "'"])
 async def test_any_allowed_delimiter_and_quote_can_be_read_back(

@@ -13,11 +13,11 @@ EXECUTES = {"execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_fro
 
 
 def test_a_report_selects_only_the_chosen_columns() -> None:
-    statement = select_report([Column.EMAIL, Column.ID])
+    cells = select_report([Column.EMAIL, Column.ID]).partition("FROM")[0]
 
-    assert statement.index("email") < statement.index("id\n")
-    assert "surname" not in statement
-    assert "created_at AT TIME ZONE" not in statement
+    assert cells.index("email") < cells.index("id\n")
+    assert "surname" not in cells
+    assert "created" not in cells
 
 
 @pytest.mark.parametrize("column", [Column.NAME, Column.SURNAME, Column.EMAIL])
