@@ -18,6 +18,7 @@ from common.errors import (
     TooSlowError,
     UnsupportedMediaTypeError,
 )
+from common.http.json_types import mistaken
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -69,7 +70,11 @@ async def read_json(request: web.Request, model: type[Model]) -> Model:
         media_type == "application/json" or media_type.endswith("+json")
     ):
         raise UnsupportedMediaTypeError("Send JSON with the header Content-Type: application/json.")
-    return validate(model, strict_json.loads(await read_bytes(request)))
+    values = strict_json.loads(await read_bytes(request))
+    body = validate(model, values)
+    if errors := tuple(mistaken(body, values)):
+        raise InvalidError(_summary(errors), errors=errors)
+    return body
 
 
 async def read_raw(request: web.Request, media_types: Iterable[str]) -> bytes:
