@@ -198,6 +198,14 @@ class UnsupportedMediaTypeError(PermanentError):
     title = "This endpoint does not read that type of body"
 
 
+class ExpectationError(PermanentError):
+    """The header ``Expect`` asks for something other than ``100-continue`` (RFC 9110, 10.1.1)."""
+
+    code = "expectation_failed"
+    http_status = 417
+    title = "What the header Expect asks for is not known here"
+
+
 class NotFoundError(PermanentError):
     """There is nothing under that id or path."""
 

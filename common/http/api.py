@@ -130,6 +130,21 @@ class Api:
             app.router.add_route(operation.method, operation.url, operation.__call__)
             if operation.method == "GET":
                 app.router.add_route("HEAD", operation.url, operation.__call__)
+        for url in dict.fromkeys(operation.url for operation in self.operations):
+            if "{" not in url:
+                # Or another URL's placeholder would take the name: /users/{id} for /users/report.
+                app.router.add_route("*", url, _refusing(self._methods(url)))
+
+    def _methods(self, url: str) -> set[str]:
+        methods = {operation.method for operation in self.operations if operation.url == url}
+        return methods | {"HEAD"} if "GET" in methods else methods
+
+
+def _refusing(methods: set[str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPMethodNotAllowed(request.method, methods)
+
+    return refuse
 
 
 def answer(

@@ -10,12 +10,19 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from common import metrics
 from common.context import REQUEST_ID, enter_request
+from common.errors import ExpectationError
 from common.http.address import OwnAddress
 from common.http.api import Api
 from common.http.documentation import add_documentation
 from common.http.health import Readiness, add_health
 from common.http.openapi import openapi
-from common.http.problems import RESPONSE_STARTED, Handler, ProblemPage, problem_middleware
+from common.http.problems import (
+    RESPONSE_STARTED,
+    Handler,
+    ProblemPage,
+    problem,
+    problem_middleware,
+)
 from common.http.validation import MAX_BODY_BYTES
 
 log = structlog.get_logger()
@@ -116,7 +123,19 @@ async def _observed(request: web.Request, handler: Handler) -> web.StreamRespons
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     request[RESPONSE_STARTED] = True
+    if isinstance(response, web.HTTPExpectationFailed):
+        _refuse_expectation(request, response)
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers[hdrs.SERVER] = "UserStream"  # without versions
     response.headers[REQUEST_ID] = request.get(_REQUEST_ID, "")
+
+
+def _refuse_expectation(request: web.Request, response: web.HTTPExpectationFailed) -> None:
+    """Say it as a problem: aiohttp refuses before any middleware sees the request."""
+    request[_REQUEST_ID] = enter_request(request.headers).request_id
+    refusal = problem(ExpectationError("Leave out the header Expect, or send 100-continue."))
+    body = (refusal.text or "").encode()
+    response.body = body
+    response.content_type = refusal.content_type
+    response.headers[hdrs.CONTENT_LENGTH] = str(len(body))  # of the body before, until now

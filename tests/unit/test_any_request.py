@@ -206,6 +206,31 @@ async def test_an_unknown_path_or_method_is_refused_with_a_problem(
             assert is_problem(answer.content_type, await answer.text())
 
 
+@pytest.mark.parametrize("service", SERVICES)
+async def test_an_unknown_expectation_is_refused_with_a_problem(
+    client: TestClient[Any, Any],
+) -> None:
+    for path in ("/health", "/openapi.json", "/nothing"):
+        async with client.get(path, headers={"Expect": "nonsense"}) as answer:
+            assert answer.status == 417
+            assert is_problem(answer.content_type, await answer.text())
+            assert answer.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_a_name_in_a_path_is_never_taken_for_an_id(
+    client: TestClient[Any, Any], service: str
+) -> None:
+    operations = api_of(service).operations
+    for url in {operation.url for operation in operations if "{" not in operation.url}:
+        methods = {operation.method for operation in operations if operation.url == url}
+        for method in {"GET", "PUT", "POST", "DELETE", "PATCH"} - methods:
+            async with client.request(method, url) as answer:
+                assert answer.status == 405, f"{method} {url}"
+                allowed = set(answer.headers["Allow"].split(", ")) - {"HEAD"}
+                assert allowed == methods, f"{method} {url}"
+
+
 @pytest.mark.parametrize("service", ["frontend"])
 @pytest.mark.parametrize("kind", NO_FORM)
 async def test_what_is_no_form_is_refused(client: TestClient[Any, Any], kind: str) -> None:
