@@ -60,10 +60,12 @@ def _distinct(columns: list[Column]) -> list[Column]:
 
 
 Columns = Annotated[
-    list[Column], Field(min_length=1, max_length=len(Column)), AfterValidator(_distinct)
+    list[Column],
+    Field(min_length=1, max_length=len(Column), json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_distinct),
 ]
 ReportName = Annotated[
-    Text, StringConstraints(min_length=1, max_length=100, pattern=r"^[\w .()-]+$")
+    str, StringConstraints(min_length=1, max_length=100, pattern=r"^[\w .()-]+$")
 ]
 """Also the file's name when it is downloaded."""
 
@@ -228,12 +230,15 @@ class ReportListQuery(Body):
     limit: Annotated[int, Field(ge=1, le=500)] = 50
 
 
+_COLUMN_NAMES = "^ *({0}) *(, *({0}) *)*$".format("|".join(Column))
+
+
 class UserReportQuery(Body):
     """Which users, and how they are written (``GET /api/users/report``)."""
 
     start_date: Day | None = None
     end_date: Day | None = None
-    columns: str | None = None
+    columns: Annotated[str, Field(json_schema_extra={"pattern": _COLUMN_NAMES})] | None = None
     """Names separated by commas; without it, all."""
 
     format: Format = Format.CSV

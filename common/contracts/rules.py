@@ -2,9 +2,11 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 from email_validator import (
     SPECIAL_USE_DOMAIN_NAMES,
@@ -17,6 +19,7 @@ from pydantic import (
     AwareDatetime,
     BeforeValidator,
     Field,
+    GetJsonSchemaHandler,
     StringConstraints,
     WithJsonSchema,
 )
@@ -148,7 +151,23 @@ EmailAddress = Annotated[
 ]
 """An e-mail address; compared in lower case by the database."""
 
-Text = Annotated[str, AfterValidator(check_text)]
+
+@dataclass(frozen=True, eq=False)
+class _Documented:
+    """Adds to a JSON schema what only the code knows; what stands there already wins."""
+
+    schema: Mapping[str, Any]
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**self.schema, **handler(core_schema)}
+
+
+TEXT_PATTERN = r"^[^\x00-\x1F\x7F-\x9F]*$"
+"""No control characters, as JSON Schema (ECMA 262) writes it."""
+
+Text = Annotated[str, AfterValidator(check_text), _Documented({"pattern": TEXT_PATTERN})]
 """Any printable text; bound its length with ``StringConstraints`` where it is used."""
 
 
