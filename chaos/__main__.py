@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 from argparse import Namespace
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from bench.machine import describe_machine
+from chaos import windows
 from chaos.report import Report
 from chaos.run import BrokenPromiseError, run_seed
 from launcher.arguments import parser
@@ -24,6 +26,8 @@ THREADS = 24
 def main(argv: list[str]) -> int:
     """Run all seeds, print what was found, and return 0 if every promise was kept."""
     given = parser().parse_args(argv)
+    if given.windows:
+        return windows.main(given)
     try:
         report = asyncio.run(_run(given))
     except LauncherError as error:

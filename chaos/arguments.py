@@ -2,9 +2,14 @@
 
 import argparse
 
+from common.failpoints import WINDOWS
+
 REGISTRATIONS = 5_000
 MINUTES = 6.0
 """Of one seed's load; starting, draining and counting take about two more."""
+
+TIMES = 20
+"""Deaths at each window."""
 
 LEAST_REGISTRATIONS = 50
 LEAST_MINUTES = 1.0
@@ -42,6 +47,25 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help=f"of load and faults per seed (default: {MINUTES:g})",
     )
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    command.add_argument(
+        "--windows",
+        action="store_true",
+        help="instead: end a process at each point of the code where a crash matters",
+    )
+    command.add_argument(
+        "--times",
+        type=_whole,
+        default=TIMES,
+        metavar="N",
+        help=f"with --windows: how often at each (default: {TIMES})",
+    )
+    command.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(WINDOWS),
+        metavar="WINDOW",
+        help="with --windows: only at these, such as w13",
+    )
 
 
 def _whole(text: str) -> int:
