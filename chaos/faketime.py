@@ -36,6 +36,8 @@ class Clock:
                 "LD_PRELOAD": str(library),
                 "FAKETIME_TIMESTAMP_FILE": str(file),
                 "FAKETIME_CACHE_DURATION": "1",
+                # Killed, a process would leave its piece of shared memory behind for ever.
+                "FAKETIME_DISABLE_SHM": "1",
                 # Time-outs and the loop's clock: NTP steps never touch those either.
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             },

@@ -31,7 +31,7 @@ class Mode(StrEnum):
     """Resets each connection once so many bytes have passed: in the middle of something."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Link:
     """One client's connection and the one behind it."""
 
