@@ -239,7 +239,11 @@ class Redrives:
         returned = _Returned(self._queues, sent)
         while open_ or loop.time() < begun + GRACE_SECONDS:
             _stop_if_told(job)
-            job.detail = f"Waiting for {len(open_)} of {_letters(len(sent))} to be handled."
+            job.detail = (
+                f"Waiting for {len(open_)} of {_letters(len(sent))} to be handled."
+                if open_
+                else "Making sure that none comes back."
+            )
             await asyncio.sleep(POLL_SECONDS)
             fates = await self._fates.ask(open_)
             open_ -= {key for key, fate in fates.items() if fate is Fate.SETTLED}

@@ -1,0 +1,309 @@
+"""Dead letters with the receiver, the broker and the database real."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import aio_pika
+import asyncpg
+import pytest
+from aiohttp import ClientSession, web
+
+from common.dead_letters import DeadLetter, Held
+from common.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
+from queue_receiver.app import build_app
+from queue_receiver.settings import Settings
+from tests.amqp import depth, eventually, opened, take
+from tests.backends import TestBroker
+from tests.integration.database_service.builders import serving, settings_for
+
+DEAD = USER_REGISTRATION.dead_letter_queue
+
+
+@dataclass
+class Hospital:
+    """A receiver with everything behind it."""
+
+    broker: TestBroker
+    client: ClientSession
+    sql: asyncpg.Connection
+
+    async def fill(self, *bodies: bytes, code: str = "neighbour_error") -> list[UUID]:
+        """Put dead letters there; returns their ids, oldest first."""
+        ids = [uuid4() for _ in bodies]
+        async with opened(self.broker.admin_url) as channel:
+            exchange = await channel.get_exchange(
+                USER_REGISTRATION.dead_letter_exchange, ensure=False
+            )
+            for letter_id, body in zip(ids, bodies, strict=True):
+                headers: Any = {"x-error-code": code, "x-attempts": 4, "x-attempt": 4}
+                message = aio_pika.Message(
+                    body, delivery_mode=2, message_id=str(letter_id), headers=headers
+                )
+                await exchange.publish(message, "foreign.key")
+        return ids
+
+    async def get(self, path: str) -> Any:
+        async with self.client.get(f"/api/dead-letters{path}") as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def post(self, path: str, body: object, status: int = 200) -> Any:
+        async with self.client.post(f"/api/dead-letters{path}", json=body) as response:
+            assert response.status == status, await response.text()
+            return await response.json()
+
+    async def redrive(self, **wish: Any) -> Any:
+        """Begin a redrive and wait for its end."""
+        begun = await self.post("/redrive", {"rate": 1000, "waitSeconds": 20, **wish}, 202)
+
+        async def end() -> Any:
+            progress = await self.get(f"/redrives/{begun['redriveId']}")
+            return progress if progress["state"] != "running" else None
+
+        return await eventually(end, "the end of the redrive")
+
+    async def stored(self) -> set[UUID]:
+        """Ids of all registrations that are stored."""
+        rows = await self.sql.fetch("SELECT registration_id FROM registrations")
+        return {UUID(str(row["registration_id"])) for row in rows}
+
+    async def waiting(self) -> list[UUID]:
+        """Ids of the dead letters, in order."""
+        return [UUID(letter["id"]) for letter in (await self.get("?limit=500"))["letters"]]
+
+
+@pytest.fixture
+async def hospital(empty_broker: TestBroker, database_dsn: str) -> AsyncIterator[Hospital]:
+    async with serving(settings_for(database_dsn)) as database:
+        await _ready(database)
+        settings = Settings.model_validate(
+            {
+                "queue_url": empty_broker.url("queue_receiver"),
+                "database_service_url": str(database._base_url),
+                "retry_delay_ms": 50,
+            }
+        )
+        runner = web.AppRunner(build_app(settings), access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        sql = await asyncpg.connect(database_dsn)
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            host, port = runner.addresses[0][:2]
+            async with ClientSession(f"http://{host}:{port}") as client:
+                await _ready(client)
+                yield Hospital(empty_broker, client, sql)
+        finally:
+            await sql.close()
+            await runner.cleanup()
+
+
+async def _ready(client: ClientSession) -> None:
+    async def is_ready() -> bool:
+        async with client.get("/health/ready") as response:
+            return response.status == 200
+
+    await eventually(is_ready, "being ready")
+
+
+def a_body(**changes: str) -> bytes:
+    person = {"name": "Ada", "surname": "Lovelace", "email": f"ada-{uuid4().hex}@example.org"}
+    return json.dumps(person | changes).encode()
+
+
+async def test_what_was_repaired_goes_through(hospital: Hospital) -> None:
+    ids = await hospital.fill(*(a_body() for _ in range(25)))
+
+    redrive = await hospital.redrive(all=True)
+
+    assert (redrive["state"], redrive["settled"], redrive["total"]) == ("done", 25, 25)
+    assert await hospital.stored() == set(ids)
+    assert await hospital.waiting() == []
+
+
+async def test_a_redrive_stops_at_the_poison_and_leaves_the_rest(hospital: Hospital) -> None:
+    good, poison = [a_body() for _ in range(20)], b'{"name": "Ada"}'
+    ids = await hospital.fill(*good[:5], poison, *good[5:])
+
+    redrive = await hospital.redrive(all=True)
+
+    assert (redrive["state"], redrive["failedAgain"]) == ("failed_again", 1)
+    assert redrive["firstFailed"] == str(ids[5])
+    await eventually(_held(hospital, 10), "the good ones being stored")
+    assert await hospital.stored() == {*ids[:5], *ids[6:11]}
+    assert await hospital.waiting() == [*ids[11:], ids[5]]
+
+
+def _held(hospital: Hospital, count: int) -> Callable[[], Awaitable[bool]]:
+    async def is_so() -> bool:
+        return len(await hospital.stored()) == count
+
+    return is_so
+
+
+async def test_a_crash_between_confirm_and_ack_duplicates_nothing(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [letter_id] = await hospital.fill(a_body())
+    with monkeypatch.context() as dying:
+        dying.setattr(Held, "remove", _no_ack)
+        await hospital.post(f"/{letter_id}/resend", {"body": json.loads(a_body())})
+    await eventually(_held(hospital, 1), "the first of the two being stored")
+    assert await hospital.waiting() == [letter_id]  # in both, as after a kill
+
+    redrive = await hospital.redrive(ids=[str(letter_id)])
+    requests = [await take(hospital.broker.admin_url, EMAIL_NOTIFICATIONS.queue) for _ in range(2)]
+
+    assert redrive["state"] == "done"
+    assert await hospital.stored() == {letter_id}
+    assert await hospital.sql.fetchval("SELECT count(*) FROM users") == 1
+    assert len({request.message_id for request in requests}) == 1  # so the sender sends one mail
+    assert await hospital.waiting() == []
+
+
+def _no_ack(_self: Held, _letter: DeadLetter) -> None:
+    """As if the process had ended before."""
+
+
+async def test_rehearsing_says_what_would_be_and_leaves_no_trace(hospital: Hospital) -> None:
+    known = a_body()
+    await hospital.fill(known)
+    await hospital.redrive(all=True)
+    before = await hospital.stored()
+    new, again, twice, bad = await hospital.fill(a_body(), known, known, b"[]")
+
+    rehearsal = await hospital.post("/rehearse", {"code": "neighbour_error"})
+
+    outcomes = {UUID(letter["id"]): letter["outcome"] for letter in rehearsal["letters"]}
+    assert outcomes == {new: "stored", again: "duplicate", twice: "duplicate", bad: "malformed"}
+    assert [letter["wouldPass"] for letter in rehearsal["letters"]] == [True, True, True, False]
+    assert await hospital.stored() == before
+    assert await hospital.sql.fetchval("SELECT count(*) FROM users") == 1
+    assert await hospital.waiting() == [new, again, twice, bad]
+
+
+async def test_a_rehearsal_of_what_is_stored_already_says_so(hospital: Hospital) -> None:
+    body = a_body()
+    [letter_id] = await hospital.fill(body)
+    await hospital.redrive(all=True)
+    async with opened(hospital.broker.admin_url) as channel:
+        exchange = await channel.get_exchange(USER_REGISTRATION.dead_letter_exchange, ensure=False)
+        await exchange.publish(aio_pika.Message(body, message_id=str(letter_id)), "again")
+    [other] = await hospital.fill(a_body())
+
+    rehearsal = await hospital.post("/rehearse", {"all": True})
+
+    assert [letter["id"] for letter in rehearsal["letters"]] == [str(letter_id), str(other)]
+    assert [letter["outcome"] for letter in rehearsal["letters"]] == ["stored", "stored"]
+    assert await hospital.stored() == {letter_id}
+
+
+async def test_a_letter_is_corrected_and_keeps_its_id(hospital: Hospital) -> None:
+    [letter_id] = await hospital.fill(a_body(email="nobody"), code="malformed")
+
+    problem = await hospital.post(
+        f"/{letter_id}/resend", {"body": {"name": "Ada", "surname": "L", "email": "no"}}, 422
+    )
+    assert problem["errors"][0]["pointer"] == "/body/email"
+    assert await hospital.waiting() == [letter_id]
+
+    await hospital.post(f"/{letter_id}/resend", {"body": json.loads(a_body())})
+    await eventually(_held(hospital, 1), "the corrected one being stored")
+
+    assert await hospital.stored() == {letter_id}
+    assert await hospital.waiting() == []
+
+
+async def test_a_discarded_letter_is_gone_and_its_reason_is_kept(hospital: Hospital) -> None:
+    first, second = await hospital.fill(a_body(), b"nonsense", code="malformed")
+
+    await hospital.post(
+        f"/{second}/discard", {"reason": "A test of somebody's.", "discardedBy": "ada"}
+    )
+
+    assert await hospital.waiting() == [first]
+    [discard] = (await hospital.get("/discards"))["discards"]
+    del discard["discardedAt"]
+    assert discard == {
+        "messageId": str(second),
+        "route": "user.registration",
+        "errorCode": "malformed",
+        "reason": "A test of somebody's.",
+        "discardedBy": "ada",
+    }
+    await hospital.post(f"/{second}/discard", {"reason": "again"}, 404)
+
+
+async def test_without_its_reason_on_record_nothing_is_discarded(hospital: Hospital) -> None:
+    [letter_id] = await hospital.fill(b"nonsense")
+    await hospital.sql.execute("ALTER TABLE dead_letter_discards RENAME TO elsewhere")
+
+    async with hospital.client.post(
+        f"/api/dead-letters/{letter_id}/discard", json={"reason": "nonsense"}
+    ) as response:
+        assert response.status >= 500
+
+    assert await hospital.waiting() == [letter_id]
+
+
+async def test_values_are_covered_until_asked_for(hospital: Hospital) -> None:
+    [letter_id] = await hospital.fill(a_body(email="canary@example.org"))
+
+    covered = [await hospital.get(""), await hospital.get(f"/{letter_id}")]
+    revealed = await hospital.get(f"/{letter_id}?reveal=true")
+
+    assert "canary" not in json.dumps(covered)
+    assert "canary@example.org" in revealed["body"]
+
+
+async def test_letters_come_in_pages_and_by_kind(hospital: Hospital) -> None:
+    ids = await hospital.fill(*(a_body() for _ in range(5)))
+    [other] = await hospital.fill(b"[]", code="malformed")
+
+    first = await hospital.get("?limit=4&code=neighbour_error")
+    second = await hospital.get(f"?limit=4&code=neighbour_error&after={first['nextAfter']}")
+
+    assert [letter["id"] for letter in first["letters"]] == [str(i) for i in ids[:4]]
+    assert [letter["id"] for letter in second["letters"]] == [str(ids[4])]
+    assert second["nextAfter"] is None
+    assert {(g["code"], g["count"]) for g in first["groups"]} == {
+        ("neighbour_error", 5),
+        ("malformed", 1),
+    }
+    assert other in await hospital.waiting()
+
+
+async def test_many_who_look_at_once_lose_nothing(hospital: Hospital) -> None:
+    ids = await hospital.fill(*(a_body() for _ in range(50)))
+
+    await asyncio.gather(*(hospital.waiting() for _ in range(20)))
+
+    assert await depth(hospital.broker.admin_url, DEAD) == 50
+    assert await hospital.waiting() == ids
+
+
+async def test_another_sites_page_can_do_nothing(hospital: Hospital) -> None:
+    [letter_id] = await hospital.fill(a_body())
+    elsewhere = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
+
+    for path, body in (
+        ("/api/dead-letters/redrive", {"all": True}),
+        ("/api/dead-letters/rehearse", {"all": True}),
+        (f"/api/dead-letters/{letter_id}/discard", {"reason": "evil"}),
+        (f"/api/dead-letters/{letter_id}/resend", {"body": {}}),
+    ):
+        async with hospital.client.post(path, json=body, headers=elsewhere) as response:
+            assert response.status == 403
+    for path, form in (
+        ("/dead-letters/redrive", {}),
+        ("/dead-letters/rehearse", {}),
+        (f"/dead-letters/{letter_id}/discard", {"reason": "evil"}),
+        (f"/dead-letters/{letter_id}/resend", {"body": "{}"}),
+    ):
+        async with hospital.client.post(path, data=form, headers=elsewhere) as response:
+            assert response.status in (403, 415)
+
+    assert await hospital.waiting() == [letter_id]
