@@ -1,0 +1,288 @@
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.contracts.ledger import (
+    Ledger,
+    LedgerBatch,
+    LedgerPosition,
+    LedgerTotals,
+    MailCounts,
+    MissingRegistration,
+    Settlement,
+    SettlementRequest,
+    WorkBinding,
+)
+from common.dead_letters import DeadLetterQueue
+from common.envelope import Delivery
+from common.errors import ConflictError, TopologyMissingError
+from common.queue_view import QueueLook
+from common.stream import Start
+from queue_receiver import ledger as ledger_module
+from queue_receiver.ledger import Auditor
+from queue_receiver.ledger_reading import Message
+
+LOST_AFTER = timedelta(minutes=10)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "SECOND_LOOK_AFTER", 0)
+
+
+class EmptyLog:
+    """A stream in which nothing new is to be read."""
+
+    async def read(
+        self, _stream: str, _start: Start, _take: Callable[[int, Delivery], Any], *, limit: int
+    ) -> list[Message]:
+        del limit
+        return []
+
+
+@dataclass
+class FakeAccounts:
+    """Who is missing, by the age in seconds."""
+
+    missing: dict[UUID, float] = field(default_factory=dict)
+    stored_up_to: timedelta | None = None
+    """How long ago the youngest that is stored was accepted."""
+
+    on_settle: Callable[[], None] = lambda: None
+
+    async def select_ledger_position(self, _stream: str) -> LedgerPosition:
+        return LedgerPosition(next_offset=0)
+
+    async def insert_ledger_entries(self, _batch: LedgerBatch) -> LedgerPosition:
+        raise AssertionError("nothing was read")
+
+    async def settle_ledger(self, request: SettlementRequest) -> Settlement:
+        now = datetime.now(UTC)
+        old = [
+            MissingRegistration(
+                registration_id=key, accepted_at=now - timedelta(seconds=age), stream_offset=0
+            )
+            for key, age in self.missing.items()
+            if age >= request.missing_for_seconds
+        ]
+        self.on_settle()
+        return Settlement(
+            totals=LedgerTotals(
+                accepted=len(self.missing),
+                repeated=0,
+                stored=0,
+                duplicates=0,
+                missing=len(self.missing),
+                mails=MailCounts(),
+                unread=0,
+                restarts=0,
+            ),
+            stored_up_to=now - self.stored_up_to if self.stored_up_to is not None else None,
+            missing_for_long=len(old),
+            missing=old,
+        )
+
+
+@dataclass
+class FakeQueues:
+    ready: int = 0
+    retrying: int = 0
+    dead: int = 0
+    unacknowledged: int | None = 0
+    bound: bool | None = True
+
+    async def look(self) -> QueueLook:
+        return QueueLook(
+            ready=self.ready,
+            retrying=self.retrying,
+            dead=self.dead,
+            unacknowledged=self.unacknowledged,
+            bound=self.bound,
+        )
+
+
+@dataclass
+class FakeLetters:
+    """The dead letters, some of which can not be read."""
+
+    ids: list[UUID] = field(default_factory=list)
+    unlisted: int = 0
+    in_use: bool = False
+    looked: int = 0
+
+    @asynccontextmanager
+    async def held(self, _wanted: object) -> AsyncIterator[Any]:
+        self.looked += 1
+        if self.in_use:
+            raise ConflictError
+        letters = [SimpleNamespace(id=key, code="malformed") for key in self.ids]
+        ready = len(self.ids) + self.unlisted
+        yield SimpleNamespace(letters=letters, ready=ready, is_looked_at_elsewhere=False)
+
+
+@dataclass
+class World:
+    """An auditor with everything around it."""
+
+    accounts: FakeAccounts = field(default_factory=FakeAccounts)
+    queues: FakeQueues = field(default_factory=FakeQueues)
+    letters: FakeLetters = field(default_factory=FakeLetters)
+
+    def __post_init__(self) -> None:
+        self.auditor = Auditor(
+            log_=EmptyLog(),
+            accounts=self.accounts,
+            queues=self.queues,
+            dead_letters=cast(DeadLetterQueue, self.letters),
+            lost_after=LOST_AFTER,
+        )
+
+    def missing(self, age: float) -> UUID:
+        key = uuid4()
+        self.accounts.missing[key] = age
+        return key
+
+    async def lost(self) -> set[UUID]:
+        ledger: Ledger = await self.auditor.reconcile()
+        assert ledger.lost == len(ledger.lost_registrations)
+        return {lost.registration_id for lost in ledger.lost_registrations}
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_who_is_old_and_nowhere_is_lost(world: World) -> None:
+    old = world.missing(age=700)
+    world.missing(age=500)
+
+    assert await world.lost() == {old}
+    assert world.auditor.note().warning
+    assert "1 accepted" in world.auditor.note().detail
+
+
+async def test_a_backlog_is_not_lost_however_old(world: World) -> None:
+    world.missing(age=7000)
+    world.queues.ready = 1
+    world.accounts.stored_up_to = timedelta(seconds=7010)  # the queue has not come so far
+
+    assert await world.lost() == set()
+
+
+async def test_whom_the_work_queue_has_passed_long_ago_is_lost_though_it_is_busy(
+    world: World,
+) -> None:
+    passed, waiting = world.missing(age=3000), world.missing(age=1000)
+    world.queues.ready, world.queues.unacknowledged = 50, 100
+    world.accounts.stored_up_to = timedelta(seconds=900)
+
+    assert await world.lost() == {passed}
+
+    del waiting
+
+
+@pytest.mark.parametrize("place", ["ready", "retrying", "unacknowledged"])
+async def test_while_anything_is_in_a_queue_it_may_be_the_missing_one(
+    world: World, place: str
+) -> None:
+    world.missing(age=3000)
+    setattr(world.queues, place, 1)
+    world.accounts.stored_up_to = timedelta(seconds=2900)
+
+    assert await world.lost() == set()
+
+
+async def test_while_messages_wait_to_be_retried_nobody_is_lost(world: World) -> None:
+    world.missing(age=3000)
+    world.queues.retrying = 1
+    world.accounts.stored_up_to = timedelta()
+
+    assert await world.lost() == set()
+
+
+async def test_a_dead_letter_is_not_lost_and_its_reason_is_told(world: World) -> None:
+    lost, dead = world.missing(age=700), world.missing(age=700)
+    world.letters.ids, world.queues.dead = [dead], 1
+
+    ledger = await world.auditor.reconcile()
+
+    assert [one.registration_id for one in ledger.lost_registrations] == [lost]
+    assert ledger.in_hospital_by_code == {"malformed": 1}
+
+
+async def test_as_many_as_dead_letters_could_not_be_read_are_not_called_lost(
+    world: World,
+) -> None:
+    for _ in range(5):
+        world.missing(age=700)
+    world.letters.unlisted, world.queues.dead = 3, 3
+
+    ledger = await world.auditor.reconcile()
+
+    assert (ledger.lost, ledger.in_hospital) == (2, 3)
+
+
+async def test_dead_letters_that_are_being_decided_on_stay_known(world: World) -> None:
+    dead = world.missing(age=700)
+    world.letters.ids, world.queues.dead = [dead], 1
+    assert await world.lost() == set()
+
+    world.letters.in_use, world.queues.dead = True, 0
+
+    assert await world.lost() == set()
+
+
+async def test_dead_letters_are_read_again_only_when_something_speaks_for_it(
+    world: World,
+) -> None:
+    for _ in range(3):
+        await world.auditor.reconcile()
+    assert world.letters.looked == 0
+
+    world.letters.ids, world.queues.dead = [world.missing(age=700)], 1
+    for _ in range(3):
+        await world.auditor.reconcile()
+    assert world.letters.looked == 1
+
+
+async def test_who_is_stored_between_two_looks_was_never_lost(world: World) -> None:
+    """An old message that somebody sent back may be in a receiver's hands, unseen."""
+    world.missing(age=700)
+    world.accounts.on_settle = world.accounts.missing.clear
+
+    assert await world.lost() == set()
+
+
+async def test_without_a_management_api_a_missing_binding_shows_by_what_arrives_nowhere(
+    world: World,
+) -> None:
+    world.queues.bound = world.queues.unacknowledged = None
+    await world.auditor.reconcile()
+    await world.auditor.check_binding()
+
+    world.missing(age=40)
+    ledger = await world.auditor.reconcile()
+
+    assert (ledger.lost, ledger.work_binding) == (0, WorkBinding.MISSING)
+    with pytest.raises(TopologyMissingError):
+        await world.auditor.check_binding()
+
+    world.accounts.missing.clear()
+    await world.auditor.reconcile()
+    await world.auditor.check_binding()
+
+
+async def test_a_dead_letter_does_not_speak_for_a_missing_binding(world: World) -> None:
+    world.queues.bound = world.queues.unacknowledged = None
+    world.letters.ids, world.queues.dead = [world.missing(age=40)], 1
+
+    ledger = await world.auditor.reconcile()
+
+    assert ledger.work_binding == WorkBinding.UNKNOWN

@@ -1,0 +1,170 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.canary import new_canary_id
+from common.contracts.ledger import LedgerBatch, LedgerPosition
+from common.envelope import Delivery
+from common.stream import Start
+from queue_receiver import ledger_reading
+from queue_receiver.ledger_reading import Message, accepted_at, read_on
+
+NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+
+
+@dataclass
+class FakeLog:
+    """A stream in memory, of which the oldest may be forgotten."""
+
+    ids: list[UUID] = field(default_factory=list)
+    first: int = 0
+
+    async def read(
+        self,
+        _stream: str,
+        start: Start,
+        take: Callable[[int, Delivery], Message | None],
+        *,
+        limit: int,
+    ) -> list[Message]:
+        begin = self.first if start == "first" else max(start, self.first)
+        found = [
+            take(offset, Delivery(body=b"", routing_key="", message_id=str(key), headers={}))
+            for offset, key in enumerate(self.ids)
+            if offset >= begin
+        ]
+        return [message for message in found if message is not None][:limit]
+
+
+@dataclass
+class FakeBook:
+    """Keeps the position as the database does."""
+
+    position: LedgerPosition = field(default_factory=lambda: LedgerPosition(next_offset=0))
+    batches: list[LedgerBatch] = field(default_factory=list)
+    rival: LedgerPosition | None = None
+    """What another reader has written just before."""
+
+    async def select_ledger_position(self, _stream: str) -> LedgerPosition:
+        return self.position
+
+    async def insert_ledger_entries(self, batch: LedgerBatch) -> LedgerPosition:
+        if self.rival is not None:
+            self.position, self.rival = self.rival, None
+        if batch.from_offset != self.position.next_offset:
+            return self.position.model_copy(update={"advanced": False})
+        self.batches.append(batch)
+        self.position = LedgerPosition(next_offset=batch.next_offset, last_id=batch.last_id)
+        return self.position
+
+    @property
+    def ids(self) -> list[UUID]:
+        return [entry.registration_id for batch in self.batches for entry in batch.entries]
+
+
+def some_ids(count: int) -> list[UUID]:
+    return [uuid4() for _ in range(count)]
+
+
+async def test_all_there_is_is_read_once() -> None:
+    log, book = FakeLog(some_ids(5)), FakeBook()
+
+    first = await read_on(log, book, most=100)
+    again = await read_on(log, book, most=100)
+
+    assert book.ids == log.ids
+    assert (first.next_offset, first.caught_up) == (5, True)
+    assert again == first
+
+
+async def test_reading_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_reading, "PIECE", 4)
+    log, book = FakeLog(some_ids(10)), FakeBook()
+
+    part = await read_on(log, book, most=5)
+    rest = await read_on(log, book, most=100)
+
+    assert not part.caught_up
+    assert (rest.next_offset, rest.caught_up) == (10, True)
+    assert book.ids == log.ids
+
+
+async def test_what_another_reader_wrote_is_not_written_again() -> None:
+    log, book = FakeLog(some_ids(6)), FakeBook()
+    book.rival = LedgerPosition(next_offset=4, last_id=log.ids[3])
+
+    progress = await read_on(log, book, most=100)
+
+    assert book.ids == log.ids[4:]
+    assert progress.next_offset == 6
+
+
+async def test_what_the_stream_forgot_is_counted() -> None:
+    log, book = FakeLog(some_ids(10)), FakeBook()
+    book.position = LedgerPosition(next_offset=3, last_id=log.ids[2])
+    log.first = 7
+
+    await read_on(log, book, most=100)
+
+    assert book.ids == log.ids[7:]
+    assert [batch.unread for batch in book.batches] == [4]
+
+
+async def test_a_stream_of_which_only_the_known_message_was_forgotten_has_no_gap() -> None:
+    log, book = FakeLog(some_ids(5)), FakeBook()
+    book.position = LedgerPosition(next_offset=3, last_id=log.ids[2])
+    log.first = 3
+
+    await read_on(log, book, most=100)
+
+    assert (book.ids, [batch.unread for batch in book.batches]) == (log.ids[3:], [0])
+
+
+@pytest.mark.parametrize("length", [2, 3, 9])
+async def test_another_stream_of_the_same_name_is_read_from_its_beginning(length: int) -> None:
+    log, book = FakeLog(some_ids(length)), FakeBook()
+    book.position = LedgerPosition(next_offset=3, last_id=uuid4())
+
+    progress = await read_on(log, book, most=100)
+
+    assert book.ids == log.ids
+    assert [batch.restarted for batch in book.batches] == [True]
+    assert progress.next_offset == length
+
+
+async def test_a_stream_that_is_not_up_yet_changes_nothing() -> None:
+    book = FakeBook(LedgerPosition(next_offset=3, last_id=uuid4()))
+
+    progress = await read_on(FakeLog(), book, most=100)
+
+    assert (book.batches, progress.next_offset) == ([], 3)
+
+
+async def test_canaries_are_passed_and_not_written() -> None:
+    canary = new_canary_id()
+    log, book = FakeLog([*some_ids(1), canary, *some_ids(1), canary]), FakeBook()
+
+    progress = await read_on(log, book, most=100)
+
+    assert book.ids == [log.ids[0], log.ids[2]]
+    assert (progress.next_offset, book.position.last_id) == (4, canary)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "believed"),
+    [
+        (NOW - timedelta(minutes=5), NOW - timedelta(minutes=5)),
+        (NOW + timedelta(hours=1), NOW),
+        (NOW - timedelta(days=400), NOW),
+        (datetime(2026, 1, 31, 9, 0), NOW),  # noqa: DTZ001 - what the codec must never give
+        (None, NOW),
+        ("yesterday", NOW),
+    ],
+)
+def test_a_publishers_time_is_believed_while_it_can_be(claimed: object, believed: datetime) -> None:
+    delivery = Delivery(body=b"", routing_key="", timestamp=claimed, headers={})
+
+    assert accepted_at(delivery, now=NOW) == believed

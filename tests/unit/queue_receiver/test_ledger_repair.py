@@ -1,0 +1,153 @@
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.contracts.ledger import MissingRegistration
+from common.envelope import Delivery
+from common.errors import UnroutableError
+from common.stream import Start
+from queue_receiver import ledger_repair
+from queue_receiver.ledger_repair import Found, repair
+
+
+class FakeLog:
+    """A stream in memory, of which the oldest may be forgotten."""
+
+    def __init__(self, ids: list[UUID], *, first: int = 0) -> None:
+        self.ids = ids
+        self.first = first
+        self.looked_at = 0
+
+    async def read(
+        self,
+        _stream: str,
+        start: Start,
+        take: Callable[[int, Delivery], Found | None],
+        *,
+        limit: int,
+    ) -> list[Found]:
+        assert isinstance(start, int)
+        begin = max(start, self.first)
+        found = []
+        for offset, key in list(enumerate(self.ids))[begin : begin + limit]:
+            self.looked_at += 1
+            delivery = Delivery(
+                body=str(offset).encode(),
+                routing_key="user.registration.submitted.v1",
+                message_id=str(key),
+                headers={"x-death": "no", "x-stream-offset": offset},
+            )
+            found.append(take(offset, delivery))
+        return [one for one in found if one is not None]
+
+
+class FakePublisher:
+    """Keeps what was published."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, bytes, Mapping[str, Any], Mapping[str, Any]]] = []
+        self.error: Exception | None = None
+
+    async def send(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        *,
+        properties: Mapping[str, Any],
+        headers: Mapping[str, Any],
+        expiration: timedelta | None = None,
+    ) -> None:
+        assert routing_key == "user.registration.submitted.v1"
+        assert expiration is None
+        if self.error is not None:
+            raise self.error
+        self.published.append((exchange, body, properties, headers))
+
+    @property
+    def ids(self) -> set[UUID]:
+        return {UUID(properties["message_id"]) for _, _, properties, _ in self.published}
+
+
+def lost(ids: list[UUID], *offsets: int) -> list[MissingRegistration]:
+    return [
+        MissingRegistration(
+            registration_id=ids[offset], accepted_at=datetime.now(UTC), stream_offset=offset
+        )
+        for offset in offsets
+    ]
+
+
+async def test_the_lost_ones_alone_are_sent_back_as_they_were() -> None:
+    ids = [uuid4() for _ in range(10)]
+    publisher = FakePublisher()
+
+    done = await repair(lost(ids, 3, 7), log_=FakeLog(ids), publisher=publisher)
+
+    assert (done.lost, done.republished, done.not_in_stream) == (2, 2, [])
+    assert publisher.ids == {ids[3], ids[7]}
+    exchange, body, _, headers = publisher.published[0]
+    assert (exchange, body) == ("user.registration.return", b"3")
+    assert headers["x-attempt"] == 1
+    assert not headers.keys() & {"x-death", "x-stream-offset"}
+
+
+async def test_nothing_is_read_where_nothing_is_lost() -> None:
+    log = FakeLog([uuid4()])
+
+    done = await repair([], log_=log, publisher=FakePublisher())
+
+    assert (done.lost, done.republished, log.looked_at) == (0, 0, 0)
+
+
+async def test_far_apart_ones_are_found_without_reading_all_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ledger_repair, "PIECE", 5)
+    ids = [uuid4() for _ in range(1000)]
+    log, publisher = FakeLog(ids), FakePublisher()
+
+    await repair(lost(ids, 10, 990), log_=log, publisher=publisher)
+
+    assert publisher.ids == {ids[10], ids[990]}
+    assert log.looked_at == 10
+
+
+async def test_what_the_stream_has_forgotten_is_named() -> None:
+    ids = [uuid4() for _ in range(10)]
+    publisher = FakePublisher()
+
+    done = await repair(lost(ids, 1, 8), log_=FakeLog(ids, first=5), publisher=publisher)
+
+    assert (publisher.ids, done.not_in_stream) == ({ids[8]}, [ids[1]])
+
+
+async def test_an_offset_that_another_message_has_now_brings_back_nobody_else() -> None:
+    ids = [uuid4() for _ in range(3)]
+    before = [uuid4() for _ in range(3)]
+    publisher = FakePublisher()
+
+    done = await repair(lost(before, 0, 1, 2), log_=FakeLog(ids), publisher=publisher)
+
+    assert (publisher.published, done.not_in_stream) == ([], before)
+
+
+async def test_an_id_that_was_published_twice_is_sent_back_once() -> None:
+    key = uuid4()
+    publisher = FakePublisher()
+
+    done = await repair(lost([key, key], 0), log_=FakeLog([key, key]), publisher=publisher)
+
+    assert (len(publisher.published), done.republished) == (1, 1)
+
+
+async def test_a_way_back_that_is_missing_is_told_and_not_swallowed() -> None:
+    ids = [uuid4()]
+    publisher = FakePublisher()
+    publisher.error = UnroutableError()
+
+    with pytest.raises(UnroutableError):
+        await repair(lost(ids, 0), log_=FakeLog(ids), publisher=publisher)
