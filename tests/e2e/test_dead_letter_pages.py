@@ -1,0 +1,335 @@
+"""The pages of dead letters in a real browser; what stands behind them is a fake."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+import pytest_asyncio
+from aiohttp.test_utils import TestServer
+from playwright.async_api import Browser, Page, expect
+
+from common.contracts.dead_letters import (
+    DeadLetterGroup,
+    DeadLetterQuery,
+    DeadLetterQueueLook,
+    DeadLetters,
+    DeadLetterView,
+    DiscardedDeadLetter,
+    DiscardedDeadLetters,
+    DiscardQuery,
+    Redrive,
+    RedriveRequest,
+    RedriveState,
+    Rehearsal,
+    RehearsedLetter,
+    RehearseRequest,
+)
+from common.errors import BrokerUnavailableError, FieldError, InvalidError, NotFoundError
+from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
+from tests.browser import assert_accessible, open_browser
+from tests.services import build
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one browser for all
+
+expect.set_options(timeout=20_000)
+
+HOSTILE = "<img src=x onerror=document.title='hacked'>" + "w" * 150
+ROUTE = "user.registration"
+MOMENT = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+
+
+def a_letter(code: str = "malformed", *, reveal: bool = False) -> DeadLetterView:
+    return DeadLetterView(
+        id=uuid4(),
+        route=ROUTE,
+        code=code,
+        detail=HOSTILE,
+        attempts=4,
+        first_seen="2026-01-31T09:30:00.000+00:00",
+        failed_service="queue_receiver",
+        routing_key=HOSTILE,
+        type="user.registration.submitted.v1",
+        size_bytes=42,
+        headers={"x-error-code": code, HOSTILE: HOSTILE},
+        body='{\n  "name": "••• (3 characters)"\n}',
+        revealed=reveal,
+    )
+
+
+@dataclass
+class FakeOffice:
+    letters: list[DeadLetterView] = field(default_factory=list)
+    error: Exception | None = None
+    elsewhere: bool = False
+    discarded: dict[UUID, str] = field(default_factory=dict)
+    resent: list[object] = field(default_factory=list)
+
+    async def list_letters(self, query: DeadLetterQuery) -> DeadLetters:
+        if self.error:
+            raise self.error
+        chosen = [letter for letter in self.letters if query.code in (None, letter.code)]
+        codes = dict.fromkeys(letter.code for letter in self.letters)
+        look = DeadLetterQueueLook(
+            route=ROUTE,
+            letters=len(self.letters),
+            read=len(self.letters),
+            complete=not self.elsewhere,
+            looked_at_elsewhere=self.elsewhere,
+        )
+        return DeadLetters(
+            queues=[look],
+            groups=[
+                DeadLetterGroup(
+                    route=ROUTE, code=code, count=sum(x.code == code for x in self.letters)
+                )
+                for code in codes
+            ],
+            letters=chosen,
+            next_after=None,
+        )
+
+    async def select_letter(self, letter_id: UUID, *, reveal: bool) -> DeadLetterView:
+        for letter in self.letters:
+            if letter.id == letter_id:
+                body = '{"name": "</textarea><script>document.title=\'hacked\'</script>"}'
+                changes = {"revealed": True, "body": body} if reveal else {}
+                return letter.model_copy(update=changes)
+        raise NotFoundError("There is no such dead letter any more.")
+
+    async def resend(self, _letter_id: UUID, body: dict[str, object]) -> None:
+        if body.get("name") != "Ada":
+            wrong = (FieldError("/body/name", "Use letters only."),)
+            raise InvalidError("Please correct.", errors=wrong)
+        self.resent.append(body)
+
+    async def discard(self, letter_id: UUID, *, reason: str, discarded_by: str) -> None:
+        self.discarded[letter_id] = f"{discarded_by}: {reason}"
+        self.letters = [letter for letter in self.letters if letter.id != letter_id]
+
+    async def list_discards(self, _query: DiscardQuery) -> DiscardedDeadLetters:
+        discards = [
+            DiscardedDeadLetter(
+                message_id=letter_id,
+                route=ROUTE,
+                error_code="malformed",
+                reason=reason,
+                discarded_at=MOMENT,
+            )
+            for letter_id, reason in self.discarded.items()
+        ]
+        return DiscardedDeadLetters(discards=discards, next_before=None)
+
+    async def rehearse(self, request: RehearseRequest) -> Rehearsal:
+        rehearsed = [
+            RehearsedLetter(
+                id=letter.id,
+                route=ROUTE,
+                code=letter.code,
+                would_pass=letter.code != "malformed",
+                outcome="stored",
+                detail=HOSTILE,
+            )
+            for letter in self.letters
+            if request.matches(letter.id, letter.route, letter.code)
+        ]
+        return Rehearsal(letters=rehearsed, left_out=0)
+
+
+@dataclass
+class FakeRedrives:
+    requests: list[RedriveRequest] = field(default_factory=list)
+    latest: Redrive | None = None
+
+    def start(self, request: RedriveRequest) -> Redrive:
+        self.requests.append(request)
+        self.latest = Redrive(
+            redrive_id=uuid4(),
+            state=RedriveState.RUNNING,
+            total=30,
+            sent=11,
+            settled=11,
+            failed_again=0,
+            step=10,
+            detail="Waiting for 3 of 10 letters to be handled.",
+            started_at=MOMENT,
+        )
+        return self.latest
+
+    def get(self, _redrive_id: UUID) -> Redrive:
+        assert self.latest is not None
+        return self.latest
+
+    def stop(self, _redrive_id: UUID) -> Redrive:
+        self.end(RedriveState.STOPPED, "Stopped. The rest was left here.")
+        return self.get(_redrive_id)
+
+    def end(self, state: RedriveState, detail: str, **changes: Any) -> None:
+        changes |= {"state": state, "detail": detail, "ended_at": MOMENT}
+        self.latest = self.get(uuid4()).model_copy(update=changes)
+
+
+@dataclass
+class Site:
+    url: str
+    office: FakeOffice
+    redrives: FakeRedrives
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with open_browser() as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site() -> AsyncIterator[Site]:
+    app = build("queue_receiver")
+    office, redrives = FakeOffice(), FakeRedrives()
+    app[OFFICE], app[REDRIVES] = cast("Any", office), cast("Any", redrives)
+    async with TestServer(app) as server:
+        yield Site(str(server.make_url("/dead-letters")), office, redrives)
+
+
+@pytest_asyncio.fixture(loop_scope="module", params=[True, False], ids=["scripts", "no scripts"])
+async def page(browser: Browser, request: pytest.FixtureRequest) -> AsyncIterator[Page]:
+    """A page in a context of its own; fails where the browser complains about our policy."""
+    context = await browser.new_context(java_script_enabled=request.param)
+    page = await context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda m: complaints.append(m.text) if "Content Sec" in m.text else None)
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    yield page
+    assert complaints == []
+    await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def scripted(browser: Browser) -> AsyncIterator[Page]:
+    context = await browser.new_context()
+    yield await context.new_page()
+    await context.close()
+
+
+async def test_every_page_can_be_used_by_everyone(scripted: Page, site: Site) -> None:
+    letter, other = a_letter(), a_letter("neighbour_error")
+    states = (RedriveState.RUNNING, RedriveState.FAILED_AGAIN)
+
+    await scripted.goto(site.url)
+    await expect(scripted.get_by_text("Nothing is here")).to_be_visible()
+    await assert_accessible(scripted)
+    site.office.letters = [letter, other]
+    site.office.elsewhere = True
+    site.office.discarded[uuid4()] = HOSTILE
+    site.redrives.start(RedriveRequest(all=True))
+    paths = ["", "?code=malformed&done=discarded", f"/{letter.id}", f"/{letter.id}?reveal=true"]
+    for path in (*paths, "/discards", f"/{uuid4()}"):
+        await scripted.goto(site.url + path)
+        await assert_accessible(scripted)
+    for state in states:
+        site.redrives.end(state, HOSTILE, first_failed=letter.id)
+        await scripted.goto(f"{site.url}/redrives/{uuid4()}")
+        await assert_accessible(scripted)
+    await scripted.goto(site.url)
+    await scripted.get_by_role("button", name="Rehearse all letters").click()
+    await expect(scripted.get_by_role("heading", name="Rehearsal")).to_be_visible()
+    await assert_accessible(scripted)
+
+
+async def test_what_stands_in_a_letter_does_nothing(page: Page, site: Site) -> None:
+    letter = a_letter()
+    site.office.letters = [letter]
+
+    for path in ("", f"/{letter.id}", f"/{letter.id}?reveal=true"):
+        await page.goto(site.url + path)
+        assert "hacked" not in await page.title()
+        assert await page.locator("main img, main script").count() == 0
+
+
+async def test_a_kind_is_sent_back_by_one_button(page: Page, site: Site) -> None:
+    site.office.letters = [a_letter(), a_letter("neighbour_error")]
+    await page.goto(site.url)
+
+    await page.get_by_role("button", name=f"Send back all neighbour_error of {ROUTE}").click()
+
+    await expect(page.get_by_text("11 of 30 sent back")).to_be_visible()
+    assert [(r.code, r.route, r.all) for r in site.redrives.requests] == [
+        ("neighbour_error", ROUTE, False)
+    ]
+
+
+async def test_a_redrive_is_followed_to_its_end(page: Page, site: Site) -> None:
+    site.office.letters = [a_letter(), a_letter("other")]
+    await page.goto(site.url)
+    await page.get_by_role("button", name="Send all back").click()
+    await expect(page.get_by_role("heading", name="Sending back")).to_be_visible()
+
+    site.redrives.end(RedriveState.DONE, "Handled: 30 letters.", settled=30, sent=30)
+
+    await expect(page.get_by_role("heading", name="All were handled")).to_be_visible()
+    await expect(page.get_by_text("30 of 30 sent back")).to_be_visible()
+    await expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    assert site.redrives.requests[0].all
+
+
+async def test_a_redrive_can_be_stopped(page: Page, site: Site) -> None:
+    await page.goto(
+        f"{site.url}/redrives/{site.redrives.start(RedriveRequest(all=True)).redrive_id}"
+    )
+
+    await page.get_by_role("button", name="Stop").click()
+
+    await expect(page.get_by_role("heading", name="Stopped")).to_be_visible()
+
+
+async def test_a_body_is_corrected_without_losing_what_was_typed(page: Page, site: Site) -> None:
+    site.office.letters = [a_letter()]
+    await page.goto(f"{site.url}/{site.office.letters[0].id}")
+    await page.get_by_role("link", name="Show them, and edit").click()
+    body = page.get_by_label("Correct it, and send it back.")
+    assert "</textarea><script>" in await body.input_value()
+
+    await body.fill('{"name": "  <b>4da"}')
+    await page.get_by_role("button", name="Check and send back").click()
+    await expect(page.get_by_text("Use letters only.")).to_be_visible()
+    assert await body.input_value() == '{"name": "  <b>4da"}'
+    await body.fill("{not JSON")
+    await page.get_by_role("button", name="Check and send back").click()
+    await expect(page.get_by_text("not valid JSON")).to_be_visible()
+    await body.fill('{"name": "Ada"}')
+    await page.get_by_role("button", name="Check and send back").click()
+
+    await expect(page.get_by_text("Sent back with the new body")).to_be_visible()
+    assert site.office.resent == [{"name": "Ada"}]
+
+
+async def test_a_letter_is_discarded_with_a_reason_only(page: Page, site: Site) -> None:
+    letter = a_letter()
+    site.office.letters = [letter]
+    await page.goto(f"{site.url}/{letter.id}")
+
+    await page.get_by_role("button", name="Discard for good").click()  # the browser asks for it
+    assert site.office.discarded == {}
+    await page.get_by_label("Reason").fill("nonsense")
+    await page.get_by_label("Who decides it").fill("ada")
+    await page.get_by_role("button", name="Discard for good").click()
+
+    await expect(page.get_by_text("The reason is kept")).to_be_visible()
+    assert site.office.discarded == {letter.id: "ada: nonsense"}
+    await page.get_by_role("link", name="Discarded").click()
+    await expect(page.get_by_text("ada: nonsense")).to_be_visible()
+
+
+async def test_an_outage_is_said_in_words(page: Page, site: Site) -> None:
+    site.office.error = BrokerUnavailableError("RabbitMQ is away. Nothing has changed.")
+
+    await page.goto(site.url)
+
+    await expect(page.get_by_text("Nothing has changed")).to_be_visible()
+    await assert_no_json(page)
+
+
+async def assert_no_json(page: Page) -> None:
+    assert "{" not in await page.locator("body").inner_text()
