@@ -10,7 +10,7 @@ from bench.arena import Arena
 from bench.comparison import Comparison, Run
 from bench.http_client import Client, Post, closed_loop, connected
 from bench.loop import run
-from bench.pipeline import BURST_FIGURES, CONNECTIONS, people, register
+from bench.pipeline import BURST_FIGURES, CONNECTIONS, WARM_UP, people, register
 from bench.systems import System
 from launcher.ports import HOST
 from launcher.processes import Program, start
@@ -37,6 +37,8 @@ def scale(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None])
                     frontends.append(port)
                     parts |= more
                 system = replace(arena.ours, name=_name(count), parts=parts)
+                if count > 1:  # the first ones are warm already
+                    run(_burst(arena, system, frontends, WARM_UP * count))
                 done = run(_burst(arena, system, frontends, number))
                 runs[system.name].append(done)
                 said = f"{done.figures['registrations_per_s']:,.0f} registrations/s"
