@@ -18,7 +18,7 @@ RUN pip uninstall --yes --root-user-action ignore setuptools wheel pip \
     && groupadd --gid 10001 userstream \
     && useradd --uid 10001 --gid userstream --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin userstream \
-    && install --directory --owner userstream --group userstream --mode 0750 /reports
+    && install --directory --owner userstream --group userstream --mode 0750 /reports /notes
 COPY --from=packages /venv /venv
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -7,8 +7,10 @@ from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import pytest
+import structlog
 from aiormq.channel import Channel
 from pamqp.commands import Basic
+from prometheus_client import REGISTRY
 
 from common.consumer import Consumer, consuming
 from common.contracts.registrations import RegistrationSubmitted
@@ -278,6 +280,29 @@ async def test_an_outage_pauses_the_consumer_and_burns_no_attempt(
     assert {envelope.attempt for envelope in handler.seen} == {1}
     assert await depth(empty_broker.admin_url, DEAD) == 0
     assert await depth(empty_broker.admin_url, QUEUE) == 0
+
+
+async def test_a_pause_is_said_in_readiness_metrics_and_log(empty_broker: TestBroker) -> None:
+    handler = Recorder()
+    handler.error = DatabaseServiceUnavailableError("It is gone.")
+
+    with structlog.testing.capture_logs() as logged:
+        async with a_consumer(empty_broker, handler) as consumer:
+            await submit(empty_broker)
+            await eventually(lambda: _paused() == 1, "pausing")
+            with pytest.raises(DatabaseServiceUnavailableError, match=r"Paused.* It is gone"):
+                await consumer.check()
+            handler.error = None
+            await eventually(lambda: _paused() == 0, "going on")
+            await eventually(lambda: _healthy(consumer), "being ready again")
+
+    events = [line["event"] for line in logged if line["event"].startswith("consumer.")]
+    assert events.count("consumer.paused") == 1
+    assert events.count("consumer.resumed") == 1
+
+
+def _paused() -> float | None:
+    return REGISTRY.get_sample_value("userstream_consumer_paused", {"queue": QUEUE})
 
 
 async def test_only_one_delivery_probes_during_an_outage(empty_broker: TestBroker) -> None:
