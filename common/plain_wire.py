@@ -117,7 +117,12 @@ class PlainWire(Line):
         """Acknowledge one delivery of this channel."""
         task = asyncio.ensure_future(self.channel.basic_ack(tag))
         self._acks.add(task)
-        task.add_done_callback(self._acks.discard)
+        task.add_done_callback(self._acked)
+
+    def _acked(self, task: asyncio.Task[None]) -> None:
+        self._acks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: the channel has gone, and the broker delivers again
 
     async def drain(self) -> None:
         """Wait until all that was acknowledged so far is on its way."""
