@@ -157,10 +157,12 @@ class Connection:
         """Say from whom and to whom, unless that is said; the first refusal, if there is one."""
         if self._pipelining:
             if self._announced is not mail:
+                self._link.require(Phase.MAIL)
                 self._link.write(b"".join(_commands(mail)))
             self._announced = None
             return await self._announcement_refusal()
         for phase, command in zip(_ANNOUNCEMENT, _commands(mail), strict=True):
+            self._link.require(phase)
             self._link.write(command)
             answer = Answer(phase, await self._link.read(phase))
             if answer.refuses:
@@ -204,7 +206,8 @@ class Connection:
             self._link.abort()
         elif self.usable:
             with suppress(LinkDroppedError):  # the refusal stands; the pool sees the rest
-                await self._link.command(Phase.IDLE, "RSET")
+                if not (await self._link.command(Phase.IDLE, "RSET")).positive:
+                    self._link.abort()  # the server may be waiting for a text
 
 
 def _commands(mail: Mail) -> tuple[bytes, bytes, bytes]:

@@ -84,13 +84,17 @@ class Link:
             self._transport.write(data)
 
     def require(self, phase: Phase) -> None:
-        """Pass if what is written now may arrive.
+        """Pass if what is written now may arrive, and what comes then be the answer to it.
 
         Raises:
-            LinkDroppedError: It can not.
+            LinkDroppedError: It can not; or a reply lies here that nobody has asked for, which
+                would be taken for the answer: a 250 that came before the text is none to it.
         """
         if self._protocol.ended:
             raise LinkDroppedError(phase, "the connection ended")
+        if self._protocol.unread:
+            self.abort()
+            raise LinkDroppedError(phase, "a reply that nobody asked for")
 
     async def read(self, phase: Phase) -> Reply:
         """Wait for a reply.
