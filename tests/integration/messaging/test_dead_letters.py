@@ -25,12 +25,13 @@ async def fill(broker: TestBroker, count: int, **headers: Any) -> list[UUID]:
     ids = [uuid4() for _ in range(count)]
     async with opened(broker.admin_url) as channel:
         exchange = await channel.get_exchange(USER_REGISTRATION.dead_letter_exchange, ensure=False)
+        marks: Any = {"x-error-code": "malformed", "x-attempts": 4, "x-attempt": 4} | headers
         for number, letter_id in enumerate(ids):
             message = aio_pika.Message(
                 b'{"number": %d}' % number,
                 delivery_mode=2,
                 message_id=str(letter_id),
-                headers={"x-error-code": "malformed", "x-attempts": 4, "x-attempt": 4} | headers,
+                headers=marks,
             )
             await exchange.publish(message, "user.registration.submitted.v1")
     return ids
