@@ -111,6 +111,14 @@ class Link:
             except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
                 # aiormq raises RuntimeErrors of its own for channels that went away.
                 self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
+            except asyncio.CancelledError as error:
+                # One of aiormq's own tasks was cancelled, not this one.
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise
+                self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
+            except Exception as error:  # noqa: BLE001 - were this to end, nobody would connect again
+                # A broker that goes away amid the greeting: aiormq lets a StopAsyncIteration out.
+                self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
             if time.monotonic() - started > LONGEST_PAUSE_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             await asyncio.sleep(pause)
