@@ -2,14 +2,17 @@
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import aio_pika
+import aiohttp
 import pytest
 
 from common.topology import USER_REGISTRATION
-from tests.amqp import eventually, publish
+from tests.amqp import eventually, opened, publish
 from tests.e2e.stack import PROJECT, Stack, addresses
 
 
@@ -74,3 +77,64 @@ async def test_a_person_decides_what_becomes_of_a_dead_letter(
     assert not left & {first, second}
     discards = dead_letters(stack, "discards")["discards"]
     assert [d["reason"] for d in discards if d["messageId"] == second] == ["nobody is there"]
+
+
+KILLS = 3
+LETTERS = 80
+
+
+async def test_a_receiver_killed_in_the_middle_of_a_redrive_duplicates_nothing(
+    stack: Stack,
+) -> None:
+    code = f"repaired_{uuid4().hex[:8]}"
+    letters = {str(uuid4()): address for address in addresses(LETTERS)}
+    await _fill(stack, letters, code)
+
+    for kill in range(KILLS):
+        await _begin(stack, code)
+        await eventually(partial(_stored, stack, letters, 20 * (kill + 1)), "letters being stored")
+        stack.kill("queue_receiver")
+        await stack.all_ready()
+    assert dead_letters(stack, "redrive", "--code", code)["state"] == "done"
+
+    await stack.drained(60)
+    await stack.stored_once(letters)
+    mails = await stack.mails_by_address()
+    assert {address: len(mails[address]) for address in letters.values()} == dict.fromkeys(
+        letters.values(), 1
+    )
+    assert dead_letters(stack, "--code", code)["letters"] == []
+
+
+async def _fill(stack: Stack, letters: dict[str, str], code: str) -> None:
+    """Put good registrations among the dead letters, as after a fault that was repaired."""
+    headers: Any = {"x-error-code": code, "x-attempts": 4, "x-attempt": 4}
+    async with opened(stack.rabbitmq["amqp"]) as channel:
+        exchange = await channel.get_exchange(USER_REGISTRATION.dead_letter_exchange, ensure=False)
+        for message_id, address in letters.items():
+            person = {"name": "Ada", "surname": "Lovelace", "email": address}
+            message = aio_pika.Message(
+                json.dumps(person).encode(),
+                delivery_mode=2,
+                message_id=message_id,
+                headers=headers,
+            )
+            await exchange.publish(message, "user.registration.submitted.v1")
+
+
+async def _begin(stack: Stack, code: str) -> None:
+    url = f"{stack.services['queue_receiver']}/api/dead-letters/redrive"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, json={"code": code, "rate": 30}) as response,
+    ):
+        assert response.status == 202, await response.text()
+
+
+async def _stored(stack: Stack, letters: dict[str, str], count: int) -> bool:
+    """Whether so many are stored: then a step is under way."""
+    [row] = await stack.rows(
+        "SELECT count(*) FROM registrations WHERE registration_id = ANY($1::uuid[])",
+        [UUID(message_id) for message_id in letters],
+    )
+    return bool(row["count"] >= count)
