@@ -121,6 +121,9 @@ async def test_operations_stay_where_programs_expect_them() -> None:
     assert served["sender"] >= {
         "POST /api/notifications/send",
         "GET /api/notifications/{notification_id}",
+        "POST /api/notifications/{notification_id}/resend",
+        "POST /api/notifications/resend",
+        "POST /api/bounces",
         "GET /api/templates/{name}/preview",
     }
     assert served["database_service"] >= {
@@ -135,6 +138,12 @@ async def test_operations_stay_where_programs_expect_them() -> None:
         "GET /api/registrations/{registration_id}",
         "POST /api/notifications/claims",
         "PUT /api/notifications/{notification_id}",
+        "GET /api/notifications",
+        "POST /api/notifications/resends",
+        "POST /api/bounces",
+        "GET /api/suppressions",
+        "GET /api/suppressions/{address}",
+        "DELETE /api/suppressions/{address}",
         "POST /api/reports",
         "GET /api/reports",
         "GET /api/reports/{report_id}",

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import ClientSession
 
 from common.contracts.bounces import BounceRecorded, BounceReport
+from common.contracts.ledger import LedgerBatch, LedgerEntry, SettlementRequest
 from common.contracts.notifications import (
     Claim,
     ClaimRequest,
@@ -21,6 +22,7 @@ from common.contracts.users import UserRequest
 from common.errors import NotFoundError
 from database_service.pool import Database
 from database_service.repositories.bounces import BounceRepository
+from database_service.repositories.ledger import LedgerRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.resends import ResendRepository
@@ -266,3 +268,34 @@ async def test_the_list_is_read_page_by_page_and_an_address_taken_off_it(
         await bounces.select_suppression(addresses[0])
     claims = [a_claim(recipient=address) for address in addresses[:2]]
     assert await claimed(notifications, *claims) == [Claim.GRANTED, Claim.SUPPRESSED]
+
+
+async def test_the_ledger_counts_a_mail_that_came_back(
+    database: Database,
+    registrations: RegistrationRepository,
+    notifications: NotificationRepository,
+    bounces: BounceRepository,
+) -> None:
+    item, ledger = a_registration(), LedgerRepository(database)
+    await registrations.insert_registrations([item])
+    claim = await a_sent_mail(
+        notifications, recipient=item.email, registration_id=item.registration_id
+    )
+    await bounces.insert_bounce(a_report(claim.message_id))
+    entry = LedgerEntry(
+        registration_id=item.registration_id, accepted_at=item.received_at, stream_offset=0
+    )
+    await ledger.insert_entries(
+        LedgerBatch(
+            stream="user.registration.log",
+            from_offset=0,
+            next_offset=1,
+            last_id=item.registration_id,
+            entries=[entry],
+        )
+    )
+
+    request = SettlementRequest(stream="user.registration.log", missing_for_seconds=0)
+    totals = (await ledger.settle(request)).totals
+
+    assert (totals.accepted, totals.stored, totals.mails.bounced) == (1, 1, 1)
