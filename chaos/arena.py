@@ -267,3 +267,4 @@ async def _end(arena: Arena) -> None:
     if (postgres := parts.get("postgres")) and postgres.running:
         await asyncio.to_thread(postgres.running.stop)
     arena.disk.remove()
+    arena.clock.remove()

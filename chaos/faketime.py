@@ -9,6 +9,8 @@ from launcher.errors import LauncherError
 from launcher.locks import waiting_for
 from launcher.stack import RUN_DIRECTORY
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the library itself puts it
+
 LIBRARY = "usr/lib/*/faketime/libfaketime.so.1"
 
 
@@ -36,8 +38,6 @@ class Clock:
                 "LD_PRELOAD": str(library),
                 "FAKETIME_TIMESTAMP_FILE": str(file),
                 "FAKETIME_CACHE_DURATION": "1",
-                # Killed, a process would leave its piece of shared memory behind for ever.
-                "FAKETIME_DISABLE_SHM": "1",
                 # Time-outs and the loop's clock: NTP steps never touch those either.
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             },
@@ -51,6 +51,13 @@ class Clock:
             return False
         self.file.write_text(f"{seconds:+d}\n")
         return True
+
+    def remove(self) -> None:
+        """Remove the shared memory that the killed processes left behind, one piece each."""
+        for pattern in ("faketime_shm_*", "sem.faketime_sem_*"):
+            for piece in SHARED_MEMORY.glob(pattern):
+                if not Path("/proc", piece.name.rpartition("_")[2]).exists():
+                    piece.unlink(missing_ok=True)
 
 
 def _library(tools: Path) -> Path:

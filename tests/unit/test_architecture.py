@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SERVICES = ("frontend", "queue_receiver", "sender", "database_service", "report_generator")
 OTHERS = ("bench", "chaos", "common", "launcher", "mailcatcher", "rabbitmq")
+TOOLS = ("bench", "chaos", "launcher", "mailcatcher", "tests")
 
 
 @cache
@@ -53,11 +54,11 @@ def importing(folders: tuple[str, ...], packages: tuple[str, ...]) -> list[str]:
 def test_a_service_imports_no_other_service(service: str) -> None:
     others = tuple(other for other in SERVICES if other != service)
 
-    assert importing((service,), (*others, "bench", "chaos", "launcher", "mailcatcher", "tests")) == []
+    assert importing((service,), (*others, *TOOLS)) == []
 
 
 def test_what_is_common_imports_no_service() -> None:
-    assert importing(("common",), (*SERVICES, "bench", "chaos", "launcher", "mailcatcher", "tests")) == []
+    assert importing(("common",), (*SERVICES, *TOOLS)) == []
 
 
 def test_only_the_database_service_speaks_sql() -> None:
