@@ -6,6 +6,7 @@ from uuid import UUID
 
 import structlog
 from aiohttp import web
+from pydantic import ConfigDict
 
 from common.context import current
 from common.contracts.base import Body
@@ -57,8 +58,18 @@ async def form(_request: web.Request) -> web.Response:
     return _page(render_form(FormValues(), (), nonce=secrets.token_urlsafe(16)))
 
 
+class RegistrationForm(RegistrationRequest):
+    """What the form sends; a browser, or an extension of one, may add fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    nonce: str = ""
+    """Chosen by the page; the same again with the same values is the same registration."""
+
+
 @api.post(
     "/",
+    shown_form=RegistrationForm,
     returns={303: None, 422: "text/html", 503: "text/html"},
     summary="Register by the form; its nonce makes sending twice harmless",
 )

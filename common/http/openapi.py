@@ -24,6 +24,7 @@ _READS_A_BODY = (
     UnsupportedMediaTypeError,
     InvalidError,
 )
+"""What can be wrong with a body; last, what its values can be."""
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -72,7 +73,7 @@ def _models(operations: Iterable[Operation]) -> Iterable[tuple[type[BaseModel], 
     for operation in operations:
         options = operation.options
         # Not path and query: their fields are written out as parameters.
-        for model in (options.get(key) for key in ("body", "form")):
+        for model in (options.get(key) for key in ("body", "form", "shown_form")):
             if isinstance(model, type) and issubclass(model, BaseModel):
                 seen.add((model, "validation"))
         for model in operation.returns.values():
@@ -93,6 +94,7 @@ def _operation(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
     for kind, media_type in (
         ("body", "application/json"),
         ("form", "application/x-www-form-urlencoded"),
+        ("shown_form", "application/x-www-form-urlencoded"),
     ):
         if model := options.get(kind):
             schema = schemas[model, "validation"]
@@ -176,7 +178,9 @@ def _content(model: type[BaseModel] | str | None, schemas: dict[Any, dict[str, A
     if model is None:
         return {}
     if isinstance(model, str):
-        return {"content": {model: {"schema": {"type": "string"}}}}
+        # Of a stream the schema would be that of each event.
+        schema = {} if model == "text/event-stream" else {"schema": {"type": "string"}}
+        return {"content": {model: schema}}
     return {"content": {"application/json": {"schema": schemas[model, "serialization"]}}}
 
 
