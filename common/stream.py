@@ -4,12 +4,12 @@ Reading takes nothing out of a stream. The acks here only say that more may come
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Generic, Literal, Self, TypeVar
 
 from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import AMQPError
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiormq.abc import AbstractChannel as UnderlyingChannel
 
 from common.envelope import Delivery
@@ -32,6 +32,8 @@ QUIET_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
 """Longest wait for the broker to answer a question or the end of a subscription."""
 
+POLL_SECONDS = 0.02
+
 Start = int | Literal["first"]
 
 Item = TypeVar("Item")
@@ -45,6 +47,7 @@ class StreamReader:
         self._wire: Wire | PlainWire | None = None
         self._link = Link(url, service=service, purpose="audit", setup=self._prepare, fast=fast)
         self._one_at_a_time = asyncio.Lock()
+        self._closing: set[asyncio.Future[None]] = set()
 
     @classmethod
     @asynccontextmanager
@@ -77,7 +80,7 @@ class StreamReader:
         """
         async with self._one_at_a_time:
             reading = _Reading(start, take, limit)
-            try:
+            with self._watched():
                 async with asyncio.timeout(ANSWER_SECONDS):
                     wire = await self._usable_wire()
                     await wire.consume(
@@ -88,8 +91,6 @@ class StreamReader:
                     )
                 await reading.done(wire)
                 await wire.channel.basic_cancel(self._service, timeout=ANSWER_SECONDS)
-            except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
-                raise await self._broken(error) from error
             return reading.items
 
     async def count_ready(self, queues: Sequence[str]) -> dict[str, int]:
@@ -100,28 +101,53 @@ class StreamReader:
             TopologyMissingError: One of them does not exist.
         """
         async with self._one_at_a_time:
-            try:
+            with self._watched():
                 async with asyncio.timeout(ANSWER_SECONDS):
                     channel = (await self._usable_wire()).channel
                     return {queue: await _count(channel, queue) for queue in queues}
-            except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
-                raise await self._broken(error) from error
 
     async def _usable_wire(self) -> Wire | PlainWire:
-        if self._wire is None or self._wire.closed:
+        while self._wire is None or self._wire.closed:
             await self._link.channel()
-        assert self._wire is not None  # noqa: S101 - set before the link hands out its channel
+            if self._wire is None:  # given up, and the link has not noticed yet
+                await asyncio.sleep(POLL_SECONDS)
         return self._wire
 
-    async def _broken(self, error: BaseException) -> BrokerUnavailableError | TopologyMissingError:
-        """In doubt about what the broker thinks, begin again on a new channel."""
-        if self._wire is not None and not self._wire.closed:
-            await self._wire.channel.close()
-        if "NOT_FOUND" in str(error):
-            return TopologyMissingError("A stream or queue does not exist; import the topology.")
-        if self._wire is None:
-            return BrokerUnavailableError(self._link.failure.detail)
-        return BrokerUnavailableError("The broker broke off while a stream was read.")
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Begin again on a new channel if anything goes wrong: who knows what the broker thinks.
+
+        Raises:
+            BrokerUnavailableError: It broke off.
+            TopologyMissingError: What was asked for does not exist.
+        """
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            self._give_up_channel()
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # It is the channel that was cancelled, and what waited for it with it.
+            raise BrokerUnavailableError("The broker broke off while a stream was read.") from error
+        except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
+            is_connected = self._wire is not None and not self._wire.closed
+            self._give_up_channel()
+            if isinstance(error, ChannelNotFoundEntity):
+                raise TopologyMissingError(
+                    "A stream or queue does not exist. Import rabbitmq/definitions.json."
+                ) from error
+            if not is_connected:
+                raise BrokerUnavailableError(self._link.failure.detail) from error
+            raise BrokerUnavailableError("The broker broke off while a stream was read.") from error
+
+    def _give_up_channel(self) -> None:
+        """Close the channel without waiting; the link opens another one."""
+        wire, self._wire = self._wire, None
+        if wire is not None and not wire.closed:
+            closing = asyncio.ensure_future(_close(wire))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def _prepare(self, _channel: AbstractChannel, wire: Wire | PlainWire) -> None:
         await wire.channel.basic_qos(prefetch_count=PREFETCH)
@@ -173,3 +199,8 @@ class _Reading(Generic[Item]):
 async def _count(channel: UnderlyingChannel, queue: str) -> int:
     declared = await channel.queue_declare(queue, passive=True)
     return declared.message_count or 0
+
+
+async def _close(wire: Wire | PlainWire) -> None:
+    with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
+        await wire.channel.close()

@@ -48,12 +48,14 @@ def run(given: Namespace, terminal: Terminal) -> bool:
 
 
 def _read(given: Namespace) -> dict[str, Any]:
-    """The ledger up to the end of the stream."""
+    """The ledger up to the end of the stream, or as far as it can be read."""
+    before = -1
     while True:
         ledger: dict[str, Any] = ask(given.data, SERVICE, "GET", "/api/ledger")
-        if ledger["caughtUp"]:
+        if ledger["caughtUp"] or ledger["readUpTo"] == before:
             return ledger
-        STDERR.say(f"  … read up to {ledger['readUpTo']:,}")
+        before = ledger["readUpTo"]
+        STDERR.say(f"  … read up to {before:,}")
 
 
 def _repair(given: Namespace) -> dict[str, Any]:
@@ -141,6 +143,8 @@ def _conclude(ledger: Mapping[str, Any], terminal: Terminal) -> None:
             "The work queue is not bound: what is accepted reaches the stream and nobody else."
             " ./userstream check-broker says how to mend it."
         )
+    if not ledger["caughtUp"]:
+        terminal.fail("The stream can not be read to its end yet; is the broker just starting?")
     if unread := ledger["totals"]["unread"]:
         terminal.fail(f"The stream dropped {unread:,} messages before they were read.")
     if ledger["lost"]:

@@ -96,7 +96,10 @@ async def read_on(log_: Log, book: Book, *, most: int) -> Progress:
     while left > 0:
         piece = await _read_piece(log_, position)
         if not piece.messages:
-            return Progress(position.next_offset, caught_up=True)
+            # Of a stream that was read before, at least the last message is there; some seconds
+            # after the broker's start it is not yet.
+            is_up = not piece.restarted
+            return Progress(position.next_offset, caught_up=is_up)
         position = await book.insert_ledger_entries(_batch(piece, position))
         left -= len(piece.messages)
         if position.advanced and len(piece.messages) < PIECE - 1:

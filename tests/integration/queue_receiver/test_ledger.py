@@ -266,3 +266,37 @@ async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
 
     assert (ledger["readUpTo"], ledger["totals"]["restarts"]) == (4, 1)
     assert (ledger["lost"], ledger["totals"]["repeated"]) == (0, 0)
+
+
+async def test_the_ledger_is_kept_current_after_the_broker_was_killed(
+    fresh_broker: TestBroker, database_url: str, database_dsn: str
+) -> None:
+    async with a_receiver(fresh_broker, database_url, ledger_interval_seconds=0.05) as receiver:
+        ids = list(await accepted(fresh_broker, 3))
+        await until_stored(database_dsn, ids)
+
+        fresh_broker.kill()
+        await eventually(lambda: _ledger_says(receiver, "can not be read"), "noticing")
+        fresh_broker.start()
+        ids += list(await accepted(fresh_broker, 3))
+
+        await until_stored(database_dsn, ids)
+
+        # The stream is up some seconds after the broker. Nobody asks; it reads by itself.
+        await eventually(lambda: _has_read(receiver, 6), "reading on in the background")
+        await eventually(lambda: _ledger_says(receiver, "Nothing was lost, 0 s ago"), "a new note")
+        ledger = await the_ledger(receiver)
+    totals = ledger["totals"]
+    assert (totals["accepted"], totals["unread"], totals["restarts"]) == (6, 0, 0)
+
+
+async def _has_read(receiver: ClientSession, number: int) -> bool:
+    async with receiver.get("/metrics") as response:
+        text = await response.text()
+    return f'userstream_ledger_registrations{{state="accepted"}} {number}.0' in text
+
+
+async def _ledger_says(receiver: ClientSession, words: str) -> bool:
+    async with receiver.get("/health") as response:
+        notes = (await response.json())["notes"]
+    return words in notes["ledger"]["detail"]

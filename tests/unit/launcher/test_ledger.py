@@ -120,11 +120,23 @@ def test_a_missing_binding_and_unread_messages_are_told(monkeypatch: pytest.Monk
 
 
 def test_it_is_read_to_the_end_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    receiver = Receiver(a_ledger(caughtUp=False), a_ledger(caughtUp=False), a_ledger())
+    part, more = a_ledger(caughtUp=False, readUpTo=5), a_ledger(caughtUp=False, readUpTo=9)
+    receiver = Receiver(part, more, a_ledger())
 
     shown(monkeypatch, receiver, "--json")
 
     assert receiver.asked == ["GET /api/ledger"] * 3
+
+
+def test_a_stream_that_can_not_be_read_is_told_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receiver = Receiver(a_ledger(caughtUp=False))
+
+    _, lines = shown(monkeypatch, receiver)
+
+    assert len(receiver.asked) == 2
+    assert any("can not be read to its end" in line for line in lines)
 
 
 def test_a_repair_waits_until_all_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ async def test_a_stream_that_is_not_up_yet_changes_nothing() -> None:
 
     progress = await read_on(FakeLog(), book, most=100)
 
-    assert (book.batches, progress.next_offset) == ([], 3)
+    assert (book.batches, progress.next_offset, progress.caught_up) == ([], 3, False)
 
 
 async def test_canaries_are_passed_and_not_written() -> None:
