@@ -1,6 +1,5 @@
 """Mails sent again by hand: finds them, and opens them for one more claim each."""
 
-from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -16,7 +15,7 @@ from common.contracts.resends import (
 )
 from database_service.pool import Connection, Database
 
-LONGEST_JOURNEY = timedelta(days=7)
+LONGEST_JOURNEY_DAYS = 7
 """A mail that came to stand as it does on some day was asked for at most so long before.
 
 It is tried for 26 hours, and waits as long as an outage lasts.
@@ -32,6 +31,8 @@ class ResendRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    # Days begin in UTC, as the session has it. PostgreSQL reckons with them: it has a day before
+    # the first and after the last one of Python's.
     # The first part alone, so that the mails are found by their blocks. Finding the first few
     # in the order of their ids looks cheaper to a plan that knows no dates, and reads from the
     # very first mail there was.
@@ -40,21 +41,21 @@ class ResendRepository:
                  SELECT id, message_id, notification_type, status, error_message, recipient,
                         user_id, registration_id, content, created_at, updated_at
                    FROM notification_logs
-                  WHERE created_at >= $1
-                    AND created_at < $3
-                    AND updated_at >= $2
-                    AND updated_at < $3
-                    AND ($4::text IS NULL OR status = $4)
-                    AND ($5::text IS NULL OR notification_type = $5)
-                    AND coalesce(registration_id NOT BETWEEN $8 AND $9, true)
+                  WHERE created_at >= ($1::date - $2::integer)::timestamptz
+                    AND created_at < ($1::date + 1)::timestamptz
+                    AND updated_at >= $1::date::timestamptz
+                    AND updated_at < ($1::date + 1)::timestamptz
+                    AND ($3::text IS NULL OR status = $3)
+                    AND ($4::text IS NULL OR notification_type = $4)
+                    AND coalesce(registration_id NOT BETWEEN $7 AND $8, true)
              ),
              page AS MATERIALIZED (
                  SELECT id, message_id, notification_type, status, error_message, recipient,
                         user_id, registration_id, content, created_at, updated_at
                    FROM recent
-                  WHERE id > $6
+                  WHERE id > $5
                ORDER BY id
-                  LIMIT $7
+                  LIMIT $6
              )
         SELECT page.id, message_id AS notification_id, notification_type AS template, page.status,
                error_message AS reason, recipient, user_id, registration_id, content,
@@ -71,13 +72,11 @@ class ResendRepository:
 
         Without those of canaries, which are gone a moment later.
         """
-        begin = _midnight(query.day)
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 self.SELECT_NOTIFICATIONS,
-                begin - LONGEST_JOURNEY,
-                begin,
-                begin + timedelta(days=1),
+                query.day,
+                LONGEST_JOURNEY_DAYS,
                 query.status,
                 query.template,
                 query.after or 0,
@@ -164,7 +163,3 @@ def content_of(text: str | None) -> MailContent | None:
 
 def _values(row: asyncpg.Record) -> dict[str, object]:
     return {**row, "content": content_of(row["content"])}
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time.min, UTC)

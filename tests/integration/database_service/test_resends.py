@@ -1,7 +1,7 @@
 """A mail opened by hand is claimed once more, and only once, under the same id."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -227,17 +227,21 @@ async def test_a_list_can_be_narrowed_to_a_template(
 async def test_the_mails_of_a_day_are_found_by_their_blocks(
     database: Database, resends: ResendRepository
 ) -> None:
-    day = datetime(2026, 1, 31, tzinfo=UTC)
     async with database.connection() as connection:
         lines = await connection.fetch(
             f"EXPLAIN {resends.SELECT_NOTIFICATIONS}",
-            *(day - timedelta(days=7), day, day + timedelta(days=1), "failed", None, 0, 51),
+            *(TODAY, 7, "failed", None, 0, 51),
             *(FIRST_CANARY, LAST_CANARY),
         )
     plan = "\n".join(line[0] for line in lines)
 
     assert "Bitmap Index Scan on notification_logs_created_at_idx" in plan
     assert "Seq Scan" not in plan
+
+
+@pytest.mark.parametrize("day", [date.min, date.max])
+async def test_a_day_beyond_all_mails_has_none(resends: ResendRepository, day: date) -> None:
+    assert await resends.select_notifications(NotificationQuery(day=day)) == ([], None)
 
 
 async def test_the_list_links_its_next_page(
