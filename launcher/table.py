@@ -6,7 +6,7 @@ from typing import Any
 
 WHAT_FOR = {
     "frontend": "the form: register somebody",
-    "queue_receiver": "stores what comes from the queue; how it is: /health",
+    "queue_receiver": "stores what comes from the queue; what was given up: /dead-letters",
     "sender": "sends the mails; previews of them under /api-docs",
     "database_service": "users and records; try it under /api-docs",
     "report_generator": "makes reports to download; try it under /api-docs",

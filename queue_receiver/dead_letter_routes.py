@@ -109,7 +109,12 @@ async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Respon
     "/api/dead-letters/rehearse",
     body=RehearseRequest,
     returns={200: Rehearsal},
-    raises=(CrossSiteError, BrokerUnavailableError, DatabaseServiceUnavailableError),
+    raises=(
+        ConflictError,
+        CrossSiteError,
+        BrokerUnavailableError,
+        DatabaseServiceUnavailableError,
+    ),
 )
 async def rehearse(request: web.Request, *, body: RehearseRequest) -> web.Response:
     """Say what would become of letters; stores, sends and moves nothing."""

@@ -5,8 +5,15 @@ import re
 from typing import Any
 
 from common import strict_json
-from common.envelope import MAX_BODY_BYTES, TRACEPARENT, Delivery
+from common.envelope import ATTEMPT, FIRST_SEEN, MAX_BODY_BYTES, TRACEPARENT, Delivery
 from common.errors import MalformedError
+from common.republishing import (
+    ATTEMPTS,
+    ERROR_CODE,
+    ERROR_DETAIL,
+    FAILED_SERVICE,
+    ORIGINAL_ROUTING_KEY,
+)
 
 COVER = "•••"
 """In place of a value that may be personal."""
@@ -16,6 +23,16 @@ _PLAIN_FIELDS = {
     *("format", "columns", "startDate", "endDate"),
 }
 """Fields of our contracts that say nothing about a person."""
+
+_DEATH = ("exchange", "queue", "reason")
+
+_PLAIN_HEADERS = {
+    *(ATTEMPT, FIRST_SEEN, TRACEPARENT),
+    *(ATTEMPTS, ERROR_CODE, ERROR_DETAIL, FAILED_SERVICE, ORIGINAL_ROUTING_KEY),
+    *("x-death", "x-delivery-count", "x-acquired-count"),
+    *(f"x-{which}-death-{what}" for which in ("first", "last") for what in _DEATH),
+}
+"""Ours and the broker's."""
 
 _PLAIN_VALUE = re.compile(r"[A-Za-z0-9_.:+-]{1,40}")
 """What a plain field holds; anything else in one is covered all the same."""
@@ -47,13 +64,9 @@ def revealed_body(body: bytes) -> str:
 def shown_headers(delivery: Delivery, *, reveal: bool) -> dict[str, str]:
     """All headers; those of others with their values covered."""
     return {
-        str(name)[:100]: _text(value) if reveal or _is_ours(name) else COVER
+        str(name)[:100]: _text(value) if reveal or name in _PLAIN_HEADERS else COVER
         for name, value in list(delivery.headers.items())[:_MAX_FIELDS]
     }
-
-
-def _is_ours(name: object) -> bool:
-    return isinstance(name, str) and (name.startswith("x-") or name == TRACEPARENT)
 
 
 def _text(value: Any) -> str:

@@ -96,6 +96,8 @@ class DeadLetterOffice:
         kinds = Counter((letter.route.name, letter.code) for letter in letters)
         chosen = [letter for letter in letters if query.code in (None, letter.code)]
         page, next_after = _page(chosen, query.after, query.limit)
+        for letter in page if query.reveal else ():
+            log.info("dead_letter.revealed", dead_letter_id=str(letter.id))
         return DeadLetters(
             queues=[look for look, _ in looks],
             groups=[

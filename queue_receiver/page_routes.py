@@ -186,7 +186,12 @@ async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> we
     "/dead-letters/rehearse",
     form=SelectionForm,
     returns={200: "text/html"},
-    raises=(CrossSiteError, BrokerUnavailableError, DatabaseServiceUnavailableError),
+    raises=(
+        ConflictError,
+        CrossSiteError,
+        BrokerUnavailableError,
+        DatabaseServiceUnavailableError,
+    ),
 )
 async def rehearse_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
     """Say what would become of letters."""
