@@ -1,6 +1,8 @@
 """A TCP proxy on loopback whose links can be broken in the ways in which networks break."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +16,10 @@ PIECE = 65_536
 
 TRICKLE_SECONDS = 1.0
 """Between two bytes of a throttled link."""
+
+
+NO_LINGERING = struct.pack("ii", 1, 0)
+"""Closing a socket resets the connection (``man 7 socket``, SO_LINGER)."""
 
 
 class Mode(StrEnum):
@@ -43,6 +49,9 @@ class _Link:
     def abort(self) -> None:
         """Reset both sides: what was on its way is gone."""
         for transport in self.transports:
+            if (connection := transport.get_extra_info("socket")) and not transport.is_closing():
+                # Without it the other side would see an end in good order.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGERING)
             transport.abort()
 
 

@@ -19,8 +19,11 @@ from chaos.schedule import Kind, service_of
 WATCH_SECONDS = 0.05
 """Between two looks at how many rows there are: the resolution of what is measured."""
 
-QUIET_BEFORE, QUIET_AFTER = 6.0, 3.0
+QUIET_BEFORE, QUIET_AFTER = 3.0, 2.0
 """Seconds around a kill in which no outage may be, for it to count as the only fault."""
+
+OTHERS_ALONE = (Kind.KILL, Kind.FREEZE, Kind.ROLLING_RESTART, Kind.DISK_FULL, Kind.CLOCK_JUMP)
+"""Faults that other services do not feel, because an instance is left."""
 
 IN_HAND_SECONDS = 1.0
 """What was promised so shortly before a kill may have been in the hands of who was killed."""
@@ -161,17 +164,16 @@ def _after_kill(
 
 
 def _is_alone(kill: Happened, happened: Sequence[Happened]) -> bool:
-    """Whether no outage, and no kill of the same service, was near it."""
+    """Whether no outage, and no other fault of the same service, was near it."""
     begin, end = kill.begun - QUIET_BEFORE, kill.begun + QUIET_AFTER
-    for other in happened:
-        if other is kill or other.skipped:
-            continue
-        same = service_of(other.fault.target) == service_of(kill.fault.target)
-        if (other.fault.kind is not Kind.KILL or same) and (
-            other.begun < end and (other.mended or math.inf) > begin
-        ):
-            return False
-    return True
+    near = [
+        other.fault
+        for other in happened
+        if other is not kill and not other.skipped
+        if other.begun < end and (other.mended or math.inf) > begin
+    ]
+    service = service_of(kill.fault.target)
+    return all(fault.kind in OTHERS_ALONE and service_of(fault.target) != service for fault in near)
 
 
 def _longest_wait(evidence: Evidence, begun: float, mended: float) -> float:

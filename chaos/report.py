@@ -123,11 +123,11 @@ class Report:
             + f" recovery_p99={works.p99:.2f} s",
             (
                 f"recovery: after kill -9 the service works again after p50={works.p50:.2f}"
-                f" p99={works.p99:.2f} max={works.longest:.2f} s (n={works.n}); what a receiver held"
-                f" is stored after p99={again.p99:.2f} max={again.longest:.2f} s (n={again.n}); the"
-                f" instance in its place is ready after p50={ready.p50:.2f} p99={ready.p99:.2f}"
-                f" max={ready.longest:.2f} s; after a freeze max={frozen.longest:.1f} s"
-                f" (n={frozen.n})"
+                f" p99={works.p99:.2f} max={works.longest:.2f} s (n={works.n}); what a"
+                f" receiver held is stored after p99={again.p99:.2f} max={again.longest:.2f} s;"
+                f" the instance in its place is ready after p50={ready.p50:.2f}"
+                f" p99={ready.p99:.2f} max={ready.longest:.2f} s;"
+                f" after a freeze max={frozen.longest:.1f} s (n={frozen.n})"
             ),
         ]
         lines += [f"BROKEN {name}={number}" for name, number in broken.items()]

@@ -71,6 +71,9 @@ BROKER_SECONDS = 12.0
 QUIET_SECONDS = 2.5
 """Between the end of one outage and the begin of the next: the breakers' pauses."""
 
+CALM = (2.5, 12.0)
+"""The same once every kind has had its turn: kills meet nothing else, and can be timed."""
+
 FREEZE_SECONDS = 38.0
 """Longer than three heartbeats, so that what a frozen consumer holds must go to another."""
 
@@ -95,6 +98,9 @@ _OUTAGES: tuple[tuple[Kind, float, float], ...] = (
 
 SHORTEST_SECONDS = 3.0
 """Of an outage; where less is left, no other one begins."""
+
+
+_FIRST_ROUND = len(_OUTAGES) + len(LINKS) + 1
 
 
 def plan(seed: int, seconds: float) -> list[Fault]:
@@ -138,7 +144,7 @@ def links_of(instance: str) -> list[str]:
 
 def _one_after_the_other(chance: random.Random, seconds: float) -> Iterator[Fault]:
     now, links = FIRST_FAULT_SECONDS, _links(chance)
-    for kind, lasts in _turns(chance):
+    for number, (kind, lasts) in enumerate(_turns(chance)):
         # The broker is never killed in its first ten seconds; see docs/reliability.md, W8.
         begin = max(now, 10.0) if kind in (Kind.BROKER_KILL, Kind.BROKER_RESTART) else now
         if begin + lasts > seconds:
@@ -149,7 +155,7 @@ def _one_after_the_other(chance: random.Random, seconds: float) -> Iterator[Faul
             yield _link_fault(chance, *next(links), at=begin, lasts=lasts)
         else:
             yield _fault(chance, kind, begin, lasts)
-        now = begin + lasts + QUIET_SECONDS
+        now = begin + lasts + (QUIET_SECONDS if number < _FIRST_ROUND else chance.uniform(*CALM))
 
 
 def _turns(chance: random.Random) -> Iterator[tuple[Kind, float]]:
