@@ -67,7 +67,7 @@ def check(management: Management) -> Report:
     version = str(overview["rabbitmq_version"])
     present: dict[str, Rows] = {}
     notes = []
-    if management.get(f"/api/vhosts/{_VHOST}", or_none=True) is None:
+    if VHOST not in {vhost["name"] for vhost in management.get("/api/vhosts")}:
         remedy = f"rabbitmqctl add_vhost {VHOST}; then import the topology: {IMPORT}"
         lost = [Difference(f"vhost {VHOST} is missing, or hidden from this user", remedy)]
         return Report(broker=f"RabbitMQ {version}", compared=["vhosts"], differences=lost)
