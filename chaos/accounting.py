@@ -15,7 +15,7 @@ LEASE_SECONDS = 30.0
 
 REGISTRATIONS, MAILS = "user.registration", "email.notifications"
 
-ENDED = frozenset({"sent", "failed", "suppressed"})
+ENDED = frozenset({"sent", "failed", "suppressed", "bounced"})
 """States in which a mail stays."""
 
 UNRECORDED = frozenset({"sending", "unsure"})
