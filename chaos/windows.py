@@ -27,7 +27,7 @@ from common.topology import ROUTES, USER_REGISTRATION
 from launcher.errors import LauncherError
 from launcher.terminal import STDERR, Terminal
 
-CLIENTS = 4
+CLIENTS = 2
 """Who register at the same time."""
 
 PAUSE_SECONDS = 0.1
