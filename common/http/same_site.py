@@ -22,8 +22,8 @@ def refuse_cross_site(request: web.Request) -> None:
     if (site in _OURS) if site is not None else (origin is None or _host(origin) == request.host):
         return
     raise CrossSiteError(
-        "Another site's page sent this, and nothing was done. If it was you, open the page of "
-        "dead letters itself and do it there."
+        "Another site's page sent this, and nothing was done. If it was you, do it on a page of "
+        "ours, or with a program."
     )
 
 

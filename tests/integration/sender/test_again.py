@@ -335,6 +335,20 @@ async def test_too_large_a_report_is_refused(stack: Stack) -> None:
         assert answer.status == 413
 
 
+@pytest.mark.parametrize(
+    "path", ["bounces", f"notifications/{uuid4()}/resend", "notifications/resend"]
+)
+async def test_a_page_of_another_site_can_do_nothing(stack: Stack, path: str) -> None:
+    """A browser on the same machine would send it for any page that it shows."""
+    headers = {"Content-Type": "message/rfc822" if path == "bounces" else "application/json"}
+    headers |= {"Sec-Fetch-Site": "cross-site"}
+    body = b'{"day": "2026-11-21"}' if path == "notifications/resend" else b"{}"
+
+    url = f"{stack.url}/api/{path}"
+    async with stack.http.post(url, data=body, headers=headers) as answer:
+        assert answer.status == 403, await answer.text()
+
+
 async def a_sent_mail(stack: Stack) -> tuple[str, str]:
     """An address and the mail it got."""
     address = an_address()
