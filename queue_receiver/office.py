@@ -7,16 +7,12 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
 import structlog
 
-from common.contracts.base import Contract
 from common.contracts.dead_letters import (
-    MAX_REHEARSED,
     DeadLetterDiscard,
     DeadLetterGroup,
     DeadLetterQuery,
@@ -27,39 +23,24 @@ from common.contracts.dead_letters import (
     DiscardedDeadLetters,
     DiscardQuery,
     Rehearsal,
-    RehearsedLetter,
-    RehearsedRegistration,
     RehearseRequest,
     SentBack,
 )
-from common.contracts.notifications import EmailRequested
-from common.contracts.registrations import RegistrationSubmitted, RegistrationToStore
-from common.contracts.reports import ReportRequested
 from common.dead_letters import DeadLetter, DeadLetterQueue, Held
-from common.envelope import MAX_BODY_BYTES, Envelope, read
+from common.envelope import MAX_BODY_BYTES
 from common.errors import (
     ConflictError,
-    InvalidError,
     NotFoundError,
-    PermanentError,
     TooLargeError,
-    UserStreamError,
 )
 from common.http.validation import validate
-from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
 from queue_receiver.masking import masked_body, revealed_body, shown_headers
+from queue_receiver.rehearsals import CONTRACTS, Store, rehearse
 
 log = structlog.get_logger()
 
-CONTRACTS: Mapping[str, tuple[type[Contract], ...]] = {
-    USER_REGISTRATION.name: (RegistrationSubmitted,),
-    EMAIL_NOTIFICATIONS.name: (EmailRequested,),
-    REPORT_REQUESTS.name: (ReportRequested,),
-}
-"""What each route's service reads; the first stands for messages that name no type."""
 
-
-class Records(Protocol):
+class Records(Store, Protocol):
     """What is asked and kept: ``common.database_client`` in production."""
 
     async def record_discard(self, discard: DeadLetterDiscard) -> DiscardedDeadLetter:
@@ -68,12 +49,6 @@ class Records(Protocol):
 
     async def select_discards(self, query: DiscardQuery) -> DiscardedDeadLetters:
         """Letters that were discarded."""
-        ...
-
-    async def rehearse_registrations(
-        self, items: list[RegistrationToStore]
-    ) -> list[RehearsedRegistration]:
-        """What storing would come to."""
         ...
 
 
@@ -191,50 +166,7 @@ class DeadLetterOffice:
         Raises:
             DatabaseServiceUnavailableError: It can not be tried now.
         """
-        letters, left_out = await self._chosen(request)
-        results = {id(letter): _checked(letter) for letter in letters}
-        registrations = {
-            key: _to_store(result)
-            for key, result in results.items()
-            if isinstance(result, Envelope) and isinstance(result.data, RegistrationSubmitted)
-        }
-        stored = dict(
-            zip(registrations, await self._stored(list(registrations.values())), strict=True)
-        )
-        return Rehearsal(
-            letters=[
-                _rehearsed(letter, stored.get(id(letter), results[id(letter)]))
-                for letter in letters
-            ],
-            left_out=left_out,
-        )
-
-    async def _chosen(self, request: RehearseRequest) -> tuple[list[DeadLetter], int]:
-        def is_meant(letter: DeadLetter) -> bool:
-            return request.matches(letter.id, letter.route.name, letter.code)
-
-        meant: list[DeadLetter] = []
-        for queue in self._queues:
-            async with queue.held(is_meant) as held:
-                meant += filter(is_meant, held.letters)
-        letters = [letter for letter in meant if letter.has_body][:MAX_REHEARSED]
-        return letters, len(meant) - len(letters)
-
-    async def _stored(
-        self, items: list[RegistrationToStore]
-    ) -> list[RehearsedRegistration | UserStreamError]:
-        """All together, as they would meet each other; each alone where one is refused."""
-        if not items:
-            return []
-        with suppress(InvalidError):
-            return [*await self._records.rehearse_registrations(items)]
-        results: list[RehearsedRegistration | UserStreamError] = []
-        for item in items:
-            try:
-                results += await self._records.rehearse_registrations([item])
-            except InvalidError as error:
-                results.append(error)
-        return results
+        return await rehearse(request, queues=self._queues, records=self._records)
 
 
 def view(letter: DeadLetter, *, reveal: bool) -> DeadLetterView:
@@ -297,46 +229,4 @@ def _no_letter(letter_id: UUID) -> NotFoundError:
     return NotFoundError(
         f"There is no dead letter {letter_id}: it was sent back or discarded, or somebody holds "
         "it just now. Look at the list again."
-    )
-
-
-def _checked(letter: DeadLetter) -> Envelope[Contract] | UserStreamError:
-    try:
-        return read(letter.delivery, CONTRACTS[letter.route.name], 0)
-    except PermanentError as error:
-        return error
-
-
-def _to_store(envelope: Envelope[Contract]) -> RegistrationToStore:
-    data = envelope.data
-    if not isinstance(data, RegistrationSubmitted):
-        raise TypeError("not a registration")
-    return RegistrationToStore(
-        registration_id=envelope.id,
-        name=data.name,
-        surname=data.surname,
-        email=data.email,
-        received_at=data.timestamp or envelope.published_at or datetime.now(UTC),
-    )
-
-
-def _rehearsed(
-    letter: DeadLetter, result: Envelope[Contract] | RehearsedRegistration | UserStreamError
-) -> RehearsedLetter:
-    if isinstance(result, UserStreamError):
-        passes, outcome, detail = False, result.code, result.detail
-    elif isinstance(result, RehearsedRegistration):
-        passes, outcome, detail = True, str(result.outcome), "Would be stored."
-        if outcome == "duplicate":
-            detail = "Would be stored as a second registration of a known address."
-    else:
-        passes, outcome = True, "valid"
-        detail = "Its service can read it; the rest can not be tried without doing it."
-    return RehearsedLetter(
-        id=letter.id,
-        route=letter.route.name,
-        code=letter.code,
-        would_pass=passes,
-        outcome=outcome,
-        detail=detail,
     )

@@ -1,0 +1,137 @@
+"""What would become of dead letters if they were sent back now."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Protocol
+
+from common.contracts.base import Contract
+from common.contracts.dead_letters import (
+    MAX_REHEARSED,
+    Rehearsal,
+    RehearsedLetter,
+    RehearsedRegistration,
+    RehearseRequest,
+)
+from common.contracts.notifications import EmailRequested
+from common.contracts.registrations import RegistrationSubmitted, RegistrationToStore
+from common.contracts.reports import ReportRequested
+from common.dead_letters import DeadLetter, DeadLetterQueue
+from common.envelope import Envelope, read
+from common.errors import InvalidError, PermanentError, UserStreamError
+from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
+
+CONTRACTS: Mapping[str, tuple[type[Contract], ...]] = {
+    USER_REGISTRATION.name: (RegistrationSubmitted,),
+    EMAIL_NOTIFICATIONS.name: (EmailRequested,),
+    REPORT_REQUESTS.name: (ReportRequested,),
+}
+"""What each route's service reads; the first stands for messages that name no type."""
+
+
+class Store(Protocol):
+    """Where registrations would be stored: ``common.database_client`` in production."""
+
+    async def rehearse_registrations(
+        self, items: list[RegistrationToStore]
+    ) -> list[RehearsedRegistration]:
+        """What storing would come to."""
+        ...
+
+
+async def rehearse(
+    request: RehearseRequest, *, queues: Sequence[DeadLetterQueue], records: Store
+) -> Rehearsal:
+    """What would become of letters; stores, sends and moves nothing.
+
+    Raises:
+        DatabaseServiceUnavailableError: It can not be tried now.
+    """
+    letters, left_out = await _chosen(request, queues)
+    results = {id(letter): _checked(letter) for letter in letters}
+    registrations = {
+        key: _to_store(result)
+        for key, result in results.items()
+        if isinstance(result, Envelope) and isinstance(result.data, RegistrationSubmitted)
+    }
+    stored = await _stored(list(registrations.values()), records)
+    outcomes = dict(zip(registrations, stored, strict=True))
+    return Rehearsal(
+        letters=[
+            _rehearsed(letter, outcomes.get(id(letter), results[id(letter)])) for letter in letters
+        ],
+        left_out=left_out,
+    )
+
+
+async def _chosen(
+    request: RehearseRequest, queues: Sequence[DeadLetterQueue]
+) -> tuple[list[DeadLetter], int]:
+    def is_meant(letter: DeadLetter) -> bool:
+        return request.matches(letter.id, letter.route.name, letter.code)
+
+    meant: list[DeadLetter] = []
+    for queue in queues:
+        async with queue.held(is_meant) as held:
+            meant += filter(is_meant, held.letters)
+    letters = [letter for letter in meant if letter.has_body][:MAX_REHEARSED]
+    return letters, len(meant) - len(letters)
+
+
+async def _stored(
+    items: list[RegistrationToStore], records: Store
+) -> list[RehearsedRegistration | UserStreamError]:
+    """All together, as they would meet each other; each alone where one is refused."""
+    if not items:
+        return []
+    with suppress(InvalidError):
+        return [*await records.rehearse_registrations(items)]
+    results: list[RehearsedRegistration | UserStreamError] = []
+    for item in items:
+        try:
+            results += await records.rehearse_registrations([item])
+        except InvalidError as error:
+            results.append(error)
+    return results
+
+
+def _checked(letter: DeadLetter) -> Envelope[Contract] | UserStreamError:
+    try:
+        return read(letter.delivery, CONTRACTS[letter.route.name], 0)
+    except PermanentError as error:
+        return error
+
+
+def _to_store(envelope: Envelope[Contract]) -> RegistrationToStore:
+    data = envelope.data
+    if not isinstance(data, RegistrationSubmitted):
+        raise TypeError("not a registration")
+    return RegistrationToStore(
+        registration_id=envelope.id,
+        name=data.name,
+        surname=data.surname,
+        email=data.email,
+        received_at=data.timestamp or envelope.published_at or datetime.now(UTC),
+    )
+
+
+def _rehearsed(
+    letter: DeadLetter, result: Envelope[Contract] | RehearsedRegistration | UserStreamError
+) -> RehearsedLetter:
+    if isinstance(result, UserStreamError):
+        passes, outcome, detail = False, result.code, result.detail
+    elif isinstance(result, RehearsedRegistration):
+        passes, outcome, detail = True, str(result.outcome), "Would be stored."
+        if outcome == "duplicate":
+            detail = "Would be stored as a second registration of a known address."
+    else:
+        passes, outcome = True, "valid"
+        detail = "Its service can read it; the rest can not be tried without doing it."
+    return RehearsedLetter(
+        id=letter.id,
+        route=letter.route.name,
+        code=letter.code,
+        would_pass=passes,
+        outcome=outcome,
+        detail=detail,
+    )
