@@ -1,6 +1,7 @@
 """Dead letters: how they are shown, what can be done with them, and what was decided."""
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Self
 from uuid import UUID
 
@@ -135,10 +136,15 @@ class Selection(Body):
             raise ValueError('Name ids, a route or a code; or say "all": true.')
         return self
 
+    @cached_property
+    def named(self) -> frozenset[UUID]:
+        """The ids, to be looked up for each of thousands of letters."""
+        return frozenset(self.ids or ())
+
     def matches(self, letter_id: UUID, route: str, code: str) -> bool:
         """Whether a letter is meant."""
         return (
-            (self.ids is None or letter_id in self.ids)
+            (self.ids is None or letter_id in self.named)
             and self.route in (None, route)
             and self.code in (None, code)
         )
