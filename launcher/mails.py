@@ -154,7 +154,8 @@ def _resend_many(given: Namespace) -> tuple[Any, list[str]]:
         after = page["nextAfter"]
         if after is None or total["found"] == given.limit:
             break
-        STDERR.say(f"  … {total['found']} found, {total['resent']} sent again")
+        again = "" if given.dry_run else f", {total['resent']} on their way again"
+        STDERR.say(f"  … {total['found']} found{again}")
     result = {"dryRun": given.dry_run, **total, "nextAfter": after}
     return result, count_lines(result)
 
