@@ -268,7 +268,7 @@ def _counts(evidence: Evidence) -> dict[str, int]:
         "dead_letters_twice": len(evidence.dead) - len(set(evidence.dead)),
         "dup_mail": sum(times - 1 for times in by_id.values()),
         "dup_mail_bound": sum(min(excused.get(each, 0), n) for each, n in by_id.items()),
-        "reports": len(journal.reports),
+        "reports_promised": len(journal.reports),
     }
 
 
