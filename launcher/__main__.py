@@ -131,16 +131,16 @@ def _bench(_given: Namespace) -> NoReturn:
     os.execve(python, command, environment)  # noqa: S606 - becoming it is the purpose
 
 
-def _dead_letters(given: Namespace) -> int:
-    return OK if dead_letters.run(given, Terminal(sys.stdout)) else FAILED
-
-
 def _chaos(_given: Namespace) -> NoReturn:
     """Become the fault bench, with mounts of its own where the system lets it have them."""
     python = ensure_environment("demo", RUN_DIRECTORY, STDERR) / "bin" / "python"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     command = [*own_mounts(), str(python), "-P", "-m", "chaos", *sys.argv[1:]]
     os.execvpe(command[0], command, environment)  # noqa: S606 - becoming it is the purpose
+
+
+def _dead_letters(given: Namespace) -> int:
+    return OK if dead_letters.run(given, Terminal(sys.stdout)) else FAILED
 
 
 def _test(given: Namespace) -> int:

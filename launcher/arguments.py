@@ -14,12 +14,12 @@ COMMANDS = {
     "status": "show each part: where it is, whether it is ready, how often it was restarted",
     "down": "stop what 'up --detach' started",
     "logs": "show the logs, of one part or of all",
-    "bench": "measure the speed, beside a system that people would write instead",
     "ledger": "show what became of every registration, and bring back what is lost",
     "mails": "show how a mail stands, send it again, or all of a day that failed",
     "check-broker": "compare a broker with what it should hold, and say how to mend it",
-    "dead-letters": "show messages that were given up, send them back, correct or discard them",
+    "bench": "measure the speed, beside a system that people would write instead",
     "chaos": "break everything that can break while people register, and count what is lost",
+    "dead-letters": "show messages that were given up, send them back, correct or discard them",
     "test": "check and test everything; what follows goes to pytest",
 }
 
@@ -40,7 +40,7 @@ started. Where Docker is at hand, `docker compose up` starts the same system in 
 """
 
 
-def parser() -> argparse.ArgumentParser:  # noqa: C901 - a list of commands
+def parser() -> argparse.ArgumentParser:
     """The parser. Options may stand before or after the command."""
     top = argparse.ArgumentParser(
         prog="./userstream",
