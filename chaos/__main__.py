@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import sys
+import warnings
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> int:
     given = parser().parse_args(argv)
     # The driver's own AMQP client complains of each connection that a fault costs it.
     logging.disable(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")
     if given.windows:
         return windows.main(given)
     try:
