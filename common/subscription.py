@@ -167,12 +167,13 @@ class Subscription:
         """
         async with self._subscribing:
             try:
-                while self.wire and not self.wire.closed and self._due != self._subscribed:
+                # ``renew`` may take the wire away while one of these waits for the broker.
+                while (wire := self.wire) and not wire.closed and self._due != self._subscribed:
                     if self._subscribed:
-                        await self.wire.channel.basic_cancel(self._tag, timeout=CANCEL_SECONDS)
+                        await wire.channel.basic_cancel(self._tag, timeout=CANCEL_SECONDS)
                     self._subscribed = 0
                     if self._due:
-                        await self._consume(self.wire, self._due)
+                        await self._consume(wire, self._due)
             except _LOST as error:
                 # In doubt about what the broker thinks, begin again on a new channel.
                 log.warning("consumer.unsure", queue=self._route.queue, reason=type(error).__name__)
