@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID, uuid4
@@ -57,7 +58,11 @@ class Recorder:
 
 @asynccontextmanager
 async def a_consumer(
-    broker: TestBroker, handler: Callable[[Any], Awaitable[None]], *, prefetch: int = 10
+    broker: TestBroker,
+    handler: Callable[[Any], Awaitable[None]],
+    *,
+    prefetch: int = 10,
+    notes: Path | None = None,
 ) -> AsyncIterator[Consumer]:
     url = broker.url("queue_receiver")
     async with (
@@ -71,6 +76,7 @@ async def a_consumer(
             publisher=publisher,
             prefetch=prefetch,
             retry_delays=[timedelta(milliseconds=50), timedelta(milliseconds=100)],
+            notes=notes,
         ) as consumer,
     ):
         yield consumer
@@ -418,6 +424,36 @@ async def test_work_under_way_is_finished_when_its_channel_is_lost(
         await eventually(lambda: _healthy(consumer), "being ready again")
 
     assert await depth(empty_broker.admin_url, QUEUE) == 0
+
+
+async def test_lost_channels_make_suspects_and_convict_nobody(
+    empty_broker: TestBroker, tmp_path: Path
+) -> None:
+    handler = Recorder()
+    handler.gate = asyncio.Event()
+    suspected = _suspected()
+
+    async with a_consumer(empty_broker, handler, prefetch=5, notes=tmp_path) as consumer:
+        ids = [await submit(empty_broker) for _ in range(4)]
+        given = 0
+        for _ in range(8):  # more often than a message may be given in vain
+            await eventually(lambda n=given: len(handler.seen) > n, "being given again")
+            given = len(handler.seen)
+            consumer._subscription.renew()
+            handler.gate.set()  # a suspect waits for the end of what was begun before
+            handler.gate.clear()
+        handler.gate.set()
+        await eventually(lambda: set(handler.ids) == set(ids), "handling all")
+        await eventually(lambda: _empty(empty_broker), "acknowledging all")
+        await eventually(lambda: _healthy(consumer), "being ready")
+
+    assert _suspected() > suspected
+    assert await depth(empty_broker.admin_url, DEAD) == 0
+    assert list(tmp_path.glob(f"{QUEUE}/*")) == []  # noqa: ASYNC240 - nothing runs any more
+
+
+def _suspected() -> float:
+    return REGISTRY.get_sample_value("userstream_suspects_total", {"queue": QUEUE}) or 0
 
 
 async def test_a_slow_answer_to_a_cancel_does_not_end_the_next_subscription(
