@@ -4,9 +4,10 @@ import asyncio
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import asyncpg
 
@@ -93,7 +94,7 @@ class Recovery:
     redelivered: list[float] = field(default_factory=list)
     """From such a kill of a receiver until all that was promised just before was stored."""
     frozen: list[float] = field(default_factory=list)
-    """Longest wait of a registration for being stored while a receiver was frozen."""
+    """Longest wait for a row or a mail while a receiver or a sender was frozen."""
     whatever_else: list[float] = field(default_factory=list)
     """As ``instance``, of the kills that met other faults."""
 
@@ -134,9 +135,38 @@ def measure(
             continue
         if each.fault.kind is Kind.KILL:
             _after_kill(each, happened, evidence, did, found)
-        elif each.fault.kind is Kind.FREEZE and service_of(each.fault.target) == "queue_receiver":
-            found.frozen.append(_longest_wait(evidence, each.begun, each.mended))
+        elif each.fault.kind is Kind.FREEZE:
+            found.frozen += _after_freeze(each, evidence, arena)
     return found
+
+
+def _after_freeze(freeze: Happened, evidence: Evidence, arena: Arena) -> list[float]:
+    """The longest wait for a row or a mail; of services that hold no messages there is none."""
+    service = service_of(freeze.fault.target)
+    if service == "queue_receiver":
+        ended = {row.id: row.stored_at for row in evidence.registrations}
+    elif service == "sender":
+        ended = _mailed_at(evidence, arena)
+    else:
+        return []
+    return [_longest_wait(evidence, ended, freeze.begun, freeze.mended)]
+
+
+def _mailed_at(evidence: Evidence, arena: Arena) -> dict[UUID, float]:
+    """Registration to when its mail was taken first, but for those the server played a trick on.
+
+    Their waits are the server's doing, not the freeze's.
+    """
+    tricked = {each for by_recipient in arena.sink.tricked.values() for each in by_recipient}
+    taken: dict[str, float] = {}
+    for mail in arena.sink.accepted:
+        if mail.recipient not in tricked:
+            taken.setdefault(mail.message_id, mail.at)
+    return {
+        mail.registration_id: taken[str(mail.message_id)]
+        for mail in evidence.mails
+        if mail.registration_id and str(mail.message_id) in taken
+    }
 
 
 def _after_kill(
@@ -160,7 +190,8 @@ def _after_kill(
         found.service.append(took)
         found.by_service.setdefault(service, []).append(took)
     if service == "queue_receiver":
-        found.redelivered.append(_longest_wait(evidence, kill.begun, kill.begun))
+        stored = {row.id: row.stored_at for row in evidence.registrations}
+        found.redelivered.append(_longest_wait(evidence, stored, kill.begun, kill.begun))
 
 
 def _is_alone(kill: Happened, happened: Sequence[Happened]) -> bool:
@@ -176,15 +207,16 @@ def _is_alone(kill: Happened, happened: Sequence[Happened]) -> bool:
     return all(fault.kind in OTHERS_ALONE and service_of(fault.target) != service for fault in near)
 
 
-def _longest_wait(evidence: Evidence, begun: float, mended: float) -> float:
-    """Seconds that a registration waited at most for being stored, from the fault's begin on.
+def _longest_wait(
+    evidence: Evidence, ended: Mapping[UUID, float], begun: float, mended: float
+) -> float:
+    """Seconds that a registration waited at most for its end, from the fault's begin on.
 
     Counts what was promised while the fault lasted, and just before.
     """
-    stored = {row.id: row.stored_at for row in evidence.registrations}
     waits = [
-        stored[each] - max(at, begun)
+        ended[each] - max(at, begun)
         for each, at in evidence.journal.accepted_at.items()
-        if begun - IN_HAND_SECONDS <= at <= mended and each in stored
+        if begun - IN_HAND_SECONDS <= at <= mended and each in ended
     ]
     return max(0.0, *waits) if waits else 0.0
