@@ -192,6 +192,21 @@ async def test_an_unsure_mail_that_was_given_up_is_sent_again(
         assert delivered(stack, notification_id) == 1
 
 
+async def test_a_crash_before_the_publish_leaves_it_to_be_asked_for_again(stack: Stack) -> None:
+    (notification_id,) = await failed(stack)
+    url = f"{stack.database_url}/api/notifications/resends"
+    async with stack.http.post(url, json={"notificationIds": [notification_id]}) as answer:
+        assert (await answer.json())["results"][0]["decision"] == "opened"  # and then it dies
+
+    before = await stack.status_of(notification_id)
+    day = str(datetime.now(UTC).date())
+    _, again = await post(stack, "notifications/resend", {"day": day})
+    await stack.becomes(notification_id, "sent")
+
+    assert (before, again["resent"]) == ("failed", 1)
+    assert delivered(stack, notification_id) == 1
+
+
 async def test_an_unknown_mail_is_not_found(stack: Stack) -> None:
     assert (await post(stack, f"notifications/{uuid4()}/resend", {}))[0] == 404
 
