@@ -229,7 +229,8 @@ def _excused(attempts: Sequence[Attempt]) -> int:
     return sum(
         attempt.status in UNRECORDED
         or (after is not None and after.started_at - attempt.started_at >= LEASE_SECONDS - 1)
-        for attempt, after in zip(attempts, following, strict=True)
+        # A mail that was withheld has no attempt at all.
+        for attempt, after in zip(attempts, following, strict=False)
     )
 
 

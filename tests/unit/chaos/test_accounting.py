@@ -83,14 +83,14 @@ def twice_the_same_id() -> Evidence:
 
 def a_second_row() -> Evidence:
     more = Registration(id=UUID(int=3), email="ada@example.org", outcome="duplicate")
-    mail = a_mail(UUID(int=13), more.id, "ada@example.org", status="suppressed")
+    mail = a_mail(UUID(int=13), more.id, "ada@example.org", status="suppressed", attempts=[])
     whole = evidence()
     return evidence(registrations=[*whole.registrations, more], mails=[*whole.mails, mail])
 
 
 def a_stranger() -> Evidence:
     eve = Registration(id=UUID(int=4), email="eve@example.org")
-    mail = a_mail(UUID(int=14), eve.id, "eve@example.org", status="suppressed")
+    mail = a_mail(UUID(int=14), eve.id, "eve@example.org", status="suppressed", attempts=[])
     whole = evidence()
     return evidence(registrations=[*whole.registrations, eve], mails=[*whole.mails, mail])
 
