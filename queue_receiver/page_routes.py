@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from aiohttp import web
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import StringConstraints
 
 from common import strict_json
 from common.contracts.base import Body
@@ -61,16 +61,11 @@ MAX_FORM_BYTES = 256 * 1024
 api = Api()
 
 
-def _none_if_empty(value: object) -> object:
-    """A field that was left empty says nothing."""
-    return None if value == "" else value
-
-
 class PageQuery(Body):
     """Which letters the page shows, and what has just been done."""
 
-    route: Annotated[RouteName | None, BeforeValidator(_none_if_empty)] = None
-    code: Annotated[ErrorCode | None, BeforeValidator(_none_if_empty)] = None
+    route: RouteName | None = None
+    code: ErrorCode | None = None
     after: UUID | None = None
     done: Literal["", "discarded", "resent", "sent"] = ""
 
@@ -78,19 +73,16 @@ class PageQuery(Body):
 class SelectionForm(Body):
     """Which letters a button means."""
 
-    id: Annotated[UUID | None, BeforeValidator(_none_if_empty)] = None
-    route: Annotated[RouteName | None, BeforeValidator(_none_if_empty)] = None
-    code: Annotated[ErrorCode | None, BeforeValidator(_none_if_empty)] = None
+    id: UUID | None = None
+    route: RouteName | None = None
+    code: ErrorCode | None = None
+    all: bool = False
 
     @property
     def selection(self) -> dict[str, Any]:
-        """The same as the API takes it; a button without fields means all."""
-        return {
-            "ids": [self.id] if self.id else None,
-            "route": self.route,
-            "code": self.code,
-            "all": not (self.id or self.route or self.code),
-        }
+        """The same as the API takes it."""
+        ids = [self.id] if self.id else None
+        return {"ids": ids, "route": self.route, "code": self.code, "all": self.all}
 
 
 class BodyForm(Body):

@@ -1,0 +1,126 @@
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from common.contracts.notifications import DeliveryAttempt, DeliveryStatus, Notification, Template
+from common.contracts.registrations import Journey, JourneyStatus
+from common.contracts.reports import Format, ReportRecord, ReportStatus
+from common.errors import DatabaseServiceUnavailableError, NotFoundError, UserStreamError
+from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
+from queue_receiver.fates import Fate, Fates
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+@dataclass
+class FakeRecords:
+    """Stands for database_service."""
+
+    mail: Notification | None = None
+    journey: JourneyStatus = JourneyStatus.PENDING
+    report: ReportStatus = ReportStatus.REQUESTED
+    error: UserStreamError | None = None
+    asked: list[UUID] = field(default_factory=list)
+
+    async def select_journey(self, registration_id: UUID) -> Journey:
+        if self.error:
+            raise self.error
+        return Journey(registration_id=registration_id, status=self.journey)
+
+    async def select_notification(self, notification_id: UUID) -> Notification:
+        if self.error or self.mail is None:
+            raise self.error or NotFoundError
+        self.asked.append(notification_id)
+        return self.mail
+
+    async def select_report(self, report_id: UUID) -> ReportRecord:
+        if self.error:
+            raise self.error
+        return ReportRecord(
+            report_id=report_id,
+            report_name="users",
+            format=Format.CSV,
+            status=self.report,
+            requested_at=NOW,
+        )
+
+
+def a_mail(status: DeliveryStatus, attempts: int) -> Notification:
+    attempt = DeliveryAttempt(attempt=1, status=status, reply_code=451, reply_text="", at=NOW)
+    return Notification(
+        notification_id=uuid4(),
+        template=Template.WELCOME,
+        status=status,
+        recipient="ada@example.org",
+        user_id=None,
+        registration_id=None,
+        attempts=[attempt] * attempts,
+        created_at=NOW,
+        updated_at=NOW,
+        sent_at=None,
+    )
+
+
+async def fate(records: FakeRecords, route: Any) -> Fate:
+    message = (route.name, uuid4())
+    return (await Fates(records).ask([message]))[message]
+
+
+@pytest.mark.parametrize("status", JourneyStatus)
+async def test_a_registration_is_handled_when_it_is_stored(status: JourneyStatus) -> None:
+    expected = Fate.OPEN if status is JourneyStatus.PENDING else Fate.SETTLED
+
+    assert await fate(FakeRecords(journey=status), USER_REGISTRATION) is expected
+
+
+@pytest.mark.parametrize("status", ReportStatus)
+async def test_a_report_is_handled_when_it_is_ready(status: ReportStatus) -> None:
+    # "failed" may be from the time before.
+    expected = Fate.SETTLED if status is ReportStatus.READY else Fate.OPEN
+
+    assert await fate(FakeRecords(report=status), REPORT_REQUESTS) is expected
+
+
+@pytest.mark.parametrize("route", [USER_REGISTRATION, REPORT_REQUESTS, EMAIL_NOTIFICATIONS])
+@pytest.mark.parametrize("error", [NotFoundError(), DatabaseServiceUnavailableError()])
+async def test_what_nobody_can_tell_is_open(route: Any, error: UserStreamError) -> None:
+    assert await fate(FakeRecords(error=error), route) is Fate.OPEN
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (DeliveryStatus.SENT, Fate.SETTLED),
+        (DeliveryStatus.FAILED, Fate.SETTLED),
+        (DeliveryStatus.SUPPRESSED, Fate.SETTLED),
+        (DeliveryStatus.SENDING, Fate.OPEN),
+        (DeliveryStatus.DEFERRED, Fate.FAILED),
+        (DeliveryStatus.UNSURE, Fate.FAILED),
+    ],
+)
+async def test_a_mail_is_handled_when_a_mail_server_has_answered(
+    status: DeliveryStatus, expected: Fate
+) -> None:
+    records, message = FakeRecords(), (EMAIL_NOTIFICATIONS.name, uuid4())
+    fates = Fates(records)
+    await fates.remember([message])
+
+    records.mail = a_mail(status, attempts=1)
+
+    assert await fates.ask([message]) == {message: expected}
+
+
+async def test_that_a_mail_was_put_off_before_does_not_count() -> None:
+    records, message = FakeRecords(), (EMAIL_NOTIFICATIONS.name, uuid4())
+    fates = Fates(records)
+    records.mail = a_mail(DeliveryStatus.DEFERRED, attempts=7)
+    await fates.remember([message])
+
+    before = await fates.ask([message])
+    records.mail = a_mail(DeliveryStatus.DEFERRED, attempts=8)
+    after = await fates.ask([message])
+
+    assert (before[message], after[message]) == (Fate.OPEN, Fate.FAILED)
