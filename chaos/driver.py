@@ -47,6 +47,15 @@ ROUTE = "user.registration"
 OK, ACCEPTED, UNPROCESSABLE = 200, 202, 422
 LARGEST_BODY = 64 * 1024
 
+AMQP_ERRORS = (
+    aio_pika.exceptions.AMQPError,
+    OSError,
+    TimeoutError,
+    RuntimeError,
+    StopAsyncIteration,  # a broker that goes away amid the greeting
+)
+"""What comes of a connection that a fault broke."""
+
 
 @dataclass(slots=True)
 class Driver:
@@ -202,7 +211,10 @@ class Driver:
             try:
                 exchange = await self._connected()
                 await exchange.publish(message, routing_key=kind, timeout=ANSWER_SECONDS)
-            except (aio_pika.exceptions.AMQPError, OSError, TimeoutError, RuntimeError):
+            except (*AMQP_ERRORS, asyncio.CancelledError):
+                # aio-pika cancels who waits for a confirm when its connection is closed.
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise
                 self._exchange = None
                 await asyncio.sleep(PAUSE_SECONDS)
             else:
