@@ -44,7 +44,7 @@ PAUSE_SECONDS = 0.25
 TYPE = "user.registration.submitted.v1"
 ROUTE = "user.registration"
 
-OK, ACCEPTED, UNPROCESSABLE = 200, 202, 422
+ACCEPTED = 202
 LARGEST_BODY = 64 * 1024
 
 AMQP_ERRORS = (
