@@ -185,12 +185,12 @@ class _Reading(Generic[Item]):
         """
         patience = FIRST_SECONDS
         while self._left:
-            self._came.clear()
             try:
                 async with asyncio.timeout(patience):
                     await self._came.wait()
             except TimeoutError:
                 break
+            self._came.clear()
             patience = QUIET_SECONDS
         if wire.closed:
             raise ConnectionError("The channel was lost.")
