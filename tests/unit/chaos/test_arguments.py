@@ -12,9 +12,8 @@ def test_without_options_it_is_one_seed_of_five_thousand() -> None:
 
 
 def test_every_size_can_be_chosen() -> None:
-    given = parser().parse_args(
-        ["chaos", "--seed", "7", "--seeds", "10", "--registrations", "600", "--minutes", "2.5", "--json"]
-    )
+    sizes = ["--seed", "7", "--seeds", "10", "--registrations", "600", "--minutes", "2.5"]
+    given = parser().parse_args(["chaos", *sizes, "--json"])
 
     assert (given.seed, given.seeds, given.registrations, given.minutes) == (7, 10, 600, 2.5)
     assert given.json
