@@ -61,7 +61,9 @@ async def form(_request: web.Request) -> web.Response:
 class RegistrationForm(RegistrationRequest):
     """What the form sends; a browser, or an extension of one, may add fields."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"additionalProperties": {"type": "string"}}
+    )
 
     nonce: str = ""
     """Chosen by the page; the same again with the same values is the same registration."""

@@ -169,6 +169,8 @@ def _errors(operation: Operation) -> Iterable[type[UserStreamError]]:
     implied: tuple[type[UserStreamError], ...] = ()
     if "body" in options or "form" in options or "raw" in options:
         implied = _READS_A_BODY
+    elif "shown_form" in options:
+        implied = _READS_A_BODY[:-1]  # what is not valid is shown again
     elif "path" in options or "query" in options:
         implied = (InvalidError,)
     return dict.fromkeys((*implied, *options.get("raises", ())))
