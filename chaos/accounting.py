@@ -198,8 +198,9 @@ def failed_unexplained(evidence: Evidence) -> Iterator[str]:
 def dlq_unexplained(evidence: Evidence) -> Iterator[str]:
     """Dead letters that no malformed message and no mail server is the reason of."""
     mails = {mail.message_id: mail for mail in evidence.mails}
+    reasons = evidence.journal.poisoned | evidence.journal.malformed
     for letter in evidence.dead:
-        expected = evidence.journal.malformed.get(letter.message_id)
+        expected = reasons.get(letter.message_id)
         if letter.route == REGISTRATIONS and expected == letter.code:
             continue
         mail = mails.get(letter.message_id) if letter.route == MAILS else None

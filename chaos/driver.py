@@ -196,6 +196,7 @@ class Driver:
 
     async def _poison(self, message_id: UUID, number: int, chance: random.Random) -> None:
         body, kind, reason = _malformed(number // EVERY_MALFORMED, chance)
+        self.journal.poisoned[message_id] = reason
         await self._until_confirmed(message_id, body, kind)
         self.journal.malformed[message_id] = reason
 

@@ -20,6 +20,8 @@ class Journal:
     """Registrations sent twice on purpose, with the same key or the same message id."""
     malformed: dict[UUID, str] = field(default_factory=dict)
     """Message that can not be handled to the reason with which it must be dead-lettered."""
+    poisoned: dict[UUID, str] = field(default_factory=dict)
+    """The same with those that the broker never confirmed: they may be there, or not."""
     unpromised: int = 0
     """Registrations that were never answered with 202, however often they were tried."""
     statuses: dict[int, int] = field(default_factory=dict)
