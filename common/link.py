@@ -107,6 +107,9 @@ class Link:
             try:
                 await self._run_once()
             except UnavailableError as error:
+                if self._failure.code != error.code == TopologyMissingError.code:
+                    # A broker that has just come has its streams some moments after its queues.
+                    pause = FIRST_PAUSE_SECONDS
                 self._fail(error)
             except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
                 # aiormq raises RuntimeErrors of its own for channels that went away.
