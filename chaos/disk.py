@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-SIZE = "1m"
-"""Room for some reports. A full one holds up no other program."""
+SIZE = "16m"
+"""Room for the reports of a run. A full one holds up no other program."""
+
+PIECE = 65_536
+"""Bytes that are written at once to fill it; the last one is cut short."""
 
 
 @dataclass(slots=True)
@@ -39,7 +42,7 @@ class SmallDisk:
         try:
             with self._filler.open("wb", buffering=0) as file:
                 while True:
-                    file.write(bytes(4096))
+                    file.write(bytes(PIECE))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

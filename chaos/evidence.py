@@ -19,7 +19,7 @@ from chaos.journal import Journal
 from chaos.sink import Trick
 from common.topology import ROUTES
 from launcher.errors import LauncherError
-from report_generator.files import DRAFT_MARK
+from report_generator.files import DRAFT_MARK, DRAFT_MAX_AGE
 
 DRAIN_SECONDS = 120.0
 """Longest wait for everything to come to rest once it is healed."""
@@ -143,7 +143,9 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
         waiting=await asyncio.to_thread(waiting, arena),
         reports=[(UUID(int=row["report_id"].int), row["status"]) for row in reports],
         stray_files=[
-            file.name for file in arena.disk.folder.rglob(f"*{DRAFT_MARK}*") if file.is_file()
+            file.name
+            for file in arena.disk.folder.rglob(f"*{DRAFT_MARK}*")
+            if time.time() - file.stat().st_mtime > DRAFT_MAX_AGE.total_seconds()
         ],
     )
 
