@@ -25,7 +25,7 @@ WINDOWS = {
     "w23": "a mail is claimed, nothing of it is sent",
     "w24": "the mail server has said 250, that is not recorded",
     "w29": "a mail is recorded as sent, its delivery is not acknowledged",
-    "w32": "a part of a report is written",
+    "w32": "a report is written, it has no name yet",
     "w33": "a report has its name, it is not recorded",
     "w34": "a report is recorded, its mail is not asked for",
     "w44": "a dead letter is published anew, it is still in its queue",

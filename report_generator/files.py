@@ -103,7 +103,7 @@ class ReportDirectory:
             try:
                 async for block in _blocks(rows):
                     await asyncio.to_thread(draft.write, block)
-                    failpoint("w32")
+                failpoint("w32")
                 if await asyncio.to_thread(draft.finish):
                     return draft.measure.of(final)
             finally:
