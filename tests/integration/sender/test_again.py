@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -351,7 +351,7 @@ async def test_too_large_a_report_is_refused(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["bounces", f"notifications/{uuid4()}/resend", "notifications/resend"]
+    "path", ["bounces", f"notifications/{UUID(int=1)}/resend", "notifications/resend"]
 )
 async def test_a_page_of_another_site_can_do_nothing(stack: Stack, path: str) -> None:
     """A browser on the same machine would send it for any page that it shows."""
