@@ -207,6 +207,8 @@ async def _advance(
     return row
 
 
+# A message without a time counts as accepted when it is read, which may be some seconds after
+# a person has discarded it.
 # In turns, by id: some are never settled (a refused address, a discarded dead letter), and must
 # not keep the others from being looked at.
 SETTLE_ENTRIES = """
@@ -232,7 +234,7 @@ SETTLE_ENTRIES = """
           LEFT JOIN dead_letter_discards AS discard
                  ON discard.message_id = turn.registration_id
                 AND discard.route = 'user.registration'
-                AND discard.discarded_at >= turn.accepted_at
+                AND discard.discarded_at >= turn.accepted_at - interval '1 minute'
           LEFT JOIN LATERAL (
                        SELECT status
                          FROM notification_logs
