@@ -12,10 +12,9 @@ from common.http.health import Readiness
 from common.messaging import open_publisher
 from frontend.canary import Canary
 from frontend.events import Watchers
-from frontend.files import keep_whole_files, static_file
 from frontend.identity import Identities
 from frontend.own_door import OwnDoor
-from frontend.pages import render_problem
+from frontend.pages import PAGES, render_problem
 from frontend.routes import BASE_URL, DATABASE, IDENTITIES, PUBLISHER, WATCHERS, api
 from frontend.settings import Settings
 
@@ -57,8 +56,7 @@ def build_app(settings: Settings) -> web.Application:
     )
     app[IDENTITIES] = Identities(settings.registration_id_secret.get_secret_value())
     app[BASE_URL] = settings.base_url
-    app.router.add_get("/static/{name}", static_file)
-    app.on_response_prepare.append(keep_whole_files)
+    PAGES.add_to(app)
     app.cleanup_ctx.append(lifespan)
     app.on_shutdown.append(end_what_never_ends)
     return app

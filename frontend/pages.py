@@ -1,15 +1,9 @@
 """Renders the pages: pure functions from typed values to HTML, over templates in ``templates/``."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from types import MappingProxyType
 from uuid import UUID
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.contracts.registrations import Journey, JourneyStatus
 from common.contracts.rules import (
@@ -21,6 +15,9 @@ from common.contracts.rules import (
     NAME_PATTERN,
 )
 from common.errors import FieldError
+from common.http.pages import Pages
+
+PAGES = Pages("frontend")
 
 UNCONFIRMED_NOTICE = (
     "Your registration could not be confirmed just now, so nothing is promised yet. What you "
@@ -128,7 +125,7 @@ def render_form(
 ) -> str:
     """The form with what was typed, what is wrong with it, and the nonce it came with."""
     known = {f"/{field.name}": field for field in FIELDS}
-    return _render(
+    return PAGES.render(
         "form.html",
         fields=FIELDS,
         values=asdict(values),
@@ -146,7 +143,7 @@ def render_form(
 
 def render_status(journey: Journey | None, registration_id: UUID, notice: str = "") -> str:
     """The journey of a registration; ``None``: it can not be read now."""
-    return _render(
+    return PAGES.render(
         "status.html",
         journey=journey,
         status=journey.status if journey else UNREADABLE,
@@ -160,39 +157,10 @@ def render_status(journey: Journey | None, registration_id: UUID, notice: str = 
 
 def render_problem(status: int, title: str, detail: str) -> str:
     """A page for a person in whose browser something went wrong."""
-    return _render("problem.html", status=status, title=title, detail=detail)
-
-
-@cache
-def asset(name: str) -> str:
-    """The URL of a static file; it changes with the content, so caches may keep it for ever."""
-    content = (files("frontend") / "static" / name).read_bytes()
-    return f"/static/{name}?v={hashlib.sha256(content).hexdigest()[:12]}"
+    return PAGES.render("problem.html", status=status, title=title, detail=detail)
 
 
 def _in_the_forms_words(field: Field, values: FormValues, error: FieldError) -> str:
     """An empty field is asked for by its name; everything else is said well already."""
     typed: str = getattr(values, field.name)
     return error.detail if typed.strip() else field.missing
-
-
-def _in_utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%-d %B %Y, %H:%M:%S UTC")
-
-
-def _render(template: str, **context: object) -> str:
-    return _environment().get_template(template).render(context)
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("frontend"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["asset"] = asset
-    environment.filters["in_utc"] = _in_utc
-    return environment

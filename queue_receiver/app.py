@@ -26,6 +26,7 @@ from queue_receiver.ledger import Accounts, Auditor
 from queue_receiver.ledger_repair import Repairs
 from queue_receiver.ledger_routes import AUDITOR, REPAIRS
 from queue_receiver.office import DeadLetterOffice
+from queue_receiver.pages import PAGES
 from queue_receiver.redrives import Redrives
 from queue_receiver.routes import api
 from queue_receiver.settings import Settings
@@ -87,7 +88,7 @@ def build_app(settings: Settings) -> web.Application:
         readiness=readiness,
         problem_page=page_routes.problem_page,
     )
-    app.router.add_get("/static/{name}", page_routes.static_file)
+    PAGES.add_to(app)
     app.cleanup_ctx.append(lifespan)
     return app
 

@@ -47,13 +47,7 @@ from queue_receiver.pages import (
     render_problem,
     render_redrive,
     render_rehearsal,
-    static,
 )
-
-ASSETS = {"site.css": "text/css", "mark.svg": "image/svg+xml", "progress.js": "text/javascript"}
-"""The files that the pages need, with their types."""
-
-FOR_EVER = "public, max-age=31536000, immutable"
 
 MAX_FORM_BYTES = 256 * 1024
 """A body of 64 KiB, each of its bytes written as three."""
@@ -236,16 +230,6 @@ async def discard_by_form(
     wish = DiscardRequest(reason=form.reason, discarded_by=form.discarded_by)
     await request.app[OFFICE].discard(path.id, reason=wish.reason, discarded_by=wish.discarded_by)
     return _see("/dead-letters", done="discarded")
-
-
-async def static_file(request: web.Request) -> web.Response:
-    """What the pages need beside their HTML."""
-    name = request.match_info["name"]
-    if name not in ASSETS:
-        raise web.HTTPNotFound
-    return web.Response(
-        body=static(name), content_type=ASSETS[name], headers={"Cache-Control": FOR_EVER}
-    )
 
 
 def problem_page(error: UserStreamError) -> str:

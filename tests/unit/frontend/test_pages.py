@@ -16,9 +16,9 @@ from common.contracts.registrations import Journey, JourneyStatus
 from common.contracts.rules import EMAIL_PATTERN, NAME_HINT, NAME_PATTERN, check_email
 from common.errors import FieldError
 from frontend.pages import (
+    PAGES,
     UNCONFIRMED_NOTICE,
     FormValues,
-    asset,
     render_form,
     render_problem,
     render_status,
@@ -243,6 +243,6 @@ def test_pages_keep_the_content_security_policy() -> None:
 def test_asset_changes_its_address_with_its_content() -> None:
     content = (resources.files("frontend") / "static" / "site.css").read_bytes()
 
-    address = asset("site.css")
+    address = PAGES.asset("site.css")
 
     assert address == f"/static/site.css?v={hashlib.sha256(content).hexdigest()[:12]}"
