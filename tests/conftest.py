@@ -4,7 +4,9 @@
 ``empty_broker`` and ``database_dsn`` give one test a clean one.
 """
 
+import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
@@ -12,6 +14,7 @@ import asyncpg
 import pytest
 
 from tests.backends import TestBroker, TestPostgres, running_broker, running_postgres
+from tests.polling import PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +44,16 @@ async def database_dsn(postgres: TestPostgres) -> AsyncIterator[str]:
     name = f"test_{uuid4().hex[:12]}"
     await _execute(postgres, f"CREATE DATABASE {name}")
     yield postgres.dsn_of(name)
-    await _execute(postgres, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        # An autovacuum that is at work there can not be ended by us; it ends soon by itself.
+        try:
+            await _execute(postgres, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        except asyncpg.InsufficientPrivilegeError:
+            assert time.monotonic() < deadline, f"{name} is in use"
+            await asyncio.sleep(0.1)
+        else:
+            return
 
 
 async def _execute(postgres: TestPostgres, statement: str) -> None:
