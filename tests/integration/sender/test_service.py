@@ -165,8 +165,9 @@ async def test_a_stop_in_the_middle_notes_what_is_unsure(
     empty_broker: TestBroker, database_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.consumer.DRAIN_SECONDS", 0.1)
-    async with running_stack(empty_broker, database_dsn) as stack:
-        async with running_sender(stack.broker, stack.database_url, stack.smtp) as other:
+    lines = {"smtp_connections": 6}  # enough for all, however they are shared out
+    async with running_stack(empty_broker, database_dsn, **lines) as stack:
+        async with running_sender(stack.broker, stack.database_url, stack.smtp, **lines) as other:
             stack.smtp.on("TEXT", STALL, to="slow@example.org")
             ids = [await ask(stack, WELCOME | {"to": "slow@example.org"}) for _ in range(6)]
             await until(lambda: len(stack.smtp.mails) == 6)
