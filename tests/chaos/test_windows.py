@@ -17,6 +17,9 @@ RUN_SECONDS = 900.0
 """Of the whole command; the usual two minutes many times over."""
 
 
+pytestmark = pytest.mark.timeout(RUN_SECONDS + 60)
+
+
 @pytest.fixture(scope="module")
 def data() -> Iterator[Path]:
     folder = Path(f"/var/tmp/userstream-windows-{os.getpid()}")  # noqa: S108 - also for ``nobody``

@@ -28,6 +28,8 @@ from tests.malformed import (
     properties_of,
 )
 
+pytestmark = pytest.mark.timeout(dose(300))
+
 STRANGE = dose(1020)
 """Each kind at each route ten times."""
 

@@ -19,7 +19,10 @@ from tests.services import SERVICES
 EXAMPLES = dose(100)
 """Requests by chance for each operation; the edges come on top."""
 
-PATIENCE_SECONDS = 300 + 60 * dose(1)
+PATIENCE_SECONDS = 300 + dose(60)
+
+
+pytestmark = pytest.mark.timeout(PATIENCE_SECONDS + 300)  # the stack has to start as well
 
 
 @pytest.fixture(scope="module")

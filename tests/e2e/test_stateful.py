@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 from uuid import uuid4
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,6 +28,8 @@ from hypothesis.stateful import (
 from tests.doses import dose
 from tests.e2e.http_api import Answered, HttpApi
 from tests.e2e.stack import Stack
+
+pytestmark = pytest.mark.timeout(dose(300))
 
 EXAMPLES = settings(
     max_examples=dose(20),
