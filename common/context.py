@@ -50,12 +50,11 @@ def current_ids() -> dict[str, str]:
 
 def enter_request(headers: Mapping[str, str]) -> Context:
     """Take over the ids of an incoming request, or make them; ids that look odd are replaced."""
-    request_id = sane_id(headers.get(REQUEST_ID, "")) or _hex(128)
-    traceparent = headers.get(TRACEPARENT, "")
+    request_id = sane_id(headers.get(REQUEST_ID)) or _hex(128)
     context = Context(
         request_id=request_id,
-        correlation_id=sane_id(headers.get(CORRELATION_ID, "")) or request_id,
-        traceparent=sane_traceparent(traceparent) or _new_traceparent(),
+        correlation_id=sane_id(headers.get(CORRELATION_ID)) or request_id,
+        traceparent=sane_traceparent(headers.get(TRACEPARENT)) or _new_traceparent(),
     )
     _current.set(context)
     return context
@@ -90,9 +89,10 @@ def sane_traceparent(value: object) -> str:
 
 
 def _new_traceparent() -> str:
-    return f"00-{_hex(128)}-{_hex(64)}-00"
+    ids = _hex(192)
+    return f"00-{ids[:32]}-{ids[32:]}-00"
 
 
 def _hex(bits: int) -> str:
     """A random id; these name things and open nothing, so the system is not asked for it."""
-    return f"{random.getrandbits(bits):0{bits // 4}x}"
+    return random.randbytes(bits // 8).hex()
