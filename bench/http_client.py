@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 HOST = "127.0.0.1"
 
@@ -19,17 +19,18 @@ PAUSE_SECONDS = 0.05
 
 ANSWER_WITHIN_SECONDS = 30.0
 
+LOOK_SECONDS = 1.0
+"""How often overdue requests are looked for: a timer for each would cost as much as the rest."""
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+
+class Answer(NamedTuple):
     """A status and a body."""
 
     status: int
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(NamedTuple):
     """What became of one post; instants on the monotonic clock."""
 
     due: float
@@ -47,6 +48,7 @@ class _Connection(asyncio.Protocol):
         self.is_open = True
         self._received = b""
         self._waiting: asyncio.Future[Answer] | None = None
+        self._sent_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.WriteTransport, transport)
@@ -72,8 +74,14 @@ class _Connection(asyncio.Protocol):
 
     def send(self, request: bytes) -> asyncio.Future[Answer]:
         self._waiting = asyncio.get_running_loop().create_future()
+        self._sent_at = time.monotonic()
         self.transport.write(request)
         return self._waiting
+
+    def give_up(self, sent_before: float) -> None:
+        if self._waiting and not self._waiting.done() and self._sent_at < sent_before:
+            self._waiting.set_exception(TimeoutError())
+            self.transport.abort()
 
 
 @dataclass(slots=True)
@@ -92,7 +100,7 @@ class Client:
             TimeoutError: No answer within half a minute.
         """
         connection = await self._connection()
-        answer = await asyncio.wait_for(connection.send(request), ANSWER_WITHIN_SECONDS)
+        answer = await connection.send(request)
         self._idle.append(connection)
         return answer
 
@@ -105,6 +113,13 @@ class Client:
         self._all.append(made)
         return made
 
+    async def watch(self) -> None:
+        """Give up requests that are overdue, again and again."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for connection in self._all:
+                connection.give_up(sent_before=time.monotonic() - ANSWER_WITHIN_SECONDS)
+
     def close(self) -> None:
         """Close all connections."""
         for connection in self._all:
@@ -115,9 +130,11 @@ class Client:
 async def connected(port: int) -> AsyncIterator[Client]:
     """A client, closed at the end."""
     client = Client(port)
+    watching = asyncio.create_task(client.watch())
     try:
         yield client
     finally:
+        watching.cancel()
         client.close()
 
 
