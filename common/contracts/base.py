@@ -19,6 +19,7 @@ class Body(BaseModel):
         serialize_by_alias=True,
         extra="forbid",
         frozen=True,
+        defer_build=True,  # with its first use: a service uses a part of them
     )
 
 
@@ -42,6 +43,7 @@ class Contract(BaseModel):
         serialize_by_alias=True,
         extra="ignore",
         frozen=True,
+        defer_build=True,  # with its first use: a service uses a part of them
     )
 
     type_name: ClassVar[str]

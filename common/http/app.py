@@ -79,7 +79,9 @@ def base_app(
     api.add_to(app)
     add_health(app, name, VERSION, readiness)
     add_documentation(
-        app, f"{name} API", json.dumps(openapi(name, description, VERSION, api)).encode()
+        app,
+        f"{name} API",
+        lambda: json.dumps(openapi(name, description, VERSION, api)).encode(),
     )
     app.router.add_get("/metrics", _metrics)
     return app

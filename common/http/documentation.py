@@ -1,5 +1,7 @@
 """``/api-docs``: Swagger UI from files of an installed package, so it works offline."""
 
+from collections.abc import Callable
+from functools import cache
 from importlib import resources
 
 from aiohttp import web
@@ -45,11 +47,16 @@ _POLICY = (
 )
 
 
-def add_documentation(app: web.Application, title: str, document: bytes) -> None:
-    """Serve the OpenAPI document and the page that shows it."""
+def add_documentation(app: web.Application, title: str, document: Callable[[], bytes]) -> None:
+    """Serve the OpenAPI document and the page that shows it.
+
+    ``document`` is called once, by the first who asks: it takes all models' schemas, a megabyte
+    or two that a service nobody asks does not need.
+    """
+    made = cache(document)
 
     async def openapi_json(_request: web.Request) -> web.Response:
-        return web.Response(body=document, content_type="application/json")
+        return web.Response(body=made(), content_type="application/json")
 
     async def page(_request: web.Request) -> web.Response:
         return web.Response(
