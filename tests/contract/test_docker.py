@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launcher.services import PYTHON
 from rabbitmq.hand_out import HANDED_OUT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,11 +130,19 @@ def test_every_volume_is_declared_and_every_mounted_file_exists() -> None:
 def test_only_settings_that_exist_are_given(service: str) -> None:
     known = importlib.import_module(f"{service}.settings").Settings.model_fields
     given = [*CONTAINERS[service]["environment"], *environment(stages()[service])]
-    python = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONNODEBUGRANGES"}
+    python = {"PATH", "PYTHONDONTWRITEBYTECODE", *PYTHON}
 
     unknown = {name for name in given if name.removesuffix("_FILE").lower() not in known} - python
 
     assert not unknown
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_image_tells_its_interpreter_what_the_launcher_does(service: str) -> None:
+    # The language is the official image's own to set.
+    told = {name: value for name, value in PYTHON.items() if name != "LANG"}
+
+    assert told.items() <= environment(stages()[service]).items()
 
 
 @pytest.mark.parametrize("service", SERVICES)
