@@ -29,6 +29,12 @@ DRAIN_SECONDS = 20.0
 LAST_WORDS_SECONDS = 5.0
 """How long cancelled handlers may take to note how far they came."""
 
+COMPANY_SECONDS = 1.0
+"""How long a suspect may wait, at the head of its queue, until it is alone."""
+
+COMPANY_LASTS = timedelta(seconds=30)
+"""Then it is put aside for so long: what is still in hand has met a slow neighbour."""
+
 Dispatch = Callable[[Delivery], Awaitable[Outcome]]
 
 
@@ -139,7 +145,7 @@ class Consumer:
         task.add_done_callback(self._in_hand.discard)
 
     def begin_alone(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
-        """Begin with a suspect once nothing else is in hand."""
+        """Begin with a suspect once nothing else is in hand; if that takes long, put it aside."""
         others = set(self._in_hand)
         task = self._loop.create_task(self._settle_alone(wire, tag, delivery, others))
         self._in_hand.add(task)
@@ -149,13 +155,15 @@ class Consumer:
         self, wire: AnyWire, tag: int, delivery: Delivery, others: set[asyncio.Task[None]]
     ) -> None:
         if others:  # left over from channels before
-            await asyncio.wait(others)
+            _, others = await asyncio.wait(others, timeout=COMPANY_SECONDS)
 
         def alone() -> bool:
             return self._is_current(wire) and len(self._in_hand) == 1
 
+        dispatch: Dispatch = partial(self._suspects.dispatch, alone=alone)
+        if others:
+            dispatch = partial(self._dispatcher.put_aside, again_after=COMPANY_LASTS)
         if self._is_current(wire):  # else it has come again meanwhile
-            dispatch = partial(self._suspects.dispatch, alone=alone)
             await self._settle(wire, tag, delivery, dispatch)
 
     async def _settle(

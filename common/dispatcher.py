@@ -6,6 +6,8 @@
 | body is not the contract              | to the dead letters with a reason, confirmed, ack   |
 | ``PermanentError``                    | to the dead letters with its code, confirmed, ack   |
 | ``UnavailableError`` of a neighbour   | held by the consumer, which pauses; nothing counted |
+| ``UnderWayError``: somebody else's    | put aside in a retry step, not counted as an        |
+|                                       | attempt, confirmed, ack                             |
 | any other error                       | to the next retry step, confirmed, ack; after the   |
 |                                       | last one to the dead letters                        |
 """
@@ -19,8 +21,14 @@ import structlog
 
 from common import metrics
 from common.contracts.base import Contract
-from common.envelope import ATTEMPT, Delivery, Envelope, read
-from common.errors import PermanentError, SettingError, UnavailableError, UserStreamError
+from common.envelope import ATTEMPT, GIVEN_BEFORE, Delivery, Envelope, read
+from common.errors import (
+    PermanentError,
+    SettingError,
+    UnavailableError,
+    UnderWayError,
+    UserStreamError,
+)
 from common.publisher import Publisher
 from common.republishing import (
     ATTEMPTS,
@@ -46,6 +54,7 @@ class Outcome(StrEnum):
 
     HANDLED = "handled"
     RETRIED = "retried"
+    PUT_ASIDE = "put_aside"
     DEAD_LETTERED = "dead_lettered"
 
 
@@ -82,6 +91,8 @@ class Dispatcher:
             await self._handlers[type(envelope.data)](envelope)
         except UnavailableError:
             raise
+        except UnderWayError as error:
+            return await self.put_aside(delivery, error.again_after)
         except PermanentError as error:
             return await self._dead_letter(delivery, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message is kept
@@ -95,6 +106,33 @@ class Dispatcher:
             UnavailableError: The broker did not take it; nothing has been decided.
         """
         return await self._dead_letter(delivery, error)
+
+    async def put_aside(self, delivery: Delivery, again_after: timedelta) -> Outcome:
+        """Let it wait at the broker, not in hand: there it would hold up others.
+
+        In the longest step that is not too long, or for less than the first: in a step, a
+        longer wait than the others' would hold up those behind it. If it comes too early, it is
+        put aside once more.
+
+        Raises:
+            UnavailableError: The broker did not take it; nothing has been decided.
+        """
+        fitting = [delay for delay in self._retry_delays if delay <= again_after]
+        delay = fitting[-1] if fitting else again_after
+        await self._publisher.send(
+            self.route.retry_step(len(fitting) or 1),
+            short_text(delivery.routing_key),
+            delivery.body,
+            properties=kept_properties(delivery),
+            headers={
+                **kept_headers(delivery),
+                ATTEMPT: delivery.attempt,
+                GIVEN_BEFORE: delivery.given_in_vain,
+            },
+            expiration=delay,
+        )
+        log.info("delivery.put_aside", queue=self.route.queue, delay_seconds=delay.total_seconds())
+        return Outcome.PUT_ASIDE
 
     async def _retry(self, delivery: Delivery, error: Exception) -> Outcome:
         known = error if isinstance(error, UserStreamError) else None

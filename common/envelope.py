@@ -26,6 +26,16 @@ REMEMBERED_IDS = 4096
 
 ATTEMPT = "x-attempt"
 FIRST_SEEN = "x-first-seen"
+
+DELIVERY_COUNT = "x-delivery-count"
+"""Header of the broker: how often it gave this copy before, in vain."""
+
+GIVEN_BEFORE = "x-given-before"
+"""How often copies before this one were given in vain; the broker begins anew with each."""
+
+COUNTED_TO = 1_000
+"""More deliveries in vain than any limit allows; a header may claim more than can be encoded."""
+
 TRACEPARENT = "traceparent"
 
 Data_co = TypeVar("Data_co", bound=Contract, covariant=True)
@@ -82,6 +92,13 @@ class Delivery:
         if isinstance(attempt, int) and not isinstance(attempt, bool) and attempt >= 1:
             return attempt
         return 1
+
+    @property
+    def given_in_vain(self) -> int:
+        """How often the message was given before without becoming settled."""
+        counts = (self.headers.get(name) for name in (DELIVERY_COUNT, GIVEN_BEFORE))
+        known = sum(count for count in counts if isinstance(count, int) and count > 0)
+        return min(known, COUNTED_TO)
 
     @property
     def sane_correlation_id(self) -> str:

@@ -1,6 +1,7 @@
 """Every kind of failure; its base class decides what becomes of the message or request."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import ClassVar
 
 
@@ -57,6 +58,24 @@ class UnavailableError(UserStreamError):
     title = "A part this depends on is not available right now"
 
     retry_after_seconds: ClassVar[int] = 5
+
+
+class UnderWayError(UserStreamError):
+    """Somebody else is at this very work: it is put aside for a while and no attempt is counted."""
+
+    code = "under_way"
+    title = "Somebody else is at it"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        errors: tuple[FieldError, ...] = (),
+        again_after: timedelta = timedelta(),
+    ) -> None:
+        super().__init__(detail, errors=errors)
+        self.again_after = again_after
+        """When the other one will have finished, or lost its right to, at the latest."""
 
 
 class PermanentError(UserStreamError):
@@ -172,6 +191,12 @@ class ProcessKilledError(PermanentError):
     """Processes died again and again while they had nothing but this message in hand."""
 
     code = "process_killed"
+
+
+class DeliveryLimitError(PermanentError):
+    """Given in vain too often; the same as the broker says of a copy that it counted alone."""
+
+    code = "delivery_limit"
 
 
 class TooLargeError(PermanentError):

@@ -18,11 +18,11 @@ import structlog
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError
 
-from common.envelope import Delivery
+from common.envelope import DELIVERY_COUNT, GIVEN_BEFORE, Delivery
 from common.errors import BrokerUnavailableError
 from common.link import Link, check_topology
 from common.plain_wire import PlainWire
-from common.suspects import DELIVERY_COUNT, is_suspect
+from common.suspects import is_suspect
 from common.topology import Route, queues
 from common.wire import Wire
 
@@ -215,7 +215,8 @@ class Subscription:
         if wire is not self.wire:
             return
         self._deliveries += 1
-        if DELIVERY_COUNT in delivery.headers and is_suspect(delivery):
+        headers = delivery.headers
+        if (DELIVERY_COUNT in headers or GIVEN_BEFORE in headers) and is_suspect(delivery):
             # Not even begun: what is in hand beside it would be handled in its company.
             log.info("consumer.narrowed", queue=self._route.queue)
             self.renew()

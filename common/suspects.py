@@ -12,8 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -23,12 +22,10 @@ import structlog
 from common import metrics
 from common.dispatcher import Dispatcher, Outcome
 from common.envelope import Delivery
-from common.errors import ProcessKilledError
+from common.errors import DeliveryLimitError, PermanentError, ProcessKilledError
+from common.topology import WORK_DELIVERY_LIMIT
 
 log = structlog.get_logger()
-
-DELIVERY_COUNT = "x-delivery-count"
-"""Header of the broker: how often the message was given before, in vain."""
 
 SUSPECT_AFTER = 3
 """Deliveries in vain. Crashes and outages of the whole make suspects too; that costs speed only."""
@@ -42,8 +39,7 @@ NOTES_LAST = timedelta(days=1)
 
 def is_suspect(delivery: Delivery) -> bool:
     """Whether it was given in vain so often that it must be handled alone."""
-    count = delivery.headers.get(DELIVERY_COUNT)
-    return isinstance(count, int) and count >= SUSPECT_AFTER
+    return delivery.given_in_vain >= SUSPECT_AFTER
 
 
 class Suspects:
@@ -62,33 +58,29 @@ class Suspects:
             alone: Whether nothing else is in hand, and nothing else can come.
         """
         deaths = self._notes.count(delivery.id)
-        if deaths >= DEATHS:
-            outcome = await self._dispatcher.give_up(
-                delivery,
-                ProcessKilledError(f"{deaths} processes died with this message alone in hand."),
-            )
+        if (verdict := _verdict(delivery, deaths)) is not None:
+            outcome = await self._dispatcher.give_up(delivery, verdict)
         else:
             self._tell(delivery, deaths)
             outcome = await self._dispatch_noted(delivery, alone=alone())
-        self._notes.remove(delivery.id)
+        if outcome is not Outcome.PUT_ASIDE:  # a copy will come, and with it the question
+            self._notes.remove(delivery.id)
         return outcome
 
     async def _dispatch_noted(self, delivery: Delivery, *, alone: bool) -> Outcome:
         if not alone:
             return await self._dispatcher.dispatch(delivery)
         note = self._note = Note(self._notes.folder, delivery.id)
-        token = _current.set(note)
         note.write()
         try:
             return await self._dispatcher.dispatch(delivery)
         finally:
             note.withdraw()
-            _current.reset(token)
 
     def no_longer_alone(self) -> None:
         """Take back what was noted: from now on something else can be in hand as well."""
         if self._note is not None:
-            self._note.withdraw(for_good=True)
+            self._note.withdraw()
 
     def _tell(self, delivery: Delivery, deaths: int) -> None:
         queue = self._dispatcher.route.queue
@@ -96,9 +88,20 @@ class Suspects:
         log.warning(
             "delivery.suspected",
             queue=queue,
-            given_before=delivery.headers[DELIVERY_COUNT],
+            given_before=delivery.given_in_vain,
             deaths=deaths,
         )
+
+
+def _verdict(delivery: Delivery, deaths: int) -> PermanentError | None:
+    """Why a suspect must not be handled any more, if so."""
+    if deaths >= DEATHS:
+        return ProcessKilledError(f"{deaths} processes died with this message alone in hand.")
+    # The back-stop where no note outlives its process: the broker's own limit sees only the
+    # latest of the copies that were put aside.
+    if delivery.given_in_vain > WORK_DELIVERY_LIMIT:
+        return DeliveryLimitError(f"Given {delivery.given_in_vain} times in vain.")
+    return None
 
 
 class Notes:
@@ -150,43 +153,22 @@ class Note:
         self._folder = folder
         self._path = folder / f"{message_id}.{uuid4().hex}"
         self._descriptor: int | None = None
-        self._void = False
 
     def write(self) -> None:
         """Leave the note; without one a death proves nothing, and the message goes on as it is."""
-        if self._descriptor is not None or self._void:
-            return
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._descriptor = _locked(self._path)
         except OSError as error:
             log.warning("suspect.unnoted", reason=error.strerror or type(error).__name__)
 
-    def withdraw(self, *, for_good: bool = False) -> None:
-        """Remove the note; ``for_good`` if it must not be written again."""
-        self._void = self._void or for_good
+    def withdraw(self) -> None:
+        """Remove the note, if it is there."""
         if self._descriptor is not None:
             with suppress(OSError):
                 self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
-
-
-_current: ContextVar[Note | None] = ContextVar("note", default=None)
-
-
-@contextmanager
-def only_waiting() -> Iterator[None]:
-    """Inside, a handler waits for somebody else: if its process dies now, no message did it."""
-    note = _current.get()
-    if note is None:
-        yield
-        return
-    note.withdraw()
-    try:
-        yield
-    finally:
-        note.write()
 
 
 def _locked(path: Path) -> int:

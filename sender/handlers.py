@@ -84,13 +84,15 @@ async def send_email(
 
     What a crash leaves behind, always with the delivery unacknowledged, so that it comes again:
 
-    * before the text went out: a lease that runs out within 30 s, then the mail is sent;
+    * before the text went out: a lease that runs out within 30 s, until when the message is
+      put aside, then the mail is sent;
     * after the text, before the record: the mail is sent again with the same ``Message-ID``.
       SMTP has no transaction that could prevent it (RFC 5321, 4.5.3.2.6);
     * after the record: the claim answers ``sent``, and nothing is sent.
 
     Raises:
         TemplateDataMissingError: The request can not be made into a mail.
+        UnderWayError: Another sender has the lease.
         MailServerUnavailableError: No mail would be accepted now.
         MailDeferredError: The mail server put this one off.
         MailUnsureError: The mail server may have this one.

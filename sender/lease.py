@@ -1,6 +1,7 @@
 """The right to send one mail: taken from database_service, renewed while it is in use."""
 
 import asyncio
+from datetime import timedelta
 from types import TracebackType
 from typing import Protocol, Self
 from uuid import UUID, uuid4
@@ -17,21 +18,13 @@ from common.contracts.notifications import (
     MailContent,
 )
 from common.envelope import Envelope
-from common.errors import TransientError, UnavailableError, UserStreamError
-from common.suspects import only_waiting
+from common.errors import TransientError, UnavailableError, UnderWayError, UserStreamError
 from sender.mailer import Outcome
 
 log = structlog.get_logger()
 
 RENEW_SECONDS = 10.0
 """A third of the lease: two renewals may fail before it is lost."""
-
-FIRST_BUSY_SECONDS = 0.1
-LONGEST_BUSY_SECONDS = 5.0
-"""Between questions while another sender holds the lease: doubling from the first to the longest.
-
-Not until the lease would end: its holder is usually done in milliseconds.
-"""
 
 FIRST_RECORD_PAUSE_SECONDS = 1.0
 LONGEST_RECORD_PAUSE_SECONDS = 30.0
@@ -154,21 +147,19 @@ class Lease:
 async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries) -> Lease | None:
     """The right to send this mail, or None if it is not to be sent (again).
 
-    Waits while another sender has it: acknowledging now would trust that one not to crash.
+    Raises:
+        UnderWayError: Another sender has it. Not waited for in hand: those of a sender that
+            died would fill this one, and the first that may have killed it hold up all others.
     """
     request = _claim_request(envelope.id, envelope.data)
-    pause = FIRST_BUSY_SECONDS
-    while True:
-        asked_at = _now()
-        result = await deliveries.claim(request)
-        if result.claim is Claim.GRANTED:
-            return Lease(deliveries, request, granted_at=asked_at)
-        if result.claim is not Claim.BUSY:
-            log.info("email.skipped", template=envelope.data.template, claim=result.claim)
-            return None
-        with only_waiting():
-            await asyncio.sleep(min(pause, result.retry_after_ms / 1000))
-        pause = min(pause * 2, LONGEST_BUSY_SECONDS)
+    asked_at = _now()
+    result = await deliveries.claim(request)
+    if result.claim is Claim.GRANTED:
+        return Lease(deliveries, request, granted_at=asked_at)
+    if result.claim is Claim.BUSY:
+        raise UnderWayError(again_after=timedelta(milliseconds=result.retry_after_ms))
+    log.info("email.skipped", template=envelope.data.template, claim=result.claim)
+    return None
 
 
 def _claim_request(message_id: UUID, request: EmailRequested) -> ClaimRequest:

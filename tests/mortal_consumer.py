@@ -1,7 +1,8 @@
 """A consumer of registrations that dies of one of them; a program, started by a test.
 
 ``python -m tests.mortal_consumer URL PREFETCH NOTES JOURNAL``: writes the id of each message it
-has handled to the journal, and ends as by a fault in a library at the name of Poison.
+has handled to the journal, and ends as by a fault in a library at the name of Poison. At the name
+of LeasedPoison it takes a lease before it dies, which the next to come find taken.
 """
 
 import asyncio
@@ -14,10 +15,15 @@ from pathlib import Path
 from common.consumer import consuming
 from common.contracts.registrations import RegistrationSubmitted
 from common.envelope import Envelope
+from common.errors import UnderWayError
 from common.publisher import Publisher
 from common.topology import BROKER_USERS
 
 POISON = "Poison"
+LEASED_POISON = "LeasedPoison"
+
+REFUSALS = 2
+"""How often a lease is found taken; not how long, or a slow start would outlast it."""
 
 SERVICE = "queue_receiver"
 
@@ -31,7 +37,9 @@ async def main(url: str, prefetch: int, notes: Path, journal: Path) -> None:
 
     async def handle(envelope: Envelope[RegistrationSubmitted]) -> None:
         await asyncio.sleep(HANDLING_SECONDS)
-        if envelope.data.name == POISON:
+        if envelope.data.name == LEASED_POISON:
+            take_lease(journal.with_name(f"{envelope.id}.lease"))
+        if envelope.data.name in {POISON, LEASED_POISON}:
             os.kill(os.getpid(), signal.SIGKILL)
         os.write(written, f"{envelope.id}\n".encode())
 
@@ -49,6 +57,14 @@ async def main(url: str, prefetch: int, notes: Path, journal: Path) -> None:
         ),
     ):
         await asyncio.Event().wait()
+
+
+def take_lease(path: Path) -> None:
+    """Take the lease, or raise UnderWayError."""
+    refusals = int(path.read_text()) if path.exists() else 0
+    path.write_text(str(refusals - 1 if refusals else REFUSALS))
+    if refusals:
+        raise UnderWayError(again_after=timedelta(milliseconds=100))
 
 
 if __name__ == "__main__":

@@ -16,15 +16,17 @@ from prometheus_client import REGISTRY
 from common.consumer import Consumer, consuming
 from common.contracts.registrations import RegistrationSubmitted
 from common.dispatcher import Dispatcher, Outcome
-from common.envelope import Delivery, Envelope
+from common.envelope import GIVEN_BEFORE, Delivery, Envelope
 from common.errors import (
     DatabaseServiceUnavailableError,
     PermanentError,
     SettingError,
     TopologyMissingError,
     UnavailableError,
+    UnderWayError,
 )
 from common.publisher import Publisher
+from common.suspects import SUSPECT_AFTER
 from common.topology import BROKER_USERS, USER_REGISTRATION
 from tests.amqp import a_registration, depth, eventually, publish, publish_altered, take
 from tests.backends import TestBroker
@@ -450,6 +452,70 @@ async def test_lost_channels_make_suspects_and_convict_nobody(
     assert _suspected() > suspected
     assert await depth(empty_broker.admin_url, DEAD) == 0
     assert list(tmp_path.glob(f"{QUEUE}/*")) == []  # noqa: ASYNC240 - nothing runs any more
+
+
+class Leased(Recorder):
+    """Raises ``UnderWayError`` for messages that somebody else has; notes what lies on disk."""
+
+    def __init__(self, notes: Path) -> None:
+        super().__init__()
+        self.folder = notes / QUEUE
+        self.leased: set[UUID] = set()
+        self.asked: list[UUID] = []
+        self.noted: dict[UUID, list[str]] = {}
+
+    async def __call__(self, envelope: Registration) -> None:
+        if envelope.id in self.leased:
+            self.asked.append(envelope.id)
+            raise UnderWayError(again_after=timedelta(milliseconds=100))
+        self.noted[envelope.id] = [path.name.partition(".")[0] for path in self.folder.iterdir()]
+        await super().__call__(envelope)
+
+
+async def test_a_suspect_that_somebody_else_has_holds_up_nobody_and_is_handled_alone_after(
+    empty_broker: TestBroker, tmp_path: Path
+) -> None:
+    handler = Leased(tmp_path)
+    headers = {"headers": {GIVEN_BEFORE: SUSPECT_AFTER}}
+    waiting = await submit(empty_broker, **headers)
+    handler.leased.add(waiting)
+
+    async with a_consumer(empty_broker, handler, notes=tmp_path):
+        await eventually(lambda: waiting in handler.asked, "meeting the lease")
+        others = [await submit(empty_broker, **headers), await submit(empty_broker)]
+        await eventually(lambda: set(handler.ids) == set(others), "handling the others")
+        given = len(handler.asked)
+        await eventually(lambda: len(handler.asked) > given, "asking again")
+        handler.leased.clear()
+        await eventually(lambda: waiting in handler.ids, "handling it in the end")
+        await eventually(lambda: _empty(empty_broker), "acknowledging all")
+
+    assert handler.noted[waiting] == [str(waiting)]
+    assert handler.noted[others[0]] == [str(others[0])]
+    assert str(others[1]) not in handler.noted[others[1]]
+    assert handler.ids.count(waiting) == 1
+    assert await depth(empty_broker.admin_url, DEAD) == 0
+
+
+async def test_a_suspect_does_not_wait_at_the_head_of_its_queue_for_slow_company(
+    empty_broker: TestBroker, tmp_path: Path
+) -> None:
+    handler = Recorder()
+    handler.gate = asyncio.Event()
+
+    async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
+        slow = await submit(empty_broker)
+        await eventually(lambda: slow in handler.ids, "beginning the slow one")
+        suspect = await submit(empty_broker, headers={GIVEN_BEFORE: SUSPECT_AFTER})
+        consumer._subscription.renew()
+        ordinary = await submit(empty_broker)
+        await eventually(lambda: ordinary in handler.ids, "beginning the ordinary one")
+        begun_early = suspect in handler.ids
+        handler.gate.set()
+        await eventually(lambda: suspect in handler.ids, "handling the suspect in the end")
+        await eventually(lambda: _empty(empty_broker), "acknowledging all")
+
+    assert not begun_early
 
 
 def _suspected() -> float:

@@ -12,10 +12,11 @@ from uuid import UUID, uuid4
 
 import aio_pika
 
+from common.suspects import DEATHS, SUSPECT_AFTER
 from common.topology import USER_REGISTRATION
 from tests.amqp import a_registration, depth, eventually, opened, take
 from tests.backends import TestBroker
-from tests.mortal_consumer import POISON
+from tests.mortal_consumer import LEASED_POISON, POISON
 
 ROOT = Path(__file__).parents[3]
 
@@ -105,6 +106,25 @@ async def test_poison_is_dead_lettered_alone(empty_broker: TestBroker, tmp_path:
     assert dead[poison]["x-failed-service"] == "queue_receiver"
     assert await depth(empty_broker.admin_url, DEAD) == 0
     assert await depth(empty_broker.admin_url, QUEUE) == 0
+    assert poison not in instances.handled
+    assert instances.notes_left == []
+
+
+async def test_poison_that_leaves_a_lease_behind_at_each_death_is_convicted_alone(
+    empty_broker: TestBroker, tmp_path: Path
+) -> None:
+    names = ["Ada"] * 100 + [LEASED_POISON] + ["Ada"] * 100
+    ids = await submit_all(empty_broker, names)
+    poison, good = ids[100], {*ids[:100], *ids[101:]}
+
+    async with two_instances(empty_broker, tmp_path) as instances:
+        await eventually(lambda: instances.handled >= good, "handling all good", PATIENCE_SECONDS)
+        dead = await taken(empty_broker, 1)
+
+    assert list(dead) == [poison]
+    assert dead[poison]["x-error-code"] == "process_killed"
+    assert instances.deaths <= SUSPECT_AFTER + DEATHS + 1  # with one that met company by chance
+    assert await depth(empty_broker.admin_url, DEAD) == 0
     assert poison not in instances.handled
     assert instances.notes_left == []
 

@@ -4,10 +4,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from common.contracts.notifications import (
+    ClaimRequest,
+    DeliveryOutcomeOf,
+    DeliveryStatus,
+    Template,
+)
+from common.database_client import DatabaseClient
+from common.envelope import DELIVERY_COUNT
+from common.suspects import SUSPECT_AFTER
 from common.topology import EMAIL_NOTIFICATIONS
 from sender.routes import PREVIEW_POLICY
 from tests.amqp import depth, eventually, publish, take
@@ -260,3 +269,44 @@ async def _drained(stack: Stack) -> bool:
         metrics = await response.text()
     in_hand = 'userstream_deliveries_in_hand{queue="email.notifications"} 0.0' in metrics
     return in_hand and await depth(stack.broker.admin_url, EMAIL_NOTIFICATIONS.queue) == 0
+
+
+@pytest.mark.parametrize("headers", [{}, {DELIVERY_COUNT: SUSPECT_AFTER}], ids=["new", "suspect"])
+async def test_mails_that_a_dead_sender_has_leased_hold_up_no_others(
+    empty_broker: TestBroker, database_dsn: str, headers: dict[str, int]
+) -> None:
+    held = {uuid4(): uuid4() for _ in range(3)}
+    others = [uuid4() for _ in range(3)]
+
+    async with (
+        running_stack(empty_broker, database_dsn, prefetch=2, max_retry_attempts=2) as stack,
+        DatabaseClient.open(stack.database_url) as dead,
+    ):
+        for message_id, lease_id in held.items():
+            await dead.claim(a_claim(message_id, lease_id))
+        for message_id in [*held, *others]:
+            await foreign(stack, WELCOME, message_id=str(message_id), headers=headers)
+        for message_id in others:
+            await stack.becomes(message_id, "sent")
+        states = {await stack.status_of(message_id) for message_id in held}
+        for message_id, lease_id in held.items():  # as if its lease had ended
+            await dead.record_outcome(
+                DeliveryOutcomeOf(
+                    message_id=message_id, lease_id=lease_id, status=DeliveryStatus.DEFERRED
+                )
+            )
+        for message_id in held:
+            await stack.becomes(message_id, "sent")
+        await eventually(lambda: _drained(stack), "the queue being empty")
+
+    assert states == {"sending"}
+    assert len(stack.smtp.mails) == len(held) + len(others)
+
+
+def a_claim(message_id: UUID, lease_id: UUID) -> ClaimRequest:
+    return ClaimRequest(
+        message_id=message_id,
+        lease_id=lease_id,
+        template=Template.WELCOME,
+        recipient=WELCOME["to"],
+    )

@@ -9,7 +9,7 @@ import pytest
 from common.contracts.notifications import EmailRequested
 from common.contracts.registrations import RegistrationSubmitted
 from common.dispatcher import Dispatcher, Outcome
-from common.envelope import Delivery, Envelope
+from common.envelope import COUNTED_TO, Delivery, Envelope
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
@@ -18,6 +18,7 @@ from common.errors import (
     PermanentError,
     SettingError,
     UnavailableError,
+    UnderWayError,
     UnroutableError,
 )
 from common.publisher import Publisher
@@ -174,7 +175,41 @@ async def test_an_outage_is_left_to_the_consumer() -> None:
     assert bench.publisher.sent == []
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no luck"), PermanentError("no")])
+@pytest.mark.parametrize(
+    ("seconds", "step", "waits"),
+    [(0.2, 1, 0.2), (5, 1, 5), (9.9, 1, 5), (10, 2, 10), (30, 2, 10)],
+)
+async def test_what_is_under_way_elsewhere_waits_in_the_longest_step_that_is_not_too_long(
+    seconds: float, step: int, waits: float
+) -> None:
+    bench = Bench(UnderWayError(again_after=timedelta(seconds=seconds)))
+
+    assert await bench.dispatch() is Outcome.PUT_ASIDE
+
+    assert bench.sent.exchange == f"user.registration.retry.{step}"
+    assert bench.sent.expiration == timedelta(seconds=waits)
+    assert bench.sent.body == BODY
+
+
+async def test_what_is_put_aside_keeps_its_attempt_and_all_deliveries_in_vain() -> None:
+    bench = Bench(UnderWayError(again_after=timedelta(seconds=5)))
+
+    await bench.dispatch(headers={"x-attempt": 2, "x-delivery-count": 1, "x-given-before": 3})
+
+    assert bench.sent.headers["x-attempt"] == 2
+    assert bench.sent.headers["x-given-before"] == 4
+    assert "x-delivery-count" not in bench.sent.headers
+
+
+async def test_a_count_that_a_stranger_made_up_can_still_be_written() -> None:
+    bench = Bench(UnderWayError(again_after=timedelta(seconds=5)))
+
+    await bench.dispatch(headers={"x-delivery-count": 1, "x-given-before": 2**63 - 1})
+
+    assert bench.sent.headers["x-given-before"] == COUNTED_TO
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no luck"), PermanentError("no"), UnderWayError()])
 @pytest.mark.parametrize("outage", [BrokerUnavailableError("away"), UnroutableError("no queue")])
 async def test_what_could_not_be_republished_is_not_settled(
     error: Exception, outage: UnavailableError

@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from common import errors
-from common.errors import PermanentError, TransientError, UnavailableError, UserStreamError
+from common.errors import (
+    PermanentError,
+    TransientError,
+    UnavailableError,
+    UnderWayError,
+    UserStreamError,
+)
 
 ROOT = Path(__file__).parents[3]
 SERVICES = ("frontend", "queue_receiver", "sender", "database_service", "report_generator")
@@ -46,7 +52,7 @@ def test_every_code_stands_for_one_error() -> None:
 
 @pytest.mark.parametrize("kind", OURS)
 def test_every_error_says_what_becomes_of_the_message(kind: type[UserStreamError]) -> None:
-    bases = {TransientError, UnavailableError, PermanentError}
+    bases = {TransientError, UnavailableError, UnderWayError, PermanentError}
 
     assert kind is UserStreamError or len(bases & set(kind.__mro__)) == 1
 

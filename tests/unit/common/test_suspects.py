@@ -12,19 +12,17 @@ from uuid import UUID, uuid4
 import pytest
 
 from common.dispatcher import Outcome
-from common.envelope import Delivery
+from common.envelope import DELIVERY_COUNT, GIVEN_BEFORE, Delivery
 from common.errors import DatabaseServiceUnavailableError, PermanentError
 from common.suspects import (
     DEATHS,
-    DELIVERY_COUNT,
     NOTES_LAST,
     Note,
     Notes,
     Suspects,
     is_suspect,
-    only_waiting,
 )
-from common.topology import USER_REGISTRATION
+from common.topology import USER_REGISTRATION, WORK_DELIVERY_LIMIT
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,8 +42,13 @@ class FakeDispatcher:
 
     route = USER_REGISTRATION
 
-    def __init__(self, handle: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        handle: Callable[[], Awaitable[None]] | None = None,
+        outcome: Outcome = Outcome.HANDLED,
+    ) -> None:
         self.handle = handle
+        self.outcome = outcome
         self.handled = 0
         self.given_up: list[PermanentError] = []
 
@@ -53,7 +56,7 @@ class FakeDispatcher:
         self.handled += 1
         if self.handle is not None:
             await self.handle()
-        return Outcome.HANDLED
+        return self.outcome
 
     async def give_up(self, _delivery: Delivery, error: PermanentError) -> Outcome:
         self.given_up.append(error)
@@ -87,6 +90,25 @@ def die_with(message_id: UUID, folder: Path, *, times: int = 1) -> None:
 )
 def test_who_was_given_three_times_in_vain_is_a_suspect(count: Any, *, suspect: bool) -> None:
     assert is_suspect(a_suspect(count)) is suspect
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "suspect"),
+    [
+        (3, None, True),
+        (2, 1, True),
+        (2, None, False),
+        (1, 1, False),
+        (-9, 3, True),
+        (2**63 - 1, 9, True),
+        ("9", 2, False),
+    ],
+)
+def test_copies_that_were_put_aside_count_too(before: Any, count: Any, *, suspect: bool) -> None:
+    delivery = a_suspect(count)
+    delivery.headers[GIVEN_BEFORE] = before
+
+    assert is_suspect(delivery) is suspect
 
 
 async def test_a_suspect_is_noted_while_it_is_handled_and_not_after(tmp_path: Path) -> None:
@@ -125,14 +147,12 @@ async def test_an_outage_or_a_stop_leaves_no_note(tmp_path: Path, error: BaseExc
     assert notes_in(tmp_path) == []
 
 
-async def test_a_new_channel_ends_the_note_for_good(tmp_path: Path) -> None:
+async def test_a_new_channel_ends_the_note(tmp_path: Path) -> None:
     dispatcher = FakeDispatcher()
     handling = suspects(tmp_path, dispatcher)
 
     async def handle() -> None:
         handling.no_longer_alone()
-        with only_waiting():
-            pass
         assert notes_in(tmp_path) == []
 
     dispatcher.handle = handle
@@ -140,17 +160,14 @@ async def test_a_new_channel_ends_the_note_for_good(tmp_path: Path) -> None:
     assert dispatcher.handled == 1
 
 
-async def test_who_only_waits_is_not_noted(tmp_path: Path) -> None:
-    counts: list[int] = []
+async def test_who_is_put_aside_keeps_its_deaths_and_leaves_no_note(tmp_path: Path) -> None:
+    delivery = a_suspect()
+    dispatcher = FakeDispatcher(outcome=Outcome.PUT_ASIDE)
+    die_with(delivery.id, tmp_path, times=2)
 
-    async def handle() -> None:
-        with only_waiting():
-            counts.append(len(notes_in(tmp_path)))
-        counts.append(len(notes_in(tmp_path)))
+    await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: True)
 
-    await suspects(tmp_path, FakeDispatcher(handle)).dispatch(a_suspect(), alone=lambda: True)
-
-    assert counts == [0, 1]
+    assert Notes(tmp_path).count(delivery.id) == len(notes_in(tmp_path)) == 2
 
 
 def test_a_process_that_lives_is_no_death(tmp_path: Path) -> None:
@@ -173,6 +190,19 @@ async def test_a_message_that_has_killed_too_often_is_given_up_unhandled(tmp_pat
     assert [error.code for error in dispatcher.given_up] == ["process_killed"]
     assert dispatcher.handled == 0
     assert notes_in(tmp_path) == []  # sent back later, it begins anew
+
+
+@pytest.mark.parametrize(("before", "given_up"), [(98, []), (99, ["delivery_limit"])])
+async def test_copies_share_the_limit_of_deliveries_that_the_broker_has_for_each(
+    tmp_path: Path, before: int, given_up: list[str]
+) -> None:
+    delivery, dispatcher = a_suspect(WORK_DELIVERY_LIMIT - 98), FakeDispatcher()
+    delivery.headers[GIVEN_BEFORE] = before
+
+    await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: True)
+
+    assert [error.code for error in dispatcher.given_up] == given_up
+    assert dispatcher.handled == 1 - len(given_up)
 
 
 async def test_other_messages_and_older_deaths_do_not_count(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,7 @@ from common.errors import (
     MailServerUnavailableError,
     MailUnsureError,
     NeighbourTimeoutError,
+    UnderWayError,
 )
 from sender import handlers, lease
 from sender.lease import LeaseLostError
@@ -113,32 +115,30 @@ async def test_a_suppressed_mail_is_not_sent() -> None:
     assert deliveries.outcomes == []
 
 
-async def test_a_busy_mail_is_waited_for_and_sent_if_its_holder_never_does() -> None:
-    mailer, deliveries = FakeMailer(), FakeDeliveries()
+async def test_a_mail_that_another_sender_has_is_left_to_it_until_its_lease_ends() -> None:
+    mailer, deliveries = FakeMailer(), FakeDeliveries(busy_ms=7_000)
     envelope = an_envelope()
     deliveries.holders[envelope.id] = envelope.id  # some other lease
-    waiting = asyncio.create_task(handle(mailer, deliveries, envelope))
-    await until(lambda: len(deliveries.claims) >= 3)
-    assert not waiting.done()
+
+    with pytest.raises(UnderWayError) as raised:
+        await handle(mailer, deliveries, envelope)
+
+    assert raised.value.again_after == timedelta(seconds=7)
     assert mailer.sent == []
-
-    deliveries.expire(envelope.id)
-    await waiting
-
-    assert deliveries.statuses == [DeliveryStatus.SENT]
+    assert deliveries.outcomes == []
 
 
-async def test_a_busy_mail_that_its_holder_sends_is_not_sent_again() -> None:
+async def test_a_mail_whose_sender_died_is_sent_once_its_lease_has_ended() -> None:
     mailer, deliveries = FakeMailer(), FakeDeliveries()
     envelope = an_envelope()
     deliveries.holders[envelope.id] = envelope.id
-    waiting = asyncio.create_task(handle(mailer, deliveries, envelope))
-    await until(lambda: deliveries.claims)
+    with pytest.raises(UnderWayError):
+        await handle(mailer, deliveries, envelope)
 
-    deliveries.final[envelope.id] = Claim.SENT
-    await waiting
+    deliveries.expire(envelope.id)
+    await handle(mailer, deliveries, envelope)
 
-    assert mailer.sent == []
+    assert deliveries.statuses == [DeliveryStatus.SENT]
 
 
 async def test_one_handling_keeps_its_lease_id_and_the_next_has_another() -> None:
