@@ -254,6 +254,7 @@ def _counts(evidence: Evidence) -> dict[str, int]:
         by_id[message_id] += 1
     excused = {str(mail.message_id): _excused(mail.attempts) for mail in evidence.mails}
     stored = {row.id for row in evidence.registrations}
+    twice = list((Counter(evidence.dead) - Counter(set(evidence.dead))).elements())
     return {
         "attempted": sum(journal.attempted.values()),
         "accepted": len(journal.accepted),
@@ -267,7 +268,10 @@ def _counts(evidence: Evidence) -> dict[str, int]:
         "mails_failed": _count(mail.status == "failed" for mail in evidence.mails),
         "mails_suppressed": _count(mail.status == "suppressed" for mail in evidence.mails),
         "dead_letters": len(evidence.dead),
-        "dead_letters_twice": len(evidence.dead) - len(set(evidence.dead)),
+        "dead_letters_twice": len(twice),
+        "dead_letters_twice_sent_once": _count(
+            letter.message_id not in journal.insisted for letter in twice
+        ),
         "dup_mail": sum(times - 1 for times in by_id.values()),
         "dup_mail_bound": sum(min(excused.get(each, 0), n) for each, n in by_id.items()),
         "reports_promised": len(journal.reports),

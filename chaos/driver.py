@@ -217,6 +217,7 @@ class Driver:
                 if (task := asyncio.current_task()) and task.cancelling():
                     raise
                 self._exchange = None
+                self.journal.insisted.add(message_id)
                 await asyncio.sleep(PAUSE_SECONDS)
             else:
                 return

@@ -22,6 +22,8 @@ class Journal:
     """Message that can not be handled to the reason with which it must be dead-lettered."""
     poisoned: dict[UUID, str] = field(default_factory=dict)
     """The same with those that the broker never confirmed: they may be there, or not."""
+    insisted: set[UUID] = field(default_factory=set)
+    """Messages published again because no confirm came, though the first may have arrived."""
     unpromised: int = 0
     """Registrations that were never answered with 202, however often they were tried."""
     statuses: dict[int, int] = field(default_factory=dict)

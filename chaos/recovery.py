@@ -4,9 +4,10 @@ import asyncio
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from uuid import UUID
 
 import asyncpg
@@ -25,6 +26,10 @@ QUIET_BEFORE, QUIET_AFTER = 3.0, 2.0
 
 OTHERS_ALONE = (Kind.KILL, Kind.FREEZE, Kind.ROLLING_RESTART, Kind.DISK_FULL, Kind.CLOCK_JUMP)
 """Faults that other services do not feel, because an instance is left."""
+
+CALM_AFTER = 5.0
+"""Seconds after the end of an outage from which on everything must go on without a stop: breakers
+and connections have tried again by then."""
 
 IN_HAND_SECONDS = 1.0
 """What was promised so shortly before a kill may have been in the hands of who was killed."""
@@ -97,6 +102,8 @@ class Recovery:
     """Longest wait for a row or a mail while a receiver or a sender was frozen."""
     whatever_else: list[float] = field(default_factory=list)
     """As ``instance``, of the kills that met other faults."""
+    stood_still: dict[str, float] = field(default_factory=dict)
+    """Service to the longest time in which, outside of outages, it was not seen to do anything."""
 
     def add(self, other: "Recovery") -> None:
         """Take in what another seed measured."""
@@ -104,6 +111,8 @@ class Recovery:
             getattr(self, name).extend(getattr(other, name))
         for service, seconds in other.by_service.items():
             self.by_service.setdefault(service, []).extend(seconds)
+        for service, longest in other.stood_still.items():
+            self.stood_still[service] = max(longest, self.stood_still.get(service, 0.0))
 
     def as_json(self) -> dict[str, object]:
         """Percentiles of everything."""
@@ -116,6 +125,7 @@ class Recovery:
             "redelivered": Figures.of(self.redelivered).as_json(),
             "freeze": Figures.of(self.frozen).as_json(),
             "instance_ready_again_amid_other_faults": Figures.of(self.whatever_else).as_json(),
+            "stood_still_s": {name: round(took, 3) for name, took in self.stood_still.items()},
         }
 
 
@@ -129,7 +139,8 @@ def measure(
         "database_service": progress.stored,
         "sender": [mail.at for mail in arena.sink.accepted],
     }
-    found = Recovery()
+    calm = list(_calm(happened, evidence.journal.accepted_at.values()))
+    found = Recovery(stood_still={name: _longest_gap(seen, calm) for name, seen in did.items()})
     for each in happened:
         if each.skipped:
             continue
@@ -138,6 +149,32 @@ def measure(
         elif each.fault.kind is Kind.FREEZE:
             found.frozen += _after_freeze(each, evidence, arena)
     return found
+
+
+def _calm(happened: Sequence[Happened], promised: Iterable[float]) -> Iterator[tuple[float, float]]:
+    """From when to when there was load, and no outage; kills and freezes of one are none."""
+    accepted_at = sorted(promised)
+    if not accepted_at:
+        return
+    begun, end = accepted_at[0], accepted_at[-1]
+    for each in sorted(happened, key=lambda each: each.begun):
+        if each.skipped or each.fault.kind in OTHERS_ALONE:
+            continue
+        if begun < each.begun:
+            yield begun, min(each.begun, end)
+        begun = max(begun, (each.mended or math.inf) + CALM_AFTER)
+    if begun < end:
+        yield begun, end
+
+
+def _longest_gap(seen: Sequence[float], spans: Sequence[tuple[float, float]]) -> float:
+    """The longest time without an event; one that reaches over a span's end counts up to it."""
+    gaps = [
+        after - before
+        for begin, end in spans
+        for before, after in pairwise([begin, *(at for at in seen if begin < at < end), end])
+    ]
+    return max(gaps, default=0.0)
 
 
 def _after_freeze(freeze: Happened, evidence: Evidence, arena: Arena) -> list[float]:
@@ -195,8 +232,13 @@ def _after_kill(
 
 
 def _is_alone(kill: Happened, happened: Sequence[Happened]) -> bool:
-    """Whether no outage, and no other fault of the same service, was near it."""
-    begin, end = kill.begun - QUIET_BEFORE, kill.begun + QUIET_AFTER
+    """Whether no outage, and no other fault of the same service, was near it.
+
+    Nor before its successor was ready: an outage that begins while that one starts is waited
+    out by it.
+    """
+    begin = kill.begun - QUIET_BEFORE
+    end = max(kill.begun + QUIET_AFTER, kill.ready_again or 0.0)
     near = [
         other.fault
         for other in happened

@@ -129,6 +129,9 @@ class Report:
                 f" p99={ready.p99:.2f} max={ready.longest:.2f} s;"
                 f" after a freeze max={frozen.longest:.1f} s (n={frozen.n})"
             ),
+            "outside of outages nothing was seen of a service for at most "
+            + " ".join(f"{name}={took:.1f}" for name, took in joined.stood_still.items())
+            + " s",
         ]
         lines += [f"BROKEN {name}={number}" for name, number in broken.items()]
         for run in self.runs:

@@ -24,10 +24,13 @@ class Scene:
     promised: float = 100.0
     stored: float = 100.5
     mailed: float = 101.0
+    promises: list[float] = field(default_factory=list)
+    rows: list[float] = field(default_factory=list)
 
     def measured(self) -> Any:
         journal = Journal(accepted={ONE: "a@example.org"}, accepted_at={ONE: self.promised})
         journal.first_answers = [self.promised]
+        journal.accepted_at |= {UUID(int=100 + n): at for n, at in enumerate(self.promises)}
         sink = Sink(1)
         sink.accepted = [Accepted(str(UUID(int=2)), "a@example.org", self.mailed)]
         evidence = Evidence(
@@ -49,7 +52,7 @@ class Scene:
             waiting={},
         )
         arena = cast(Arena, SimpleNamespace(sink=sink))
-        return measure(self.happened, evidence, Progress(arena, [self.stored]), arena)
+        return measure(self.happened, evidence, Progress(arena, self.rows or [self.stored]), arena)
 
 
 def a_kill(target: str, at: float, ready: float | None = None) -> Happened:
@@ -92,6 +95,34 @@ def test_a_frozen_receiver_is_timed_by_rows_and_a_sender_by_mails() -> None:
         found = Scene([freeze], promised=100.0, stored=125.0, mailed=128.0).measured()
 
         assert found.frozen == ([longest] if longest else [])
+
+
+def test_a_kill_whose_successor_met_an_outage_says_nothing_either() -> None:
+    outage = an_outage(Kind.BROKER_RESTART, "", 103.0, 110.0)
+
+    found = Scene([a_kill("frontend", 100.1, ready=110.5), outage]).measured()
+
+    assert found.instance == []
+    assert [round(each, 3) for each in found.whatever_else] == [10.4]
+
+
+def test_a_service_that_stands_still_amid_kills_is_found() -> None:
+    kills = [a_kill("sender", float(at)) for at in range(100, 120, 2)]
+
+    assert stood_still(kills, seen=[100.5, 101.0, 114.0, 119.0]) == 13.0
+
+
+def test_an_outage_and_what_it_takes_to_recover_are_no_standstill() -> None:
+    outage = an_outage(Kind.BROKER_KILL, "", 102.0, 110.0)
+
+    assert stood_still([outage], seen=[100.5, 101.0, 116.0, 119.0]) == 3.0
+
+
+def stood_still(happened: list[Happened], *, seen: list[float]) -> float:
+    """Of the receivers, while people registered from second 100 to second 120."""
+    scene = Scene(happened)
+    scene.promises, scene.rows = [100.0, 120.0], seen
+    return float(scene.measured().stood_still["queue_receiver"])
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:
