@@ -95,4 +95,4 @@ def _new_traceparent() -> str:
 
 def _hex(bits: int) -> str:
     """A random id; these name things and open nothing, so the system is not asked for it."""
-    return random.randbytes(bits // 8).hex()
+    return random.randbytes(bits // 8).hex()  # noqa: S311

@@ -16,7 +16,7 @@ from pamqp.commands import Basic
 
 from common.envelope import Delivery
 from common.errors import BrokerUnavailableError, UnroutableError
-from common.wire import CONFIRM_SECONDS, Confirmation, Line, Received
+from common.line import CONFIRM_SECONDS, Confirmation, Line, Received
 
 PERSISTENT = 2
 """AMQP's delivery mode for what has to survive a restart of the broker."""

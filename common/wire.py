@@ -10,78 +10,21 @@ company: a lone publish leaves at the end of its turn.
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
-from itertools import takewhile
 from typing import Any
 
 from aiormq.channel import Channel
 
 from common import frames
+from common.confirms import Confirms, came_back, fail
 from common.envelope import Delivery
-from common.errors import BrokerUnavailableError, UnroutableError, UserStreamError
+from common.errors import BrokerUnavailableError, UserStreamError
+from common.line import Confirmation, Line, Received
 from common.tap import Tap
-
-CONFIRM_SECONDS = 5.0
-"""Longest wait for a confirm. What times out may still arrive later: it was not promised."""
 
 UNSENT_BYTES = 16 * 1024 * 1024
 """What a broker that does not read may leave waiting with us: 250 of the largest bodies."""
-
-Confirmation = asyncio.Future[None]
-"""Done when the broker confirms.
-
-Fails with ``UnroutableError`` when the message comes back, with ``BrokerUnavailableError`` when
-the broker refuses it, does not answer in time, or is lost.
-"""
-
-Received = Callable[[int, Delivery], None]
-"""Takes a delivery's tag and the delivery."""
-
-
-class Line:
-    """One channel to publish, consume and acknowledge on; knows which messages are under way."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self._under_way: dict[str, Confirmation] = {}
-        self._turns: dict[str, asyncio.Future[None]] = {}
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing can be written any more."""
-        return self.channel.is_closed
-
-    @property
-    def waiting_since(self) -> float:
-        """When the oldest message left that the broker has said nothing of, by the loop's clock.
-
-        Infinite where there is none; also where aiormq has forgotten it at its deadline.
-        """
-        return math.inf
-
-    def is_under_way(self, message_id: str) -> bool:
-        """Whether a message of that id is not confirmed yet."""
-        return message_id in self._under_way
-
-    async def turn(self, message_id: str) -> None:
-        """Wait until no other message of that id is under way.
-
-        The broker names a message that comes back by its id alone: with two of them, the
-        return of one would be taken for the other's, and the first for confirmed.
-        """
-        # Not for the confirmation: it may have failed, with the broker's word still to come.
-        while message_id in self._under_way:
-            free = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._turns.setdefault(message_id, free)])
-
-    def _ended(self, message_id: str, confirmation: Confirmation) -> None:
-        """The broker has had its say about the message, or never will."""
-        if self._under_way.get(message_id) is confirmation:
-            del self._under_way[message_id]
-            if turn := self._turns.pop(message_id, None):
-                turn.set_result(None)
 
 
 class Wire(Line):
@@ -97,11 +40,7 @@ class Wire(Line):
         )
         self._buffer: list[bytes] = []
         self._scheduled = False
-        # Publishing.
-        self._published = 0
-        self._unconfirmed: dict[int, tuple[str, Confirmation, float]] = {}
-        self._deadlines: deque[tuple[float, Confirmation]] = deque()
-        self._timer_is_set = False
+        self._confirms = Confirms(self._ended)
         # Receiving.
         self._received: Received = _nobody
         self._in_hand: dict[int, None] = {}
@@ -119,8 +58,7 @@ class Wire(Line):
     @property
     def waiting_since(self) -> float:
         """As of any ``Line``: those that are past their deadline count, too."""
-        _, _, since = next(iter(self._unconfirmed.values()), (None, None, math.inf))
-        return since
+        return self._confirms.waiting_since
 
     def end(self) -> None:
         """Write nothing more: the channel closes, and the broker ignores what still comes.
@@ -128,9 +66,7 @@ class Wire(Line):
         Else an ack written before aiormq has heard of it would count as one that was read.
         """
         self._has_ended = True
-        unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for message_id, confirmation, _ in unconfirmed.values():
-            self._settle(message_id, confirmation, _connection_lost())
+        self._confirms.end(_connection_lost())
 
     # -- publishing -------------------------------------------------------------------------
 
@@ -145,80 +81,22 @@ class Wire(Line):
         expiration: timedelta | None = None,
     ) -> Confirmation:
         """Publish persistent and mandatory; see ``Confirmation`` for what comes back."""
-        confirmation: Confirmation = self._loop.create_future()
         if self.closed:
-            _fail(confirmation, _connection_lost())
-            return confirmation
+            return self._failed(_connection_lost())
         if self._transport.get_write_buffer_size() > UNSENT_BYTES:
-            _fail(confirmation, BrokerUnavailableError("The broker does not read; nothing left."))
-            return confirmation
+            return self._failed(BrokerUnavailableError("The broker does not read; nothing left."))
         header = frames.content_header(len(body), properties, headers, expiration)
         self._write(
             frames.publish(self._number, exchange, routing_key, header, body, piece=self._piece)
         )
         message_id = properties["message_id"]
-        self._published += 1
-        now = self._loop.time()
-        self._unconfirmed[self._published] = message_id, confirmation, now
-        self._under_way[message_id] = confirmation
-        self._expire_later(confirmation, now)
+        confirmation = self._under_way[message_id] = self._confirms.expect(message_id)
         return confirmation
 
-    def _confirmed(self, last: int, *, multiple: bool, failure: UserStreamError | None) -> None:
-        """The broker's word on one message, or on all up to it."""
-        unconfirmed = self._unconfirmed
-        if multiple:
-            tags = list(takewhile(lambda tag: tag <= last, unconfirmed))
-        else:
-            tags = [last] if last in unconfirmed else []
-        for tag in tags:
-            message_id, confirmation, _ = unconfirmed.pop(tag)
-            self._settle(message_id, confirmation, failure)
-
-    def _settle(
-        self, message_id: str, confirmation: Confirmation, failure: UserStreamError | None
-    ) -> None:
-        self._ended(message_id, confirmation)
-        if confirmation.done():  # whoever waited has given up, or it came back before
-            return
-        if failure is None:
-            confirmation.set_result(None)
-        else:
-            _fail(confirmation, failure)
-
-    def _returned(self, message_id: object) -> None:
-        """A message came back; its confirm still follows, and means nothing."""
-        confirmation = self._under_way.get(message_id) if isinstance(message_id, str) else None
-        if confirmation is not None and not confirmation.done():
-            _fail(
-                confirmation,
-                UnroutableError("No queue is bound to the exchange; the message was not kept."),
-            )
-
-    def _expire_later(self, confirmation: Confirmation, now: float) -> None:
-        """Fail the confirmation at its deadline: one timer for all, since they expire in order."""
-        self._drop_settled()
-        self._deadlines.append((now + CONFIRM_SECONDS, confirmation))
-        if not self._timer_is_set:
-            self._timer_is_set = True
-            self._loop.call_at(self._deadlines[0][0], self._expire)
-
-    def _expire(self) -> None:
-        self._drop_settled()
-        while self._deadlines and self._deadlines[0][0] <= self._loop.time():
-            _, confirmation = self._deadlines.popleft()
-            _fail(
-                confirmation,
-                BrokerUnavailableError(f"The broker did not confirm within {CONFIRM_SECONDS:g} s."),
-            )
-            self._drop_settled()
-        self._timer_is_set = bool(self._deadlines)
-        if self._timer_is_set:
-            self._loop.call_at(self._deadlines[0][0], self._expire)
-
-    def _drop_settled(self) -> None:
-        while self._deadlines and self._deadlines[0][1].done():
-            self._deadlines.popleft()
+    def _failed(self, failure: UserStreamError) -> Confirmation:
+        confirmation: Confirmation = self._loop.create_future()
+        fail(confirmation, failure)
+        return confirmation
 
     # -- receiving --------------------------------------------------------------------------
 
@@ -273,13 +151,13 @@ class Wire(Line):
             self._incoming = _Incoming(*frames.read_delivery(data, start))
         elif method == frames.ACK:
             tag, multiple = frames.read_confirm(data, start)
-            self._confirmed(tag, multiple=multiple, failure=None)
+            self._confirms.heard(tag, multiple=multiple, failure=None)
         elif method == frames.RETURN:
             self._incoming = _Incoming(None, "")
         elif method == frames.NACK:
             tag, multiple = frames.read_confirm(data, start)
             refusal = BrokerUnavailableError("The broker refused the message: a queue is full.")
-            self._confirmed(tag, multiple=multiple, failure=refusal)
+            self._confirms.heard(tag, multiple=multiple, failure=refusal)
         else:
             if method in (frames.CHANNEL_CLOSE, frames.CHANNEL_CLOSE_OK):
                 self.end()
@@ -290,7 +168,7 @@ class Wire(Line):
         """A whole message is here: one that was delivered, or one that came back."""
         properties = header.properties
         if incoming.tag is None:
-            self._returned(properties.get("message_id"))
+            came_back(self._under_way.get(properties.get("message_id", "")))
             return
         if self.closed:  # it could not be acknowledged any more, and is delivered again
             return
@@ -376,8 +254,3 @@ async def _never_called(_message: object) -> None:
 
 def _connection_lost() -> BrokerUnavailableError:
     return BrokerUnavailableError("The connection broke before the confirm.")
-
-
-def _fail(confirmation: Confirmation, failure: UserStreamError) -> None:
-    confirmation.set_exception(failure)
-    confirmation.exception()  # seen, though its publisher may have given up waiting

@@ -5,11 +5,11 @@ from uuid import uuid4
 
 import pytest
 
-from common import link, wire
+from common import confirms, link
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnroutableError
+from common.line import CONFIRM_SECONDS
 from common.publisher import Publisher
 from common.topology import USER_REGISTRATION
-from common.wire import CONFIRM_SECONDS
 from tests.amqp import a_registration, depth, eventually, take
 from tests.backends import TestBroker
 
@@ -138,7 +138,7 @@ async def test_publish_is_refused_without_a_ghost_while_the_broker_is_blocked(
 async def test_an_id_whose_confirm_never_came_can_be_published_again(
     publisher: Publisher, empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "CONFIRM_SECONDS", 0.1)
+    monkeypatch.setattr(confirms, "CONFIRM_SECONDS", 0.1)
     monkeypatch.setattr(link, "OVERDUE_SECONDS", 2.0)
     registration, message_id = a_registration(), uuid4()
 
@@ -146,7 +146,7 @@ async def test_an_id_whose_confirm_never_came_can_be_published_again(
         await publisher.publish(registration, message_id=message_id, correlation_id="c")
 
     with monkeypatch.context() as lossy:
-        lossy.setattr(wire.Wire, "_confirmed", lambda *_, **__: None)
+        lossy.setattr(confirms.Confirms, "heard", lambda *_, **__: None)
         with pytest.raises(BrokerUnavailableError, match="did not confirm"):
             await publish()
         with pytest.raises(BrokerUnavailableError):  # the first is still under way

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from pamqp import body, commands, header
 from pamqp import frame as pamqp_frame
 
+from common import confirms
 from common import wire as wire_module
 from common.envelope import Delivery
 from common.errors import BrokerUnavailableError, UnroutableError
 from common.frames import A_HEARTBEAT, HEADER, frame
+from common.line import Confirmation
 from common.tap import Tap
-from common.wire import Confirmation, Wire
+from common.wire import Wire
 
 CHANNEL = 3
 FRAME_MAX = 4096
@@ -334,7 +336,7 @@ async def test_what_comes_back_and_is_not_ours_is_ignored(
 async def test_a_confirm_that_is_late_changes_nothing(
     paper: Paper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_module, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(confirms, "CONFIRM_SECONDS", 0.01)
     first, second = paper.publish("first"), paper.publish("second")
     with pytest.raises(BrokerUnavailableError, match=r"within 0\.01 s"):
         await asyncio.wait_for(first, timeout=10)
@@ -353,7 +355,7 @@ async def test_a_confirm_that_is_late_changes_nothing(
 async def test_a_deadline_holds_behind_ones_that_were_met(
     paper: Paper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_module, "CONFIRM_SECONDS", 0.05)
+    monkeypatch.setattr(confirms, "CONFIRM_SECONDS", 0.05)
     met, missed = paper.publish("met"), paper.publish("missed")
     paper.says(commands.Basic.Ack(1))
     await met
@@ -369,9 +371,9 @@ async def test_a_deadline_holds_behind_ones_that_were_met(
 async def test_each_confirmation_has_its_own_deadline(
     paper: Paper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_module, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(confirms, "CONFIRM_SECONDS", 0.01)
     soon = paper.publish("soon")
-    monkeypatch.setattr(wire_module, "CONFIRM_SECONDS", 0.5)
+    monkeypatch.setattr(confirms, "CONFIRM_SECONDS", 0.5)
     later = paper.publish("later")
 
     with pytest.raises(BrokerUnavailableError):
@@ -416,7 +418,7 @@ async def test_nobody_waits_any_more_and_nothing_breaks(paper: Paper) -> None:
 async def test_the_oldest_without_the_brokers_word_is_known_though_its_deadline_passed(
     paper: Paper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_module, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(confirms, "CONFIRM_SECONDS", 0.01)
     loop = asyncio.get_running_loop()
     assert paper.wire.waiting_since == math.inf
 
