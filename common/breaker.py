@@ -6,9 +6,13 @@ from contextlib import asynccontextmanager
 
 from common.errors import UnavailableError
 
-FIRST_PROBE_SECONDS = 1.0
+FIRST_PROBE_SECONDS = 0.5
 LONGEST_PROBE_SECONDS = 30.0
-"""Between probes: doubling from the first to the longest."""
+"""Between probes: doubling from the first to the longest.
+
+The first is short: where one of two instances was killed, the other one answers at once, and work
+is to go on within a second.
+"""
 
 PATIENCE_SECONDS = 20.0
 """A probe that has met no outage for so long has got through: longer than every deadline of a
