@@ -31,9 +31,6 @@ CALM_AFTER = 5.0
 """Seconds after the end of an outage from which on everything must go on without a stop: breakers
 and connections have tried again by then."""
 
-IN_HAND_SECONDS = 1.0
-"""What was promised so shortly before a kill may have been in the hands of who was killed."""
-
 
 @dataclass(slots=True)
 class Progress:
@@ -97,7 +94,7 @@ class Recovery:
     instance: list[float] = field(default_factory=list)
     """From such a kill until the instance in its place said that it can work."""
     redelivered: list[float] = field(default_factory=list)
-    """From such a kill of a receiver until all that was promised just before was stored."""
+    """From such a kill of a receiver until all that was promised before was stored."""
     frozen: list[float] = field(default_factory=list)
     """Longest wait for a row or a mail while a receiver or a sender was frozen."""
     whatever_else: list[float] = field(default_factory=list)
@@ -254,11 +251,12 @@ def _longest_wait(
 ) -> float:
     """Seconds that a registration waited at most for its end, from the fault's begin on.
 
-    Counts what was promised while the fault lasted, and just before.
+    Counts what was promised while the fault lasted, and whatever had not come to its end when it
+    began: after an outage, those who are hit hold the oldest of what is waiting.
     """
     waits = [
         ended[each] - max(at, begun)
         for each, at in evidence.journal.accepted_at.items()
-        if begun - IN_HAND_SECONDS <= at <= mended and each in ended
+        if at <= mended and ended.get(each, 0.0) > begun
     ]
     return max(0.0, *waits) if waits else 0.0

@@ -125,6 +125,13 @@ def stood_still(happened: list[Happened], *, seen: list[float]) -> float:
     return float(scene.measured().stood_still["queue_receiver"])
 
 
+def test_what_was_waiting_long_before_a_freeze_counts_from_its_begin() -> None:
+    freeze = an_outage(Kind.FREEZE, "sender", 99.0, 137.0)
+
+    assert Scene([freeze], promised=50.0, stored=51.0, mailed=120.0).measured().frozen == [21.0]
+    assert Scene([freeze], promised=50.0, stored=51.0, mailed=90.0).measured().frozen == [0.0]
+
+
 def test_percentiles_are_of_the_nearest_rank() -> None:
     figures = Figures.of([float(number) for number in range(1, 101)])
 
