@@ -26,8 +26,6 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONNODEBUGRANGES=1 \
     MALLOC_ARENA_MAX=1 \
     MALLOC_TRIM_THRESHOLD_=131072 \
-    SSL_CERT_FILE=/dev/null \
-    SSL_CERT_DIR=/etc/ssl/certs \
     BIND_ADDRESS=0.0.0.0 \
     LOG_FORMAT=json
 WORKDIR /app

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,6 @@ PYTHON = {
 INHERITED = ("PATH", "HOME", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """Variables of the system, not of the project, that a Python program may need."""
 
-NO_CERTIFICATES = "/dev/null"
-"""As ``SSL_CERT_FILE``: authorities are looked up in ``SSL_CERT_DIR`` when one is needed."""
-
 
 def service_environment(
     service: str, *, defaults: Mapping[str, str], given: Mapping[str, str], port: int
@@ -79,8 +75,6 @@ def service_environment(
     names = (*LISTENING, *SETTINGS[service])
     environment = {name: given[name] for name in INHERITED if name in given}
     environment |= PYTHON
-    if not {"SSL_CERT_FILE", "SSL_CERT_DIR"} & given.keys():
-        environment |= authorities(Path(ssl.get_default_verify_paths().openssl_capath))
     for name in names:
         if f"{name}_FILE" in given:
             environment[f"{name}_FILE"] = given[f"{name}_FILE"]
@@ -89,18 +83,6 @@ def service_environment(
         elif name in defaults:
             environment[name] = defaults[name]
     return {**environment, "PORT": str(port)}
-
-
-def authorities(directory: Path) -> dict[str, str]:
-    """Have OpenSSL read the system's certificate authorities one by one, where that is possible.
-
-    aiohttp has it read the file with all of them at import: 2 MB in each service, most of which
-    never speak TLS. A directory with links named by hash holds the same (``man 1 rehash``);
-    Debian and Ubuntu keep one. Elsewhere nothing is changed.
-    """
-    if not any(directory.glob("????????.0")):
-        return {}
-    return {"SSL_CERT_FILE": NO_CERTIFICATES, "SSL_CERT_DIR": str(directory)}
 
 
 def service_program(

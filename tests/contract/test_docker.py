@@ -130,7 +130,7 @@ def test_every_volume_is_declared_and_every_mounted_file_exists() -> None:
 def test_only_settings_that_exist_are_given(service: str) -> None:
     known = importlib.import_module(f"{service}.settings").Settings.model_fields
     given = [*CONTAINERS[service]["environment"], *environment(stages()[service])]
-    python = {"PATH", "PYTHONDONTWRITEBYTECODE", "SSL_CERT_FILE", "SSL_CERT_DIR", *PYTHON}
+    python = {"PATH", "PYTHONDONTWRITEBYTECODE", *PYTHON}
 
     unknown = {name for name in given if name.removesuffix("_FILE").lower() not in known} - python
 

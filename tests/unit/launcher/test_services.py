@@ -1,8 +1,6 @@
-from pathlib import Path
-
 import pytest
 
-from launcher.services import LISTENING, SETTINGS, authorities, service_environment
+from launcher.services import LISTENING, SETTINGS, service_environment
 
 DEFAULTS = {
     "QUEUE_URL": "amqp://sender:own@127.0.0.1/",
@@ -53,30 +51,6 @@ def test_nothing_else_of_the_environment_reaches_a_service() -> None:
 
     assert environment["PATH"] == "/usr/bin"
     assert {"AWS_SECRET_ACCESS_KEY", "PYTHONPATH"}.isdisjoint(environment)
-
-
-def test_authorities_of_the_environment_are_left_alone() -> None:
-    given = {"SSL_CERT_FILE": "/home/ada/authorities.pem"}
-
-    environment = service_environment("sender", defaults={}, given=given, port=1)
-
-    assert environment["SSL_CERT_FILE"] == "/home/ada/authorities.pem"
-    assert "SSL_CERT_DIR" not in environment
-
-
-def test_authorities_with_a_directory_by_hash_are_looked_up_there_alone(tmp_path: Path) -> None:
-    (tmp_path / "4042bcee.0").touch()
-
-    assert authorities(tmp_path) == {"SSL_CERT_FILE": "/dev/null", "SSL_CERT_DIR": str(tmp_path)}
-
-
-def test_authorities_stay_as_they_are_where_they_have_no_directory_by_hash(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "ca-certificates.crt").touch()
-
-    assert authorities(tmp_path) == {}
-    assert authorities(tmp_path / "nowhere") == {}
 
 
 @pytest.mark.parametrize("service", SETTINGS)
