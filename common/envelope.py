@@ -21,7 +21,7 @@ MAX_BODY_BYTES = 64 * 1024
 FOREIGN_IDS = UUID("c0d8e6c4-6d43-5d3e-9a4c-3a4f1f0f9a51")
 """Namespace of the ids we derive for messages whose own id is no UUID, or missing."""
 
-REMEMBERED_IDS = 4096
+REMEMBERED_IDS = 1024
 """Ids of which a process knows the UUID: those in hand, each asked for several times."""
 
 ATTEMPT = "x-attempt"

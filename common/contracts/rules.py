@@ -39,8 +39,8 @@ EMAIL_PATTERN = r"^[^\s@]+@[^\s@]+[.\u3002\uFF0E\uFF61][^\s@]+$"
 For a first check in the browser; ``check_email`` has the last word and accepts nothing else.
 """
 
-REMEMBERED_ADDRESSES = 4096
-"""Addresses of which a process knows the outcome: those in hand at once, some 1 MB."""
+REMEMBERED_ADDRESSES = 1024
+"""Addresses of which a process knows the outcome: those in hand at once, some 0.3 MB."""
 
 NAME_HINT = "Use letters, spaces, hyphens, apostrophes and full stops only."
 EMAIL_HINT = "Enter an e-mail address like ada@example.org."
