@@ -79,6 +79,9 @@ REQUEST_SECONDS = 10.0
 READINESS_SECONDS = 2.0
 """Longest wait for the neighbour's word on whether it can work at all."""
 
+PIECE_BYTES = 32 * 1024
+"""Of a report at most at once; what has arrived may be a quarter of a megabyte."""
+
 STREAM_SILENCE_SECONDS = 60.0
 """Longest pause between two pieces of a streamed report."""
 
@@ -232,7 +235,7 @@ class DatabaseClient:
                 timeout=timeout,
             ) as response:
                 await _raise_for(response)
-                async for chunk in response.content.iter_any():
+                async for chunk in response.content.iter_chunked(PIECE_BYTES):
                     yield chunk
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise await self._broken_or_away() from error
