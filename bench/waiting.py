@@ -15,9 +15,12 @@ from bench.comparison import Comparison, Figure, Run
 from bench.http_client import closed_loop, connected, post_json
 from bench.loop import run
 from bench.peer_system import PEER
-from bench.pipeline import CONNECTIONS, Person, burst_of, latencies, missing_of, people, refused
+from bench.pipeline import Person, burst_of, latencies, missing_of, people, refused
 from bench.procfs import measuring
 from bench.systems import System
+
+CONNECTIONS = 64
+"""Enough to keep one process at work while the broker's disk confirms what it has published."""
 
 PUBLISHED_AT_ONCE = 500
 """Messages on their way to the broker when the backlog is made."""
