@@ -44,11 +44,16 @@ class System:
 
     def stop_consumer(self) -> None:
         """From now on registrations wait in the queue."""
-        end(self.parts[self.consumer])
+        part = self.parts[self.consumer]
+        if part.running:
+            part.running.stop()
+            part.running = None
 
     def start_consumer(self) -> None:
         """Let the consumer go on; returns when it takes messages."""
-        begin(self.parts[self.consumer])
+        part = self.parts[self.consumer]
+        part.running = start(part.program)
+        part.running.wait_until_ready()
 
     async def rows_of(self, emails: Iterable[str]) -> int:
         """How many of these people have a row."""
@@ -83,16 +88,3 @@ def has_consumer(amqp_url: str, queue: str) -> bool:
         return asyncio.run(ask())
     except (OSError, aio_pika.exceptions.AMQPError):  # the queue is not there yet
         return False
-
-
-def end(part: Part) -> None:
-    """Stop one process, if it runs."""
-    if part.running:
-        part.running.stop()
-        part.running = None
-
-
-def begin(part: Part) -> None:
-    """Start one process; returns when it is ready."""
-    part.running = start(part.program)
-    part.running.wait_until_ready()

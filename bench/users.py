@@ -17,7 +17,6 @@ from bench.http_client import Answer, Client, connected, get, post_json
 from bench.loop import run
 from bench.pipeline import latencies
 from bench.procfs import forget_peak, measuring, peak_rss
-from bench.systems import begin, end
 from launcher.errors import LauncherError
 from launcher.ports import HOST
 from launcher.postgres import DATABASE, server_programs
@@ -28,7 +27,7 @@ PSQL = r"psql \copy"
 FIRST, MIDDLE, LAST = "first page", "middle", "end"
 
 REPORTERS = ("database_service", "report_generator")
-"""What a report passes through, in the order in which they need each other."""
+"""What a report passes through."""
 
 PAGE_SIZE = 50
 
@@ -81,18 +80,26 @@ async def _fill(dsn: str, number: int) -> None:
         await connection.close()
 
 
+def empty(arena: Arena) -> None:
+    """Take everybody out of our tables again."""
+    run(_execute(arena.ours.dsn, EMPTY))
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
 def report(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """A CSV of all users through both services, and by psql."""
     runs: dict[str, list[Run]] = {OURS: [], PSQL: []}
     psql = _psql(arena)
-    for name in REPORTERS:  # their memory is to be what a report takes, not what bursts left
-        end(arena.part(name))
-        begin(arena.part(name))
 
     def ours() -> Run:
         return run(_generate(arena, number))
-
-    ours()  # the first one makes what later ones find made
 
     def theirs() -> Run:
         return _copy(arena, psql, number)
@@ -107,7 +114,7 @@ def report(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None]
         name="report",
         how=f"{number:,} users to a CSV file: from POST /api/reports/generate until its status is"
         " ready (through the queue, both services and the disk, cells made safe for spreadsheets),"
-        " the second and later ones of services just started, against psql's \\copy of the same columns and rows.",
+        " against psql's \\copy of the same columns and rows.",
         figures=REPORT_FIGURES,
         baseline=PSQL,
         runs=runs,
