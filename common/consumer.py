@@ -2,11 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -19,7 +21,7 @@ from common.errors import UnavailableError
 from common.failpoints import failpoint
 from common.publisher import Publisher
 from common.subscription import AnyWire, Subscription
-from common.suspects import Notes, Suspects
+from common.suspects import Notes, Suspects, is_suspect, patience
 
 log = structlog.get_logger()
 
@@ -28,12 +30,6 @@ DRAIN_SECONDS = 20.0
 
 LAST_WORDS_SECONDS = 5.0
 """How long cancelled handlers may take to note how far they came."""
-
-COMPANY_SECONDS = 1.0
-"""How long a suspect may wait, at the head of its queue, until it is alone."""
-
-COMPANY_LASTS = timedelta(seconds=30)
-"""Then it is put aside for so long: what is still in hand has met a slow neighbour."""
 
 Dispatch = Callable[[Delivery], Awaitable[Outcome]]
 
@@ -61,6 +57,7 @@ class Consumer:
         self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed)
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
+        self._line: deque[tuple[AnyWire, int, Delivery]] = deque()
         self._waiting: set[asyncio.Task[None]] = set()
         queue = self._route.queue
         metrics.IN_HAND.labels(queue).set_function(lambda: len(self._in_hand))
@@ -140,31 +137,74 @@ class Consumer:
         Not of the channel's: cancelled with it, a mail whose text is out would count as
         unsure and go out again, though its server is about to say 250.
         """
-        task = self._loop.create_task(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
-        self._in_hand.add(task)
-        task.add_done_callback(self._in_hand.discard)
+        if self._line:  # behind a suspect, which is to be alone
+            self._line.append((wire, tag, delivery))
+        else:
+            self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
 
     def begin_alone(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
-        """Begin with a suspect once nothing else is in hand; if that takes long, put it aside."""
-        others = set(self._in_hand)
-        task = self._loop.create_task(self._settle_alone(wire, tag, delivery, others))
+        """Begin with a suspect once nothing else is in hand; what comes after it waits."""
+        self._line.append((wire, tag, delivery))
+        if len(self._line) == 1:
+            self._start(self._work_off_line())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._in_hand.add(task)
         task.add_done_callback(self._in_hand.discard)
 
+    async def _work_off_line(self) -> None:
+        """Suspects one after the other, each alone; what came behind them side by side.
+
+        The one that is being handled stays at the head: as long as there is one, nothing
+        begins by itself.
+        """
+        slow: set[asyncio.Task[None]] = set()
+        try:
+            while self._line:
+                wire, tag, delivery = self._line[0]
+                if self._stopping or not self._is_current(wire):
+                    pass  # it is delivered again
+                elif is_suspect(delivery):
+                    slow |= await self._settle_alone(wire, tag, delivery, slow)
+                else:
+                    self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
+                self._line.popleft()
+        finally:
+            self._line.clear()
+
     async def _settle_alone(
-        self, wire: AnyWire, tag: int, delivery: Delivery, others: set[asyncio.Task[None]]
-    ) -> None:
-        if others:  # left over from channels before
-            _, others = await asyncio.wait(others, timeout=COMPANY_SECONDS)
+        self, wire: AnyWire, tag: int, delivery: Delivery, slow: set[asyncio.Task[None]]
+    ) -> set[asyncio.Task[None]]:
+        """Handle a suspect, or put it aside for what is still in hand; returns what that was.
+
+        Args:
+            wire: Where it came from.
+            tag: Its tag there.
+            delivery: The suspect.
+            slow: What suspects before it have waited for in vain; it need not do so again.
+        """
+        others = self._in_hand - {asyncio.current_task()}
+        if delivery.held_up or not others & slow:
+            others = await self._outlasting(others, patience(delivery))
 
         def alone() -> bool:
             return self._is_current(wire) and len(self._in_hand) == 1
 
-        dispatch: Dispatch = partial(self._suspects.dispatch, alone=alone)
-        if others:
-            dispatch = partial(self._dispatcher.put_aside, again_after=COMPANY_LASTS)
-        if self._is_current(wire):  # else it has come again meanwhile
+        dispatch = partial(self._suspects.dispatch, alone=alone, held_up=bool(others))
+        if self._is_current(wire) and not self._stopping:
             await self._settle(wire, tag, delivery, dispatch)
+        return others
+
+    async def _outlasting(
+        self, others: set[asyncio.Task[None]], seconds: float
+    ) -> set[asyncio.Task[None]]:
+        """Which of the others are still at it after so long; an outage is nobody's fault."""
+        while others:
+            _, others = await asyncio.wait(others, timeout=seconds)
+            if not self._breaker.paused:
+                break
+        return others
 
     async def _settle(
         self, wire: AnyWire, tag: int, delivery: Delivery, dispatch: Dispatch

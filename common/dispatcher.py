@@ -21,7 +21,7 @@ import structlog
 
 from common import metrics
 from common.contracts.base import Contract
-from common.envelope import ATTEMPT, GIVEN_BEFORE, Delivery, Envelope, read
+from common.envelope import ATTEMPT, GIVEN_BEFORE, HELD_UP, Delivery, Envelope, read
 from common.errors import (
     PermanentError,
     SettingError,
@@ -47,6 +47,10 @@ log = structlog.get_logger()
 Handler = Callable[[Envelope[Any]], Awaitable[None]]
 Handlers = Mapping[type[Contract], Handler]
 """Which handler takes which contract; the first stands for messages that name no type."""
+
+
+SHORTEST_ASIDE = timedelta(milliseconds=100)
+"""A message that is put aside comes no sooner, whatever it was told: no circle without a pause."""
 
 
 class Outcome(StrEnum):
@@ -75,6 +79,8 @@ class Dispatcher:
                 f"MAX_RETRY_ATTEMPTS is {len(retry_delays)}, but {self.route.name} has "
                 f"{self.route.retry_steps} retry steps."
             )
+        for contract in handlers:
+            contract.model_rebuild()  # its schema, now: not when a message waits for it
         self._service = service
         self._handlers = handlers
         self._publisher = publisher
@@ -92,7 +98,7 @@ class Dispatcher:
         except UnavailableError:
             raise
         except UnderWayError as error:
-            return await self.put_aside(delivery, error.again_after)
+            return await self.put_aside(delivery, error.again_after, code=error.code)
         except PermanentError as error:
             return await self._dead_letter(delivery, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message is kept
@@ -107,18 +113,26 @@ class Dispatcher:
         """
         return await self._dead_letter(delivery, error)
 
-    async def put_aside(self, delivery: Delivery, again_after: timedelta) -> Outcome:
+    async def put_aside(
+        self, delivery: Delivery, again_after: timedelta, *, code: str, held_up: int = 0
+    ) -> Outcome:
         """Let it wait at the broker, not in hand: there it would hold up others.
 
         In the longest step that is not too long, or for less than the first: in a step, a
         longer wait than the others' would hold up those behind it. If it comes too early, it is
-        put aside once more.
+        put aside once more; it may come as much later as the first step is longer, behind others.
+
+        Args:
+            delivery: What waits.
+            again_after: When it is to come again.
+            code: Why, for the log.
+            held_up: How often its company was the reason, this time included.
 
         Raises:
             UnavailableError: The broker did not take it; nothing has been decided.
         """
         fitting = [delay for delay in self._retry_delays if delay <= again_after]
-        delay = fitting[-1] if fitting else again_after
+        delay = fitting[-1] if fitting else max(again_after, SHORTEST_ASIDE)
         await self._publisher.send(
             self.route.retry_step(len(fitting) or 1),
             short_text(delivery.routing_key),
@@ -128,10 +142,17 @@ class Dispatcher:
                 **kept_headers(delivery),
                 ATTEMPT: delivery.attempt,
                 GIVEN_BEFORE: delivery.given_in_vain,
+                HELD_UP: held_up or delivery.held_up,
             },
             expiration=delay,
         )
-        log.info("delivery.put_aside", queue=self.route.queue, delay_seconds=delay.total_seconds())
+        log.info(
+            "delivery.put_aside",
+            queue=self.route.queue,
+            code=code,
+            given_before=delivery.given_in_vain,
+            delay_seconds=delay.total_seconds(),
+        )
         return Outcome.PUT_ASIDE
 
     async def _retry(self, delivery: Delivery, error: Exception) -> Outcome:

@@ -33,8 +33,11 @@ DELIVERY_COUNT = "x-delivery-count"
 GIVEN_BEFORE = "x-given-before"
 """How often copies before this one were given in vain; the broker begins anew with each."""
 
+HELD_UP = "x-held-up"
+"""How often copies before this one were put aside because they would not have been alone."""
+
 COUNTED_TO = 1_000
-"""More deliveries in vain than any limit allows; a header may claim more than can be encoded."""
+"""More than any limit allows; a header may claim more than can be encoded."""
 
 TRACEPARENT = "traceparent"
 
@@ -96,9 +99,16 @@ class Delivery:
     @property
     def given_in_vain(self) -> int:
         """How often the message was given before without becoming settled."""
-        counts = (self.headers.get(name) for name in (DELIVERY_COUNT, GIVEN_BEFORE))
-        known = sum(count for count in counts if isinstance(count, int) and count > 0)
-        return min(known, COUNTED_TO)
+        return min(self._count(DELIVERY_COUNT) + self._count(GIVEN_BEFORE), COUNTED_TO)
+
+    @property
+    def held_up(self) -> int:
+        """How often it was put aside because of its company."""
+        return min(self._count(HELD_UP), COUNTED_TO)
+
+    def _count(self, header: str) -> int:
+        count = self.headers.get(header)
+        return max(count, 0) if isinstance(count, int) and not isinstance(count, bool) else 0
 
     @property
     def sane_correlation_id(self) -> str:

@@ -61,7 +61,10 @@ class UnavailableError(UserStreamError):
 
 
 class UnderWayError(UserStreamError):
-    """Somebody else is at this very work: it is put aside for a while and no attempt is counted."""
+    """Somebody else is at this very work: it is put aside for a while and no attempt is counted.
+
+    Between a handler and its dispatcher only; no service answers with it.
+    """
 
     code = "under_way"
     title = "Somebody else is at it"

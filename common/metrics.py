@@ -18,7 +18,7 @@ HTTP_SECONDS = Histogram(
 )
 DELIVERIES = Counter(
     "userstream_deliveries_total",
-    "Deliveries settled: acked, retried, dead_lettered; or lost with their channel.",
+    "Deliveries by what became of them: see ``common.dispatcher``; or lost with their channel.",
     ["queue", "outcome"],
 )
 DELIVERY_SECONDS = Histogram(

@@ -54,7 +54,7 @@ class Settler(Protocol):
         ...
 
     def begin_alone(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
-        """Begin with a suspect: nothing else comes by that wire until it is settled."""
+        """Begin with a suspect, once it is alone; what comes after it has to wait."""
         ...
 
     def let_go(self) -> None:
@@ -185,12 +185,11 @@ class Subscription:
         return self._reach if self._settler.is_open and not self._ended else 0
 
     async def _consume(self, wire: AnyWire, reach: int) -> None:
-        received = self._received_narrow if reach == NARROW else self._received_wide
         # A tag of its own each time: where one is used again while deliveries of the first are
         # in hand, a quorum queue of RabbitMQ 3.10 loses count and the broker hangs up (541).
         self._tag = f"{self._service}-{next(self._tags)}"
         await wire.channel.basic_qos(prefetch_count=reach)
-        await wire.consume(self._route.queue, self._tag, partial(received, wire))
+        await wire.consume(self._route.queue, self._tag, partial(self._received, wire))
         self._subscribed = reach
 
     def renew(self) -> None:
@@ -211,32 +210,21 @@ class Subscription:
 
     # -- deliveries -------------------------------------------------------------------------
 
-    def _received_wide(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
+    def _received(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
         if wire is not self.wire:
             return
         self._deliveries += 1
         headers = delivery.headers
         if (DELIVERY_COUNT in headers or GIVEN_BEFORE in headers) and is_suspect(delivery):
-            # Not even begun: what is in hand beside it would be handled in its company.
-            log.info("consumer.narrowed", queue=self._route.queue)
-            self.renew()
-        else:
-            self._settler.begin(wire, tag, delivery)
-
-    def _received_narrow(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
-        if wire is not self.wire:
-            return
-        self._deliveries += 1
-        if is_suspect(delivery):
             self._settler.begin_alone(wire, tag, delivery)
         else:
             self._settler.begin(wire, tag, delivery)
-            self._widen()
+            if self._reach != self._full:
+                self._widen()
 
     def _widen(self) -> None:
-        if self._reach != self._full:
-            self._reach = self._full
-            self.in_background(self.reconcile())
+        self._reach = self._full
+        self.in_background(self.reconcile())
 
     # -- watching ---------------------------------------------------------------------------
 

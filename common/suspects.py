@@ -33,6 +33,16 @@ SUSPECT_AFTER = 3
 DEATHS = 5
 """Processes that a message may kill alone; a few, for who kills from outside may hit it too."""
 
+COMPANY_SECONDS = 1.0
+"""How long a suspect waits at first until it is alone; each time in vain it waits twice as long,
+so that its turn comes for certain."""
+
+COMPANY_MOST_SECONDS = 600.0
+"""The longest that it waits."""
+
+HELD_UP_LASTS = timedelta(seconds=30)
+"""Then it is put aside, for the longest step up to this: the others met a slow neighbour."""
+
 NOTES_LAST = timedelta(days=1)
 """A message that kills is given again at once; an older note is about something else."""
 
@@ -40,6 +50,11 @@ NOTES_LAST = timedelta(days=1)
 def is_suspect(delivery: Delivery) -> bool:
     """Whether it was given in vain so often that it must be handled alone."""
     return delivery.given_in_vain >= SUSPECT_AFTER
+
+
+def patience(delivery: Delivery) -> float:
+    """Seconds a suspect may wait for what is in hand before it is put aside."""
+    return min(COMPANY_SECONDS * 2.0 ** min(delivery.held_up, 16), COMPANY_MOST_SECONDS)
 
 
 class Suspects:
@@ -50,16 +65,23 @@ class Suspects:
         self._notes = notes
         self._note: Note | None = None
 
-    async def dispatch(self, delivery: Delivery, *, alone: Callable[[], bool]) -> Outcome:
+    async def dispatch(
+        self, delivery: Delivery, *, alone: Callable[[], bool], held_up: bool = False
+    ) -> Outcome:
         """As ``Dispatcher.dispatch``, unless the message has killed too many processes.
 
         Args:
             delivery: The suspect.
-            alone: Whether nothing else is in hand, and nothing else can come.
+            alone: Whether nothing else is in hand, and nothing else can begin.
+            held_up: Whether it is to be put aside, because something slow is still in hand.
         """
         deaths = self._notes.count(delivery.id)
         if (verdict := _verdict(delivery, deaths)) is not None:
             outcome = await self._dispatcher.give_up(delivery, verdict)
+        elif held_up:
+            outcome = await self._dispatcher.put_aside(
+                delivery, HELD_UP_LASTS, code="held_up", held_up=delivery.held_up + 1
+            )
         else:
             self._tell(delivery, deaths)
             outcome = await self._dispatch_noted(delivery, alone=alone())

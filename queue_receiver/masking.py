@@ -5,7 +5,15 @@ import re
 from typing import Any
 
 from common import strict_json
-from common.envelope import ATTEMPT, FIRST_SEEN, MAX_BODY_BYTES, TRACEPARENT, Delivery
+from common.envelope import (
+    ATTEMPT,
+    FIRST_SEEN,
+    GIVEN_BEFORE,
+    HELD_UP,
+    MAX_BODY_BYTES,
+    TRACEPARENT,
+    Delivery,
+)
 from common.errors import MalformedError
 from common.republishing import (
     ATTEMPTS,
@@ -27,7 +35,7 @@ _PLAIN_FIELDS = {
 _DEATH = ("exchange", "queue", "reason")
 
 _PLAIN_HEADERS = {
-    *(ATTEMPT, FIRST_SEEN, TRACEPARENT),
+    *(ATTEMPT, FIRST_SEEN, GIVEN_BEFORE, HELD_UP, TRACEPARENT),
     *(ATTEMPTS, ERROR_CODE, ERROR_DETAIL, FAILED_SERVICE, ORIGINAL_ROUTING_KEY),
     *("x-death", "x-delivery-count", "x-acquired-count"),
     *(f"x-{which}-death-{what}" for which in ("first", "last") for what in _DEATH),

@@ -13,6 +13,7 @@ from aiormq.channel import Channel
 from pamqp.commands import Basic
 from prometheus_client import REGISTRY
 
+from common import suspects
 from common.consumer import Consumer, consuming
 from common.contracts.registrations import RegistrationSubmitted
 from common.dispatcher import Dispatcher, Outcome
@@ -27,7 +28,7 @@ from common.errors import (
 )
 from common.publisher import Publisher
 from common.suspects import SUSPECT_AFTER
-from common.topology import BROKER_USERS, USER_REGISTRATION
+from common.topology import BROKER_USERS, USER_REGISTRATION, WORK_DELIVERY_LIMIT
 from tests.amqp import a_registration, depth, eventually, publish, publish_altered, take
 from tests.backends import TestBroker
 
@@ -468,7 +469,7 @@ class Leased(Recorder):
         if envelope.id in self.leased:
             self.asked.append(envelope.id)
             raise UnderWayError(again_after=timedelta(milliseconds=100))
-        self.noted[envelope.id] = [path.name.partition(".")[0] for path in self.folder.iterdir()]
+        self.noted[envelope.id] = [path.name.partition(".")[0] for path in self.folder.glob("*")]
         await super().__call__(envelope)
 
 
@@ -516,6 +517,64 @@ async def test_a_suspect_does_not_wait_at_the_head_of_its_queue_for_slow_company
         await eventually(lambda: _empty(empty_broker), "acknowledging all")
 
     assert not begun_early
+
+
+async def test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by(
+    empty_broker: TestBroker, tmp_path: Path
+) -> None:
+    handler = Leased(tmp_path)
+
+    async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
+        first = await submit(empty_broker)
+        await eventually(lambda: first in handler.ids, "widening the channel")
+        wire = consumer._subscription.wire
+        handler.gate = asyncio.Event()
+        suspect = await submit(empty_broker, headers={GIVEN_BEFORE: SUSPECT_AFTER})
+        await eventually(lambda: suspect in handler.ids, "beginning the suspect")
+        others = [await submit(empty_broker) for _ in range(6)]
+        others.insert(3, await submit(empty_broker, headers={GIVEN_BEFORE: SUSPECT_AFTER}))
+        await eventually(lambda: len(consumer._line) == 8, "having the others behind it")
+        begun_beside_it = handler.ids[2:]
+        handler.gate.set()
+        await eventually(lambda: len(handler.ids) == 9, "handling all")
+        await eventually(lambda: _empty(empty_broker), "acknowledging all")
+        same = consumer._subscription.wire is wire
+
+    assert begun_beside_it == []
+    assert same
+    assert sorted(handler.ids) == sorted([first, suspect, *others])
+    for each in (suspect, others[3]):
+        assert handler.noted[each] == [str(each)]
+
+
+async def test_a_suspect_that_is_held_up_again_and_again_is_handled_in_the_end(
+    empty_broker: TestBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suspects, "COMPANY_SECONDS", 0.01)
+    handler = Recorder()
+    handler.gate = asyncio.Event()
+    before = _put_aside()
+    # One delivery in vain more, and it would be dead-lettered: waiting is none.
+    headers = {GIVEN_BEFORE: WORK_DELIVERY_LIMIT}
+
+    async with a_consumer(empty_broker, handler, notes=tmp_path):
+        slow = await submit(empty_broker)
+        await eventually(lambda: slow in handler.ids, "beginning the slow one")
+        suspect = await submit(empty_broker, headers=headers)
+        await eventually(lambda: _put_aside() >= before + 5, "putting the suspect aside")
+        handled_meanwhile = handler.ids.count(suspect)
+        handler.gate.set()
+        await eventually(lambda: suspect in handler.ids, "handling the suspect in the end")
+        await eventually(lambda: _empty(empty_broker), "acknowledging all")
+
+    assert handled_meanwhile == 0
+    assert handler.ids.count(suspect) == 1
+    assert await depth(empty_broker.admin_url, DEAD) == 0
+
+
+def _put_aside() -> float:
+    labels = {"queue": QUEUE, "outcome": "put_aside"}
+    return REGISTRY.get_sample_value("userstream_deliveries_total", labels) or 0
 
 
 def _suspected() -> float:

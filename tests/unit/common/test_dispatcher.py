@@ -8,7 +8,7 @@ import pytest
 
 from common.contracts.notifications import EmailRequested
 from common.contracts.registrations import RegistrationSubmitted
-from common.dispatcher import Dispatcher, Outcome
+from common.dispatcher import SHORTEST_ASIDE, Dispatcher, Outcome
 from common.envelope import COUNTED_TO, Delivery, Envelope
 from common.errors import (
     BrokerUnavailableError,
@@ -199,6 +199,22 @@ async def test_what_is_put_aside_keeps_its_attempt_and_all_deliveries_in_vain() 
     assert bench.sent.headers["x-attempt"] == 2
     assert bench.sent.headers["x-given-before"] == 4
     assert "x-delivery-count" not in bench.sent.headers
+
+
+async def test_what_was_held_up_still_knows_it_after_a_lease() -> None:
+    bench = Bench(UnderWayError(again_after=timedelta(seconds=5)))
+
+    await bench.dispatch(headers={"x-held-up": 2})
+
+    assert bench.sent.headers["x-held-up"] == 2
+
+
+async def test_what_is_put_aside_for_no_time_at_all_still_takes_a_moment() -> None:
+    bench = Bench(UnderWayError(again_after=timedelta()))
+
+    await bench.dispatch()
+
+    assert bench.sent.expiration == SHORTEST_ASIDE
 
 
 async def test_a_count_that_a_stranger_made_up_can_still_be_written() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from common.dispatcher import Outcome
-from common.envelope import DELIVERY_COUNT, GIVEN_BEFORE, Delivery
+from common.envelope import DELIVERY_COUNT, GIVEN_BEFORE, HELD_UP, Delivery
 from common.errors import DatabaseServiceUnavailableError, PermanentError
 from common.suspects import (
     DEATHS,
@@ -21,6 +22,7 @@ from common.suspects import (
     Notes,
     Suspects,
     is_suspect,
+    patience,
 )
 from common.topology import USER_REGISTRATION, WORK_DELIVERY_LIMIT
 
@@ -51,12 +53,19 @@ class FakeDispatcher:
         self.outcome = outcome
         self.handled = 0
         self.given_up: list[PermanentError] = []
+        self.put_asides: list[tuple[str, int]] = []
 
     async def dispatch(self, _delivery: Delivery) -> Outcome:
         self.handled += 1
         if self.handle is not None:
             await self.handle()
         return self.outcome
+
+    async def put_aside(
+        self, _delivery: Delivery, _again_after: timedelta, *, code: str, held_up: int
+    ) -> Outcome:
+        self.put_asides.append((code, held_up))
+        return Outcome.PUT_ASIDE
 
     async def give_up(self, _delivery: Delivery, error: PermanentError) -> Outcome:
         self.given_up.append(error)
@@ -168,6 +177,41 @@ async def test_who_is_put_aside_keeps_its_deaths_and_leaves_no_note(tmp_path: Pa
     await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: True)
 
     assert Notes(tmp_path).count(delivery.id) == len(notes_in(tmp_path)) == 2
+
+
+async def test_who_is_held_up_is_put_aside_unhandled_and_counts_how_often(tmp_path: Path) -> None:
+    delivery, dispatcher = a_suspect(), FakeDispatcher()
+    delivery.headers[HELD_UP] = 2
+
+    outcome = await suspects(tmp_path, dispatcher).dispatch(
+        delivery, alone=lambda: False, held_up=True
+    )
+
+    assert outcome is Outcome.PUT_ASIDE
+    assert dispatcher.put_asides == [("held_up", 3)]
+    assert dispatcher.handled == 0
+
+
+async def test_who_is_held_up_is_given_up_all_the_same_when_it_has_killed_too_often(
+    tmp_path: Path,
+) -> None:
+    delivery, dispatcher = a_suspect(), FakeDispatcher()
+    die_with(delivery.id, tmp_path, times=DEATHS)
+
+    await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: False, held_up=True)
+
+    assert [error.code for error in dispatcher.given_up] == ["process_killed"]
+    assert dispatcher.put_asides == []
+
+
+@pytest.mark.parametrize(
+    ("held_up", "seconds"), [(None, 1), (0, 1), (1, 2), (3, 8), (50, 600), (-1, 1), (True, 1)]
+)
+def test_patience_doubles_each_time_up_to_ten_minutes(held_up: Any, seconds: float) -> None:
+    delivery = a_suspect()
+    delivery.headers[HELD_UP] = held_up
+
+    assert patience(delivery) == seconds
 
 
 def test_a_process_that_lives_is_no_death(tmp_path: Path) -> None:
