@@ -109,7 +109,7 @@ class Publisher:
         outcome = "unavailable"
         try:
             wire = await self._wire_within_reach()
-            if wire.is_under_way(properties["message_id"]):
+            while wire.is_under_way(properties["message_id"]):  # perhaps on a new channel, too
                 wire = await self._wire_after(wire, properties["message_id"])
             confirmation = wire.publish(
                 exchange,
