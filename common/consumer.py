@@ -21,7 +21,7 @@ from common.errors import UnavailableError
 from common.failpoints import failpoint
 from common.publisher import Publisher
 from common.subscription import AnyWire, Subscription
-from common.suspects import Notes, Suspects, is_suspect, patience
+from common.suspects import COMPANY_SECONDS, Notes, Suspects, is_suspect, patience
 
 log = structlog.get_logger()
 
@@ -60,7 +60,7 @@ class Consumer:
         self._line: deque[tuple[AnyWire, int, Delivery]] = deque()
         self._waiting: set[asyncio.Task[None]] = set()
         queue = self._route.queue
-        metrics.IN_HAND.labels(queue).set_function(lambda: len(self._in_hand))
+        metrics.IN_HAND.labels(queue).set_function(self._count_in_hand)
         # Looked up once: a lookup costs as much as counting.
         self._settled = {outcome: metrics.DELIVERIES.labels(queue, outcome) for outcome in Outcome}
         self._seconds = metrics.DELIVERY_SECONDS.labels(queue)
@@ -78,7 +78,7 @@ class Consumer:
         await self._subscription.end()
         self.let_go()
         if self._in_hand:
-            log.info("consumer.draining", queue=self._route.queue, in_hand=len(self._in_hand))
+            log.info("consumer.draining", queue=self._route.queue, in_hand=self._count_in_hand())
             await asyncio.wait(self._in_hand, timeout=DRAIN_SECONDS)
         for task in list(self._in_hand):
             task.cancel()
@@ -104,6 +104,10 @@ class Consumer:
         """Whether any delivery is in hand."""
         return bool(self._in_hand)
 
+    def _count_in_hand(self) -> int:
+        """Deliveries begun, and those in line; the one at its head is both."""
+        return len(self._in_hand) + max(len(self._line) - 1, 0)
+
     def let_go(self) -> None:
         """Forget what waits for its turn: it will be delivered again."""
         self._suspects.no_longer_alone()
@@ -125,22 +129,23 @@ class Consumer:
 
     async def _subscribe_again(self) -> None:
         # A new subscription brings a new prefetch: first work off what is held.
-        while len(self._in_hand) > self._prefetch // 2 and not self._breaker.paused:
+        while self._count_in_hand() > self._prefetch // 2 and not self._breaker.paused:
             await asyncio.wait(self._in_hand, return_when=asyncio.FIRST_COMPLETED)
         await self._subscription.reconcile()
 
     # -- deliveries -------------------------------------------------------------------------
 
-    def begin(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
-        """Begin with one delivery, in a task of our own.
+    def begin(self, wire: AnyWire, tag: int, delivery: Delivery) -> bool:
+        """Begin with one delivery, in a task of our own; False if it has to wait for a suspect.
 
         Not of the channel's: cancelled with it, a mail whose text is out would count as
         unsure and go out again, though its server is about to say 250.
         """
-        if self._line:  # behind a suspect, which is to be alone
+        if self._line:
             self._line.append((wire, tag, delivery))
-        else:
-            self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
+            return False
+        self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
+        return True
 
     def begin_alone(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
         """Begin with a suspect once nothing else is in hand; what comes after it waits."""
@@ -159,52 +164,67 @@ class Consumer:
         The one that is being handled stays at the head: as long as there is one, nothing
         begins by itself.
         """
-        slow: set[asyncio.Task[None]] = set()
+        since: dict[asyncio.Task[None], float] = {}
+        ordinary = False
         try:
             while self._line:
                 wire, tag, delivery = self._line[0]
                 if self._stopping or not self._is_current(wire):
                     pass  # it is delivered again
                 elif is_suspect(delivery):
-                    slow |= await self._settle_alone(wire, tag, delivery, slow)
+                    await self._settle_alone(wire, tag, delivery, since)
                 else:
+                    ordinary = True
                     self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
                 self._line.popleft()
+            if ordinary and not self._stopping:
+                self._subscription.widen()
         finally:
-            self._line.clear()
+            if self._line:  # cancelled, or a fault of ours: nobody else would begin with these
+                self._line.clear()
+                self._renew_unless_done(wire)
 
     async def _settle_alone(
-        self, wire: AnyWire, tag: int, delivery: Delivery, slow: set[asyncio.Task[None]]
-    ) -> set[asyncio.Task[None]]:
-        """Handle a suspect, or put it aside for what is still in hand; returns what that was.
+        self, wire: AnyWire, tag: int, delivery: Delivery, since: dict[asyncio.Task[None], float]
+    ) -> None:
+        """Handle a suspect, or put it aside if what is in hand outlasts its patience.
 
         Args:
             wire: Where it came from.
             tag: Its tag there.
             delivery: The suspect.
-            slow: What suspects before it have waited for in vain; it need not do so again.
+            since: From when on this line has waited for a task; for this suspect, or for others
+                before it.
         """
-        others = self._in_hand - {asyncio.current_task()}
-        if delivery.held_up or not others & slow:
-            others = await self._outlasting(others, patience(delivery))
+        held_up = not await self._is_alone_in_time(wire, delivery, since)
 
         def alone() -> bool:
             return self._is_current(wire) and len(self._in_hand) == 1
 
-        dispatch = partial(self._suspects.dispatch, alone=alone, held_up=bool(others))
+        dispatch = partial(self._suspects.dispatch, alone=alone, held_up=held_up)
         if self._is_current(wire) and not self._stopping:
             await self._settle(wire, tag, delivery, dispatch)
-        return others
 
-    async def _outlasting(
-        self, others: set[asyncio.Task[None]], seconds: float
-    ) -> set[asyncio.Task[None]]:
-        """Which of the others are still at it after so long; an outage is nobody's fault."""
-        while others:
-            _, others = await asyncio.wait(others, timeout=seconds)
-            if not self._breaker.paused:
-                break
-        return others
+    async def _is_alone_in_time(
+        self, wire: AnyWire, delivery: Delivery, since: dict[asyncio.Task[None], float]
+    ) -> bool:
+        """Wait until nothing else is in hand; an outage that holds the others is not counted."""
+        allowed = patience(delivery)
+        told = False
+        while others := self._in_hand - {asyncio.current_task()}:
+            now = self._loop.time()
+            if self._breaker.paused:
+                since.clear()
+            elif now - min(since.setdefault(task, now) for task in others) >= allowed:
+                return False
+            if self._stopping or not self._is_current(wire):
+                return False
+            if not told:
+                told = True
+                queue = self._route.queue
+                log.info("suspect.waiting", queue=queue, others=len(others), patience=allowed)
+            await asyncio.wait(others, timeout=min(allowed, COMPANY_SECONDS))
+        return True
 
     async def _settle(
         self, wire: AnyWire, tag: int, delivery: Delivery, dispatch: Dispatch
@@ -227,9 +247,15 @@ class Consumer:
                 log.info("delivery.ack_lost", queue=queue)
         except asyncio.CancelledError:
             metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
+            self._renew_unless_done(wire)
         except Exception:  # a fault of ours: unsettled, it would stay in hand for ever
             metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
             log.exception("delivery.unsettled", queue=queue)
+            self._subscription.renew()
+
+    def _renew_unless_done(self, wire: AnyWire) -> None:
+        """Have unsettled deliveries given again, where neither a stop nor a new channel does so."""
+        if self._is_current(wire) and not self._stopping:
             self._subscription.renew()
 
     def _is_current(self, wire: AnyWire) -> bool:

@@ -131,6 +131,7 @@ class Dispatcher:
         Raises:
             UnavailableError: The broker did not take it; nothing has been decided.
         """
+        held_up = held_up or delivery.held_up
         fitting = [delay for delay in self._retry_delays if delay <= again_after]
         delay = fitting[-1] if fitting else max(again_after, SHORTEST_ASIDE)
         await self._publisher.send(
@@ -142,7 +143,7 @@ class Dispatcher:
                 **kept_headers(delivery),
                 ATTEMPT: delivery.attempt,
                 GIVEN_BEFORE: delivery.given_in_vain,
-                HELD_UP: held_up or delivery.held_up,
+                **({HELD_UP: held_up} if held_up else {}),
             },
             expiration=delay,
         )

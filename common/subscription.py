@@ -49,8 +49,8 @@ _LOST = (AMQPError, OSError, RuntimeError, TimeoutError)
 class Settler(Protocol):
     """What takes deliveries and settles them: ``common.consumer`` in production."""
 
-    def begin(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
-        """Begin with an ordinary delivery."""
+    def begin(self, wire: AnyWire, tag: int, delivery: Delivery) -> bool:
+        """Begin with an ordinary delivery; False if it has to wait for a suspect."""
         ...
 
     def begin_alone(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
@@ -217,14 +217,14 @@ class Subscription:
         headers = delivery.headers
         if (DELIVERY_COUNT in headers or GIVEN_BEFORE in headers) and is_suspect(delivery):
             self._settler.begin_alone(wire, tag, delivery)
-        else:
-            self._settler.begin(wire, tag, delivery)
-            if self._reach != self._full:
-                self._widen()
+        elif self._settler.begin(wire, tag, delivery) and self._reach != self._full:
+            self.widen()
 
-    def _widen(self) -> None:
-        self._reach = self._full
-        self.in_background(self.reconcile())
+    def widen(self) -> None:
+        """Have as much in hand as allowed: an ordinary message was begun with."""
+        if self._reach != self._full:
+            self._reach = self._full
+            self.in_background(self.reconcile())
 
     # -- watching ---------------------------------------------------------------------------
 

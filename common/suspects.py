@@ -34,14 +34,17 @@ DEATHS = 5
 """Processes that a message may kill alone; a few, for who kills from outside may hit it too."""
 
 COMPANY_SECONDS = 1.0
-"""How long a suspect waits at first until it is alone; each time in vain it waits twice as long,
-so that its turn comes for certain."""
+"""How long a suspect waits at first until it is alone, while nothing else begins; each time in
+vain it waits twice as long."""
 
-COMPANY_MOST_SECONDS = 600.0
+COMPANY_MOST_SECONDS = 120.0
 """The longest that it waits."""
 
 HELD_UP_LASTS = timedelta(seconds=30)
-"""Then it is put aside, for the longest step up to this: the others met a slow neighbour."""
+"""Then it is put aside, at first for the longest step up to this: others met a slow neighbour."""
+
+ASIDE_PER_WAIT = 4
+"""It is put aside at least so many times as long as it has waited: meanwhile others get on."""
 
 NOTES_LAST = timedelta(days=1)
 """A message that kills is given again at once; an older note is about something else."""
@@ -80,7 +83,10 @@ class Suspects:
             outcome = await self._dispatcher.give_up(delivery, verdict)
         elif held_up:
             outcome = await self._dispatcher.put_aside(
-                delivery, HELD_UP_LASTS, code="held_up", held_up=delivery.held_up + 1
+                delivery,
+                max(HELD_UP_LASTS, timedelta(seconds=ASIDE_PER_WAIT * patience(delivery))),
+                code="held_up",
+                held_up=delivery.held_up + 1,
             )
         else:
             self._tell(delivery, deaths)
@@ -154,7 +160,8 @@ class Notes:
     def remove(self, message_id: UUID) -> None:
         """Forget the deaths: the message has been handled, or given up."""
         for path in self._left_behind(message_id):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the work is done all the same; in a day it is too old
+                path.unlink(missing_ok=True)
 
     def _left_behind(self, message_id: UUID) -> Iterator[Path]:
         for path in self.folder.glob(f"{message_id}.*"):

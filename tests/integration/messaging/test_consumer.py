@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from common import suspects
 from common.consumer import Consumer, consuming
 from common.contracts.registrations import RegistrationSubmitted
 from common.dispatcher import Dispatcher, Outcome
-from common.envelope import GIVEN_BEFORE, Delivery, Envelope
+from common.envelope import GIVEN_BEFORE, HELD_UP, Delivery, Envelope
 from common.errors import (
     DatabaseServiceUnavailableError,
     PermanentError,
@@ -545,6 +546,52 @@ async def test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by
     assert sorted(handler.ids) == sorted([first, suspect, *others])
     for each in (suspect, others[3]):
         assert handler.noted[each] == [str(each)]
+
+
+async def test_suspects_wait_for_the_same_slow_one_together(
+    empty_broker: TestBroker, tmp_path: Path
+) -> None:
+    handler = Recorder()
+    handler.gate = asyncio.Event()
+    before = _put_aside()
+
+    async with a_consumer(empty_broker, handler, notes=tmp_path):
+        slow = await submit(empty_broker)
+        await eventually(lambda: slow in handler.ids, "beginning the slow one")
+        # Two seconds of patience each.
+        headers = {GIVEN_BEFORE: SUSPECT_AFTER, HELD_UP: 1}
+        waiting = [await submit(empty_broker, headers=headers) for _ in range(8)]
+        begun = time.monotonic()
+        await eventually(lambda: _put_aside() >= before + 8, "putting all aside")
+        together = time.monotonic() - begun
+        handler.gate.set()
+        await eventually(lambda: set(handler.ids) >= set(waiting), "handling all in the end")
+        await eventually(lambda: _empty(empty_broker), "acknowledging all")
+
+    assert together < 8 * 2 / 2  # one after the other it would be twice as long
+    assert await depth(empty_broker.admin_url, DEAD) == 0
+
+
+async def test_nobody_waits_behind_a_suspect_whose_channel_is_gone(
+    empty_broker: TestBroker, tmp_path: Path
+) -> None:
+    handler = Recorder()
+    handler.gate = asyncio.Event()
+    # Two minutes of patience: longer than anybody waits here.
+    headers = {GIVEN_BEFORE: SUSPECT_AFTER, HELD_UP: 20}
+
+    async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
+        slow = await submit(empty_broker)
+        await eventually(lambda: slow in handler.ids, "beginning the slow one")
+        suspect = await submit(empty_broker, headers=headers)
+        await eventually(lambda: consumer._line, "having the suspect in line")
+        consumer._subscription.renew()
+        await eventually(lambda: handler.ids.count(slow) == 2, "beginning with the slow one again")
+        handler.gate.set()
+        await eventually(lambda: suspect in handler.ids, "handling the suspect in the end")
+        await eventually(lambda: _empty(empty_broker), "acknowledging all")
+
+    assert handler.ids.count(suspect) == 1
 
 
 async def test_a_suspect_that_is_held_up_again_and_again_is_handled_in_the_end(

@@ -209,6 +209,14 @@ async def test_what_was_held_up_still_knows_it_after_a_lease() -> None:
     assert bench.sent.headers["x-held-up"] == 2
 
 
+async def test_what_was_never_held_up_says_nothing_of_it() -> None:
+    bench = Bench(UnderWayError(again_after=timedelta(seconds=5)))
+
+    await bench.dispatch()
+
+    assert "x-held-up" not in bench.sent.headers
+
+
 async def test_what_is_put_aside_for_no_time_at_all_still_takes_a_moment() -> None:
     bench = Bench(UnderWayError(again_after=timedelta()))
 

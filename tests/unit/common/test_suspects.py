@@ -53,7 +53,7 @@ class FakeDispatcher:
         self.outcome = outcome
         self.handled = 0
         self.given_up: list[PermanentError] = []
-        self.put_asides: list[tuple[str, int]] = []
+        self.put_asides: list[tuple[str, int, float]] = []
 
     async def dispatch(self, _delivery: Delivery) -> Outcome:
         self.handled += 1
@@ -62,9 +62,9 @@ class FakeDispatcher:
         return self.outcome
 
     async def put_aside(
-        self, _delivery: Delivery, _again_after: timedelta, *, code: str, held_up: int
+        self, _delivery: Delivery, again_after: timedelta, *, code: str, held_up: int
     ) -> Outcome:
-        self.put_asides.append((code, held_up))
+        self.put_asides.append((code, held_up, again_after.total_seconds()))
         return Outcome.PUT_ASIDE
 
     async def give_up(self, _delivery: Delivery, error: PermanentError) -> Outcome:
@@ -179,16 +179,19 @@ async def test_who_is_put_aside_keeps_its_deaths_and_leaves_no_note(tmp_path: Pa
     assert Notes(tmp_path).count(delivery.id) == len(notes_in(tmp_path)) == 2
 
 
-async def test_who_is_held_up_is_put_aside_unhandled_and_counts_how_often(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "seconds"), [(0, 30), (2, 30), (4, 64), (50, 480)])
+async def test_who_is_held_up_is_put_aside_unhandled_and_longer_each_time(
+    tmp_path: Path, before: int, seconds: float
+) -> None:
     delivery, dispatcher = a_suspect(), FakeDispatcher()
-    delivery.headers[HELD_UP] = 2
+    delivery.headers[HELD_UP] = before
 
     outcome = await suspects(tmp_path, dispatcher).dispatch(
         delivery, alone=lambda: False, held_up=True
     )
 
     assert outcome is Outcome.PUT_ASIDE
-    assert dispatcher.put_asides == [("held_up", 3)]
+    assert dispatcher.put_asides == [("held_up", before + 1, seconds)]
     assert dispatcher.handled == 0
 
 
@@ -205,9 +208,9 @@ async def test_who_is_held_up_is_given_up_all_the_same_when_it_has_killed_too_of
 
 
 @pytest.mark.parametrize(
-    ("held_up", "seconds"), [(None, 1), (0, 1), (1, 2), (3, 8), (50, 600), (-1, 1), (True, 1)]
+    ("held_up", "seconds"), [(None, 1), (0, 1), (1, 2), (3, 8), (50, 120), (-1, 1), (True, 1)]
 )
-def test_patience_doubles_each_time_up_to_ten_minutes(held_up: Any, seconds: float) -> None:
+def test_patience_doubles_each_time_up_to_two_minutes(held_up: Any, seconds: float) -> None:
     delivery = a_suspect()
     delivery.headers[HELD_UP] = held_up
 
