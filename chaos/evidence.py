@@ -4,7 +4,7 @@ import asyncio
 import http.client
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,10 @@ RESTS = 7
 """Looks in a row at which nothing was under way: longer than those figures are old."""
 
 WORK_QUEUES = frozenset(name for route in ROUTES for name in (route.queue, *route.retries))
+DEAD_LETTER_QUEUES = frozenset(route.dead_letter_queue for route in ROUTES)
+
+HELD_ELSEWHERE_SECONDS = 60.0
+"""Longest wait for another reader of the dead letters to put back what it holds."""
 
 UNDER_WAY = """
     SELECT (SELECT count(*)
@@ -99,13 +103,13 @@ async def _under_way(arena: Arena, journal: Journal) -> str:
     return ", ".join(parts)
 
 
-def waiting(arena: Arena) -> dict[str, int]:
-    """Work and retry queues with messages in them, ready or unacknowledged."""
+def waiting(arena: Arena, names: Collection[str] = WORK_QUEUES) -> dict[str, int]:
+    """Which of these queues have messages, ready or unacknowledged, and how many."""
     queues: Any = arena.broker.management("GET", "/api/queues")
     return {
         queue["name"]: queue["messages"]
         for queue in queues
-        if queue["name"] in WORK_QUEUES and queue.get("messages")
+        if queue["name"] in names and queue.get("messages")
     }
 
 
@@ -139,7 +143,7 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
         taken=[(mail.message_id, mail.recipient) for mail in sink.accepted],
         put_off=put_off,
         refused=sink.tricked.get(Trick.REFUSE, Counter()),
-        dead=await dead_letters(arena.broker.url()),
+        dead=await dead_letters(arena),
         waiting=await asyncio.to_thread(waiting, arena),
         reports=[(UUID(int=row["report_id"].int), row["status"]) for row in reports],
         stray_files=[
@@ -172,11 +176,23 @@ async def _mails(connection: "asyncpg.Connection[asyncpg.Record]") -> list[Mail]
     ]
 
 
-async def dead_letters(amqp_url: str) -> list[DeadLetter]:
-    """Read every dead letter and leave it where it is.
+async def dead_letters(arena: Arena) -> list[DeadLetter]:
+    """Every dead letter, which stays where it is.
 
-    None is acknowledged, so that the end of the channel puts all of them back.
+    A queue_receiver that reads them for the ledger at this moment holds them: then they are read
+    again, until they are as many as the broker says.
     """
+    deadline = time.monotonic() + HELD_ELSEWHERE_SECONDS
+    while True:
+        found = await _read_dead_letters(arena.broker.url())
+        there = await asyncio.to_thread(waiting, arena, DEAD_LETTER_QUEUES)
+        if len(found) >= sum(there.values()) or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(1)
+
+
+async def _read_dead_letters(amqp_url: str) -> list[DeadLetter]:
+    """Those that nobody holds; none is acknowledged, so the end of the channel puts all back."""
     found: list[DeadLetter] = []
     connection = await aio_pika.connect(amqp_url)
     async with connection:
