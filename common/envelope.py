@@ -36,8 +36,8 @@ GIVEN_BEFORE = "x-given-before"
 HELD_UP = "x-held-up"
 """How often copies before this one were put aside because they would not have been alone."""
 
-COUNTED_TO = 1_000
-"""More than any limit allows; a header may claim more than can be encoded."""
+PLAUSIBLE_COUNT = 200
+"""Twice the limit of deliveries; who claims more than that in a header has made it up."""
 
 TRACEPARENT = "traceparent"
 
@@ -99,16 +99,17 @@ class Delivery:
     @property
     def given_in_vain(self) -> int:
         """How often the message was given before without becoming settled."""
-        return min(self._count(DELIVERY_COUNT) + self._count(GIVEN_BEFORE), COUNTED_TO)
+        return self._count(DELIVERY_COUNT) + self._count(GIVEN_BEFORE)
 
     @property
     def held_up(self) -> int:
         """How often it was put aside because of its company."""
-        return min(self._count(HELD_UP), COUNTED_TO)
+        return self._count(HELD_UP)
 
     def _count(self, header: str) -> int:
         count = self.headers.get(header)
-        return max(count, 0) if isinstance(count, int) and not isinstance(count, bool) else 0
+        sane = isinstance(count, int) and not isinstance(count, bool)
+        return count if sane and 0 < count <= PLAUSIBLE_COUNT else 0
 
     @property
     def sane_correlation_id(self) -> str:

@@ -279,7 +279,8 @@ def _odd_headers(chance: random.Random, message: Message) -> Message:
         "x" * 3000, datetime(2026, 1, 31, tzinfo=UTC),
     ]  # fmt: skip
     names = ("x-attempt", "x-first-seen", "traceparent", "x-death", "x-error-code", "x-attempts",
-             "x-delivery-count", "x-first-death-queue", "\n", "é", "x" * 100)  # fmt: skip
+             "x-delivery-count", "x-given-before", "x-held-up", "x-first-death-queue", "\n", "é",
+             "x" * 100)  # fmt: skip
     headers = {name: chance.choice(values) for name in chance.sample(names, 4)}
     # The last try, or beyond all tries: it changes nothing for what succeeds.
     return _properties(message, headers=headers)

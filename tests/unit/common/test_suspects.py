@@ -110,6 +110,9 @@ def test_who_was_given_three_times_in_vain_is_a_suspect(count: Any, *, suspect: 
         (1, 1, False),
         (-9, 3, True),
         (2**63 - 1, 9, True),
+        (2**40, 2, False),
+        (2, 2**40, False),
+        (True, 2, False),
         ("9", 2, False),
     ],
 )
@@ -208,7 +211,8 @@ async def test_who_is_held_up_is_given_up_all_the_same_when_it_has_killed_too_of
 
 
 @pytest.mark.parametrize(
-    ("held_up", "seconds"), [(None, 1), (0, 1), (1, 2), (3, 8), (50, 120), (-1, 1), (True, 1)]
+    ("held_up", "seconds"),
+    [(None, 1), (0, 1), (1, 2), (3, 8), (50, 120), (2**40, 1), (-1, 1), (True, 1)],
 )
 def test_patience_doubles_each_time_up_to_two_minutes(held_up: Any, seconds: float) -> None:
     delivery = a_suspect()
