@@ -108,8 +108,9 @@ class Delivery:
 
     def _count(self, header: str) -> int:
         count = self.headers.get(header)
-        sane = isinstance(count, int) and not isinstance(count, bool)
-        return count if sane and 0 < count <= PLAUSIBLE_COUNT else 0
+        if not isinstance(count, int) or isinstance(count, bool):
+            return 0
+        return count if 0 < count <= PLAUSIBLE_COUNT else 0
 
     @property
     def sane_correlation_id(self) -> str:
