@@ -122,6 +122,9 @@ class Link:
             except Exception as error:  # noqa: BLE001 - were this to end, nobody would connect again
                 # A broker that goes away amid the greeting: aiormq lets a StopAsyncIteration out.
                 self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
+            if (task := asyncio.current_task()) and task.cancelling():
+                # It was to end, and somebody below took the cancellation for a lost connection.
+                raise asyncio.CancelledError
             if time.monotonic() - started > LONGEST_PAUSE_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             await asyncio.sleep(pause)
