@@ -134,13 +134,10 @@ class Dispatcher:
         held_up = held_up or delivery.held_up
         fitting = [delay for delay in self._retry_delays if delay <= again_after]
         delay = fitting[-1] if fitting else max(again_after, SHORTEST_ASIDE)
-        await self._publisher.send(
+        await self._republish(
             self.route.retry_step(len(fitting) or 1),
-            short_text(delivery.routing_key),
-            delivery.body,
-            properties=kept_properties(delivery),
-            headers={
-                **kept_headers(delivery),
+            delivery,
+            {
                 ATTEMPT: delivery.attempt,
                 GIVEN_BEFORE: delivery.given_in_vain,
                 **({HELD_UP: held_up} if held_up else {}),
@@ -162,12 +159,10 @@ class Dispatcher:
         if delivery.attempt > len(self._retry_delays):
             return await self._dead_letter(delivery, error)
         delay = self._retry_delays[delivery.attempt - 1]
-        await self._publisher.send(
+        await self._republish(
             self.route.retry_step(delivery.attempt),
-            short_text(delivery.routing_key),
-            delivery.body,
-            properties=kept_properties(delivery),
-            headers={**kept_headers(delivery), ATTEMPT: delivery.attempt + 1},
+            delivery,
+            {ATTEMPT: delivery.attempt + 1},
             expiration=delay,
         )
         log.warning(
@@ -183,13 +178,10 @@ class Dispatcher:
     async def _dead_letter(self, delivery: Delivery, error: Exception) -> Outcome:
         known = error if isinstance(error, UserStreamError) else None
         code = known.code if known else "unexpected_error"
-        await self._publisher.send(
+        await self._republish(
             self.route.dead_letter_exchange,
-            short_text(delivery.routing_key),
-            delivery.body,
-            properties=kept_properties(delivery),
-            headers={
-                **kept_headers(delivery),
+            delivery,
+            {
                 ATTEMPT: delivery.attempt,
                 ERROR_CODE: code,
                 ERROR_DETAIL: known.detail if known else type(error).__name__,
@@ -207,6 +199,24 @@ class Dispatcher:
             exc_info=None if known else error,
         )
         return Outcome.DEAD_LETTERED
+
+    async def _republish(
+        self,
+        exchange: str,
+        delivery: Delivery,
+        headers: Mapping[str, object],
+        *,
+        expiration: timedelta | None = None,
+    ) -> None:
+        """Publish a copy, with what every copy keeps and these headers."""
+        await self._publisher.send(
+            exchange,
+            short_text(delivery.routing_key),
+            delivery.body,
+            properties=kept_properties(delivery),
+            headers={**kept_headers(delivery), **headers},
+            expiration=expiration,
+        )
 
 
 def _route_of(handlers: Handlers) -> Route:
