@@ -22,7 +22,9 @@ MAX_NAMED = 100
 Offset = Annotated[int, Field(ge=0, le=2**62)]
 """Where a message stands in its stream."""
 
-StreamName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\w.-]+$")]
+StreamName = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_.-]+$")
+]
 
 
 class LedgerEntry(Body):

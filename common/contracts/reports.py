@@ -65,7 +65,7 @@ Columns = Annotated[
     AfterValidator(_distinct),
 ]
 ReportName = Annotated[
-    str, StringConstraints(min_length=1, max_length=100, pattern=r"^[\w .()-]+$")
+    str, StringConstraints(min_length=1, max_length=100, pattern=r"^[\p{L}\p{M}\p{N}_ .()-]+$")
 ]
 """Also the file's name when it is downloaded."""
 
