@@ -11,10 +11,14 @@ from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
 import asyncpg
+import hypothesis
 import pytest
 
+from tests import doses
 from tests.backends import TestBroker, TestPostgres, running_broker, running_postgres
 from tests.polling import PATIENCE_SECONDS
+
+hypothesis.settings.load_profile(doses.PROFILE)
 
 
 @pytest.fixture(scope="session")

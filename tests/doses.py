@@ -7,11 +7,23 @@ times the examples, and about ten times the time.
 import os
 import random
 
+import hypothesis
+
 DOSE = int(os.environ.get("USERSTREAM_TEST_DOSE", "1"))
 """The multiple of the usual dose."""
 
-SEED = int(os.environ.get("USERSTREAM_TEST_SEED", random.randrange(2**32)))  # noqa: S311
-"""What chance begins with; a failing test names it, so that it can be repeated."""
+_WISH = os.environ.get("USERSTREAM_TEST_SEED", "1")
+
+SEED = random.randrange(2**32) if _WISH == "random" else int(_WISH)  # noqa: S311
+"""What chance begins with; a failing test names it, so that it can be repeated.
+
+The same with every run, unless told otherwise: a run that fails fails for what was changed.
+"""
+
+PROFILE = "by seed"
+"""Of ``hypothesis``, which takes no seed but only the same or other examples."""
+
+hypothesis.settings.register_profile(PROFILE, derandomize=_WISH != "random")
 
 
 def dose(usual: int) -> int:
