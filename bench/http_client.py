@@ -1,7 +1,4 @@
-"""An HTTP client that costs next to nothing, so that it is not what is measured.
-
-It knows what these servers send: HTTP/1.1, keep-alive, a body with Content-Length.
-"""
+"""HTTP clients by the dozen, which cost next to nothing, so that they are not what is measured."""
 
 import asyncio
 import json
@@ -9,7 +6,9 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple
+
+from common.http.client import Answer, Connection
 
 HOST = "127.0.0.1"
 
@@ -23,13 +22,6 @@ LOOK_SECONDS = 1.0
 """How often overdue requests are looked for: a timer for each would cost as much as the rest."""
 
 
-class Answer(NamedTuple):
-    """A status and a body."""
-
-    status: int
-    body: bytes
-
-
 class Post(NamedTuple):
     """What became of one post; instants on the monotonic clock."""
 
@@ -41,47 +33,18 @@ class Post(NamedTuple):
     """How often it was made again after a 503 or a lost connection."""
 
 
-class _Connection(asyncio.Protocol):
-    """One request at a time."""
+class _Connection(Connection):
+    """Knows how long it has been waiting."""
 
-    def __init__(self) -> None:
-        self.is_open = True
-        self._received = b""
-        self._waiting: asyncio.Future[Answer] | None = None
-        self._sent_at = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.WriteTransport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False
-        if self._waiting and not self._waiting.done():
-            self._waiting.set_exception(exc or ConnectionResetError("closed by the server"))
-
-    def data_received(self, data: bytes) -> None:
-        received = self._received = self._received + data if self._received else data
-        end = received.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = received[:end].lower()
-        length = head.find(b"\r\ncontent-length:")
-        size = int(head[length + 17 :].split(b"\r\n", 1)[0]) if length >= 0 else 0
-        if len(received) < end + 4 + size:
-            return
-        self._received = b""
-        if self._waiting and not self._waiting.done():
-            self._waiting.set_result(Answer(int(received[9:12]), received[end + 4 :]))
+    _sent_at = 0.0
 
     def send(self, request: bytes) -> asyncio.Future[Answer]:
-        self._waiting = asyncio.get_running_loop().create_future()
         self._sent_at = time.monotonic()
-        self.transport.write(request)
-        return self._waiting
+        return super().send(request)
 
     def give_up(self, sent_before: float) -> None:
-        if self._waiting and not self._waiting.done() and self._sent_at < sent_before:
-            self._waiting.set_exception(TimeoutError())
-            self.transport.abort()
+        if self.waits and self._sent_at < sent_before:
+            self.abort()
 
 
 @dataclass(slots=True)
@@ -96,8 +59,8 @@ class Client:
         """Make one request.
 
         Raises:
-            OSError: The connection could not be made, or was lost.
-            TimeoutError: No answer within half a minute.
+            OSError: The connection could not be made, or was lost, or nothing came of it within
+                half a minute.
         """
         connection = await self._connection()
         answer = await connection.send(request)
@@ -106,7 +69,7 @@ class Client:
 
     async def _connection(self) -> _Connection:
         while self._idle:
-            if (connection := self._idle.pop()).is_open:
+            if (connection := self._idle.pop()).usable:
                 return connection
         loop = asyncio.get_running_loop()
         _, made = await loop.create_connection(_Connection, HOST, self.port)
@@ -123,7 +86,7 @@ class Client:
     def close(self) -> None:
         """Close all connections."""
         for connection in self._all:
-            connection.transport.close()
+            connection.abort()
 
 
 @asynccontextmanager
@@ -192,7 +155,7 @@ async def _post(client: Client, request: bytes, *, due: float) -> Post:
     while True:
         try:
             status = (await client.send(request)).status
-        except OSError:  # TimeoutError is one
+        except OSError:
             status = 0
         answered = time.monotonic()
         if status not in (0, TRY_AGAIN_STATUS) or answered > deadline:

@@ -13,10 +13,11 @@ import asyncpg
 
 from bench.arena import OURS, Arena
 from bench.comparison import Comparison, Figure, Run
-from bench.http_client import Answer, Client, connected, get, post_json
+from bench.http_client import Client, connected, get, post_json
 from bench.loop import run
 from bench.pipeline import latencies
 from bench.procfs import forget_peak, measuring, peak_rss
+from common.http.client import Answer
 from launcher.errors import LauncherError
 from launcher.ports import HOST
 from launcher.postgres import DATABASE, server_programs

@@ -1,8 +1,10 @@
 """Asks database_service; calls made at the same time travel together."""
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self, TypeVar
+from urllib.parse import urlencode
 from uuid import UUID
 
 import aiohttp
@@ -72,6 +74,7 @@ from common.errors import (
     UserStreamError,
 )
 from common.failpoints import failpoint
+from common.http.client import HttpClient
 
 REQUEST_SECONDS = 10.0
 """Longest wait for an answer; a bulk store of 500 takes some 10 ms."""
@@ -85,6 +88,8 @@ PIECE_BYTES = 32 * 1024
 STREAM_SILENCE_SECONDS = 60.0
 """Longest pause between two pieces of a streamed report."""
 
+OK = 200
+
 _ABOUT_THE_REQUEST = (400, 404, 409, 412, 413, 422)
 """Refusals that speak of what was sent; with any other one something between us is wrong."""
 
@@ -93,9 +98,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class DatabaseClient:
-    """One HTTP session with database_service."""
+    """Asks database_service; what is streamed comes by a session of its own."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, client: HttpClient, session: aiohttp.ClientSession) -> None:
+        self._client = client
         self._session = session
         self._store = Coalescer(self._store_all, name="registrations", max_items=MAX_BULK)
         self._claim = Coalescer(self._claim_all, name="claims", max_items=MAX_BULK)
@@ -105,12 +111,13 @@ class DatabaseClient:
     @asynccontextmanager
     async def open(cls, url: AnyHttpUrl | str) -> AsyncIterator[Self]:
         """A client of the database_service at ``url``; nothing is connected yet."""
-        async with aiohttp.ClientSession(
-            base_url=URL(str(url).rstrip("/") + "/"),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
-            connector=aiohttp.TCPConnector(limit=0),
-        ) as session:
-            yield cls(session)
+        base = URL(str(url).rstrip("/") + "/")
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=STREAM_SILENCE_SECONDS)
+        async with (
+            HttpClient.open(base) as client,
+            aiohttp.ClientSession(base_url=base, timeout=timeout) as session,
+        ):
+            yield cls(client, session)
 
     async def check(self) -> None:
         """Raise DatabaseServiceUnavailableError unless it calls itself ready."""
@@ -129,7 +136,7 @@ class DatabaseClient:
 
     async def delete_canary(self, canary_id: UUID) -> None:
         """Remove a canary that has come home; and those that nobody waits for."""
-        await self._ask("DELETE", f"api/canaries/{canary_id}", None, CanariesRemoved, {})
+        await self._ask("DELETE", f"api/canaries/{canary_id}", None, CanariesRemoved)
 
     async def _store_all(self, items: list[RegistrationToStore]) -> list[StoredRegistration]:
         body = RegistrationsToStore.model_construct(registrations=items)
@@ -226,15 +233,13 @@ class DatabaseClient:
     async def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:
         """The report's text, piece by piece; ends only when it is whole."""
         parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
-        timeout = aiohttp.ClientTimeout(total=None, sock_read=STREAM_SILENCE_SECONDS)
         try:
             async with self._session.get(
-                "api/users/report",
-                params=_texts(parameters),
-                headers=outgoing_headers(),
-                timeout=timeout,
+                "api/users/report", params=_texts(parameters), headers=outgoing_headers()
             ) as response:
-                await _raise_for(response)
+                if response.status != OK:
+                    body = await response.read()
+                    _raise_for(response.status, response.content_type, body)
                 async for chunk in response.content.iter_chunked(PIECE_BYTES):
                     yield chunk
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -245,7 +250,8 @@ class DatabaseClient:
     async def _get(
         self, path: str, answer: type[Model], parameters: dict[str, object] | None = None
     ) -> Model:
-        return await self._ask("GET", path, None, answer, _texts(parameters or {}))
+        query = f"?{urlencode(_texts(parameters))}" if parameters else ""
+        return await self._ask("GET", path + query, None, answer)
 
     async def _send_bulk(self, path: str, body: BaseModel, answer: type[Model]) -> Model:
         """As ``_send``; an answer that is not about the items never counts against them."""
@@ -256,30 +262,23 @@ class DatabaseClient:
 
     async def _send(self, method: str, path: str, body: BaseModel, answer: type[Model]) -> Model:
         data = body.model_dump_json(by_alias=True, exclude_none=True).encode()
-        return await self._ask(method, path, data, answer, {})
+        return await self._ask(method, path, data, answer)
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        data: bytes | None,
-        answer: type[Model],
-        parameters: dict[str, str],
-    ) -> Model:
-        headers = outgoing_headers() | ({"Content-Type": "application/json"} if data else {})
+    async def _ask(self, method: str, path: str, data: bytes | None, answer: type[Model]) -> Model:
         try:
-            async with self._session.request(
-                method, path, data=data, params=parameters, headers=headers
-            ) as response:
-                await _raise_for(response)
-                failpoint("w11")
-                return answer.model_validate_json(await response.read())
+            said = await self._client.request(
+                method, path, body=data, headers=outgoing_headers(), seconds=REQUEST_SECONDS
+            )
         except TimeoutError as error:
             raise await self._slow_or_away() from error
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise DatabaseServiceUnavailableError(
                 f"database_service can not be reached: {type(error).__name__}."
             ) from error
+        _raise_for(said.status, said.content_type, said.body)
+        failpoint("w11")
+        try:
+            return answer.model_validate_json(said.body)
         except ValidationError as error:
             raise NeighbourError("database_service answered something unexpected.") from error
 
@@ -296,12 +295,13 @@ class DatabaseClient:
         return DatabaseServiceUnavailableError("The stream of users broke off.")
 
     async def _is_ready(self) -> bool:
-        timeout = aiohttp.ClientTimeout(total=READINESS_SECONDS)
         try:
-            async with self._session.get("health/ready", timeout=timeout) as response:
-                return response.status == 200  # noqa: PLR2004
-        except (TimeoutError, aiohttp.ClientError, OSError):
+            said = await self._client.request(
+                "GET", "health/ready", body=None, headers={}, seconds=READINESS_SECONDS
+            )
+        except OSError:  # TimeoutError is one
             return False
+        return said.status == OK
 
 
 def _texts(parameters: dict[str, object]) -> dict[str, str]:
@@ -311,19 +311,25 @@ def _texts(parameters: dict[str, object]) -> dict[str, str]:
     }
 
 
-async def _raise_for(response: aiohttp.ClientResponse) -> None:
+def _raise_for(status: int, content_type: str, body: bytes) -> None:
     """Raise the neighbour's problem as the error it was there."""
-    if response.status < 400:  # noqa: PLR2004
+    if status < 400:  # noqa: PLR2004
         return
-    detail, code = "", ""
-    if response.content_type == "application/problem+json":
-        document = await response.json(content_type=None)
-        detail, code = str(document.get("detail", "")), str(document.get("code", ""))
-    if response.status == 503:  # noqa: PLR2004
+    detail, code = _problem(body) if content_type == "application/problem+json" else ("", "")
+    if status == 503:  # noqa: PLR2004
         raise DatabaseServiceUnavailableError(detail)
-    if response.status >= 500:  # noqa: PLR2004
-        raise NeighbourError(f"database_service answered {response.status}. {detail}")
-    if response.status not in _ABOUT_THE_REQUEST or code not in UserStreamError.by_code:
+    if status >= 500:  # noqa: PLR2004
+        raise NeighbourError(f"database_service answered {status}. {detail}")
+    if status not in _ABOUT_THE_REQUEST or code not in UserStreamError.by_code:
         # A wrong address, a proxy between, an older release: not the message's fault.
-        raise NeighbourError(f"database_service answered {response.status}. {detail}")
+        raise NeighbourError(f"database_service answered {status}. {detail}")
     raise UserStreamError.by_code[code](detail)
+
+
+def _problem(body: bytes) -> tuple[str, str]:
+    """Detail and code of a problem document."""
+    try:
+        document = json.loads(body)
+        return str(document.get("detail", "")), str(document.get("code", ""))
+    except (ValueError, AttributeError):  # no JSON, or no object
+        return "", ""
