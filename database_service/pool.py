@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Self, TypeAlias, TypeVar
 
 import asyncpg
@@ -70,6 +70,7 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._waiting_for = "Connecting to PostgreSQL."
         self._is_there = True
+        self._releases: set[asyncio.Task[None]] = set()
         self._streams = asyncio.Semaphore(max(1, settings.db_pool_max // 2))
 
     @classmethod
@@ -159,21 +160,33 @@ class Database:
             InvalidError: A value can not be stored.
             LostRaceError: A statement was rolled back in favour of another transaction.
         """
-        if self._pool is None:
+        if (pool := self._pool) is None:
             raise DatabaseUnavailableError(self._waiting_for)
         with self._watched(), translated():
-            async with AsyncExitStack() as stack:
-                connection = await _acquire(stack, self._pool)
-                try:
-                    yield connection
-                except (TimeoutError, asyncpg.InternalClientError):
-                    # It may hang for good; the pool makes a new one when it needs one.
-                    connection.terminate()
+            connection = await _acquire(pool)
+            try:
+                yield connection
+            except (TimeoutError, asyncpg.InternalClientError):
+                # It may hang for good; the pool makes a new one when it needs one.
+                connection.terminate()
+                raise
+            except asyncpg.InterfaceError as error:
+                if not _is_gone(connection):
                     raise
-                except asyncpg.InterfaceError as error:
-                    if not _is_gone(connection):
-                        raise
-                    raise ConnectionError("The connection was closed under us.") from error
+                raise ConnectionError("The connection was closed under us.") from error
+            finally:
+                self._release(pool, connection)
+
+    def _release(self, pool: "asyncpg.Pool[asyncpg.Record]", connection: Connection) -> None:
+        """Give a connection back; whoever waits for the answer does not wait for that too."""
+        release = asyncio.create_task(pool.release(connection, timeout=ACQUIRE_SECONDS))
+        self._releases.add(release)
+        release.add_done_callback(self._released)
+
+    def _released(self, release: asyncio.Task[None]) -> None:
+        self._releases.discard(release)
+        if not release.cancelled():
+            release.exception()  # of a connection that was lost; the pool has forgotten it
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -250,9 +263,11 @@ async def _keep(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     """
 
 
-async def _acquire(stack: AsyncExitStack, pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:
+async def _acquire(pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:
+    if pool.get_idle_size():  # nearly always; a deadline costs as much as all the rest of it
+        return await pool.acquire()
     try:
-        return await stack.enter_async_context(pool.acquire(timeout=ACQUIRE_SECONDS))
+        return await pool.acquire(timeout=ACQUIRE_SECONDS)
     except TimeoutError as error:
         if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
             raise _PoolBusyError(
