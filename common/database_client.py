@@ -74,7 +74,7 @@ from common.errors import (
     UserStreamError,
 )
 from common.failpoints import failpoint
-from common.http.client import HttpClient
+from common.http.client import HttpClient, MalformedAnswerError
 
 REQUEST_SECONDS = 10.0
 """Longest wait for an answer; a bulk store of 500 takes some 10 ms."""
@@ -235,7 +235,10 @@ class DatabaseClient:
         parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
         try:
             async with self._session.get(
-                "api/users/report", params=_texts(parameters), headers=outgoing_headers()
+                "api/users/report",
+                params=_texts(parameters),
+                headers=outgoing_headers(),
+                allow_redirects=False,
             ) as response:
                 if response.status != OK:
                     body = await response.read()
@@ -271,6 +274,10 @@ class DatabaseClient:
             )
         except TimeoutError as error:
             raise await self._slow_or_away() from error
+        except MalformedAnswerError as error:
+            raise NeighbourError(
+                f"database_service answered something unexpected: {error}."
+            ) from error
         except OSError as error:
             raise DatabaseServiceUnavailableError(
                 f"database_service can not be reached: {type(error).__name__}."
@@ -313,8 +320,13 @@ def _texts(parameters: dict[str, object]) -> dict[str, str]:
 
 def _raise_for(status: int, content_type: str, body: bytes) -> None:
     """Raise the neighbour's problem as the error it was there."""
-    if status < 400:  # noqa: PLR2004
+    if status < 300:  # noqa: PLR2004
         return
+    if status < 400:  # noqa: PLR2004
+        raise NeighbourError(
+            f"database_service answered {status}: it is elsewhere. Name its final address in"
+            " DATABASE_SERVICE_URL."
+        )
     detail, code = _problem(body) if content_type == "application/problem+json" else ("", "")
     if status == 503:  # noqa: PLR2004
         raise DatabaseServiceUnavailableError(detail)

@@ -1,25 +1,38 @@
 """HTTP from one service to another: requests over connections that stay open.
 
-It reads what our servers and the proxies before them answer, and nothing else: HTTP/1.1, a
-body with ``Content-Length`` or in chunks. aiohttp's client can do far more, which costs a lone
+It reads what our servers and most proxies before them answer, and nothing else: HTTP/1.1, a body
+with ``Content-Length`` or in chunks. aiohttp's client can do far more, which costs a lone
 registration on a quiet system a tenth of its way: ``docs/adr/0022-lean-http-client.md``.
 """
 
 import asyncio
 import base64
 import re
+import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Self, cast
 
+from aiohappyeyeballs import start_connection
 from yarl import URL
 
 HEAD_LIMIT = 64 * 1024
 """Bytes of an answer's head."""
 
-BODY_LIMIT = 8 * 1024 * 1024
-"""Bytes of an answer's body; the largest of ours, about 500 items, has some 100 kB."""
+BODY_LIMIT = 64 * 1024 * 1024
+"""Bytes of an answer's body; most have some hundred, a page of the largest mails half of it."""
+
+IDLE_SECONDS = 15.0
+"""After this long without a request a connection is not used again.
+
+Shorter than servers and proxies keep theirs, so that no request runs into their closing it.
+"""
+
+NEXT_ADDRESS_SECONDS = 0.25
+"""Until the next address of a name is tried as well (RFC 8305, 8)."""
+
+_IDEMPOTENT = ("GET", "PUT", "DELETE")
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)(?: [^\r\n]*)?")
 _DECIMAL = re.compile(rb"\d{1,12}")
@@ -42,8 +55,8 @@ class MalformedAnswerError(ConnectionError):
     """What came is no answer that is understood here; the connection is of no further use."""
 
 
-def read_answer(received: bytes) -> Answer | None:
-    """The answer in the bytes that came until now, or None if it is not whole yet.
+def read_answer(received: bytes | bytearray) -> Answer | int:
+    """The answer in the bytes that came until now, or how many it takes at least.
 
     Raises:
         MalformedAnswerError: There never will be one.
@@ -52,22 +65,22 @@ def read_answer(received: bytes) -> Answer | None:
     if end > HEAD_LIMIT or (end < 0 and len(received) > HEAD_LIMIT):
         raise MalformedAnswerError("the head of an answer is too long")
     if end < 0:
-        return None
-    status_line, *lines = received[:end].split(b"\r\n")
+        return len(received) + 1
+    status_line, *lines = bytes(received[:end]).split(b"\r\n")
     if not (said := _STATUS_LINE.fullmatch(status_line)):
         raise MalformedAnswerError("an answer does not begin as HTTP/1.1 does")
     status, headers = int(said[1]), _headers(lines)
     if status < 200:  # noqa: PLR2004 - of which none is ever asked for here
         raise MalformedAnswerError("an interim answer")
-    body = _read_body(status, headers, received[end + 4 :])
-    if body is None:
-        return None
+    body = _read_body(status, headers, received, end + 4)
+    if isinstance(body, int):
+        return body
+    closing = b"close" in re.split(rb"[\s,]+", headers.get(b"connection", b"").lower())
     return Answer(
         status=status,
         content_type=_content_type(headers.get(b"content-type", b"")),
         body=body,
-        stays_open=status_line.startswith(b"HTTP/1.1")
-        and headers.get(b"connection", b"").lower() != b"close",
+        stays_open=status_line.startswith(b"HTTP/1.1") and not closing,
     )
 
 
@@ -79,65 +92,82 @@ def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
     headers: dict[bytes, bytes] = {}
     for line in lines:
         name, colon, value = line.partition(b":")
-        if not colon:
-            raise MalformedAnswerError("a header without a colon")
-        headers[name.lower()] = value.strip()
+        name, value = name.lower(), value.strip()
+        if not colon or (name == b"content-length" and headers.get(name, value) != value):
+            raise MalformedAnswerError("a header without a colon, or two lengths")
+        headers[name] = value
     return headers
 
 
-def _read_body(status: int, headers: Mapping[bytes, bytes], received: bytes) -> bytes | None:
-    """The body, or None if it is not whole yet."""
+def _read_body(
+    status: int, headers: Mapping[bytes, bytes], received: bytes | bytearray, start: int
+) -> bytes | int:
+    """The body from ``start`` on, or how many bytes the whole answer takes at least."""
     if b"transfer-encoding" in headers:
         if headers[b"transfer-encoding"].lower() != b"chunked":
             raise MalformedAnswerError("a transfer coding that is not spoken here")
-        return _read_chunks(received)
+        return _read_chunks(received, start)
     length = headers.get(b"content-length", b"0" if status in _NO_BODY else b"")
     if not _DECIMAL.fullmatch(length) or int(length) > BODY_LIMIT:
         raise MalformedAnswerError("an answer that does not say how long it is, or too long")
-    if len(received) > int(length):
-        raise MalformedAnswerError("more than an answer")
-    return received if len(received) == int(length) else None
+    end = start + int(length)
+    return _ending_here(received, end, lambda: bytes(received[start:end]))
 
 
-def _read_chunks(received: bytes) -> bytes | None:
-    chunks: list[bytes] = []
-    at = 0
-    while (end := received.find(b"\r\n", at)) >= 0:
-        size_text = received[at:end].partition(b";")[0].strip()
-        if not _HEXADECIMAL.fullmatch(size_text) or (size := int(size_text, 16)) > BODY_LIMIT:
+def _read_chunks(received: bytes | bytearray, start: int) -> bytes | int:
+    chunks: list[tuple[int, int]] = []
+    at, total = start, 0
+    while (line_end := received.find(b"\r\n", at)) >= 0:
+        size_text = bytes(received[at:line_end]).partition(b";")[0].strip()
+        if not _HEXADECIMAL.fullmatch(size_text) or (total := total + int(size_text, 16)) > (
+            BODY_LIMIT
+        ):
             raise MalformedAnswerError("a chunk that does not say how long it is, or too long")
-        at = end + 2 + size + 2
-        if not size:
-            return _without_trailers(received[end:], b"".join(chunks))
+        if not (size := int(size_text, 16)):
+            end = _end_of_trailers(received, line_end)
+            return _ending_here(
+                received, end, lambda: b"".join(received[first:last] for first, last in chunks)
+            )
+        at = line_end + 2 + size + 2
         if len(received) < at:
-            return None
+            return at
         if received[at - 2 : at] != b"\r\n":
             raise MalformedAnswerError("a chunk of another length than it says")
-        chunks.append(received[end + 2 : at - 2])
+        chunks.append((line_end + 2, at - 2))
     if len(received) - at > HEAD_LIMIT:
         raise MalformedAnswerError("a chunk that does not say how long it is")
-    return None
+    return len(received) + 1
 
 
-def _without_trailers(rest: bytes, body: bytes) -> bytes | None:
-    """The body, once what may follow its last chunk is there."""
-    end = rest.find(b"\r\n\r\n")
-    if end < 0:
-        if len(rest) > HEAD_LIMIT:
-            raise MalformedAnswerError("the trailers of an answer are too long")
-        return None
-    if len(rest) > end + 4:
+def _end_of_trailers(received: bytes | bytearray, start: int) -> int:
+    """Where an answer ends whose last chunk has been; past the bytes that are there, if later."""
+    end = received.find(b"\r\n\r\n", start)
+    if end < 0 and len(received) - start > HEAD_LIMIT:
+        raise MalformedAnswerError("the trailers of an answer are too long")
+    return len(received) + 1 if end < 0 else end + 4
+
+
+def _ending_here(received: bytes | bytearray, end: int, body: Callable[[], bytes]) -> bytes | int:
+    if len(received) > end:
         raise MalformedAnswerError("more than an answer")
-    return body
+    return body() if len(received) == end else end
 
 
 class Connection(asyncio.Protocol):
     """A connection to a server, for one request at a time; of no use once it was lost."""
 
     def __init__(self) -> None:
-        self.usable = True
-        self._received = b""
+        self.heard = False
+        """Whether anything came since the last request."""
+        self._received = bytearray()
+        self._needed = 0
+        self._lasts = True
         self._waiting: asyncio.Future[Answer] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request can be sent, as far as can be told without sending one."""
+        return self._lasts and not self._transport.is_closing()
 
     @property
     def waits(self) -> bool:
@@ -157,17 +187,20 @@ class Connection(asyncio.Protocol):
         if (waiting := self._waiting) is None:
             self._break(MalformedAnswerError("an answer that nobody asked for"))
             return
-        self._received = self._received + data if self._received else data
+        self.heard = True
+        self._received += data
+        if len(self._received) < self._needed:
+            return
         try:
             answer = read_answer(self._received)
         except MalformedAnswerError as error:
             self._break(error)
             return
-        if answer is None:
+        if isinstance(answer, int):
+            self._needed = answer
             return
-        self._received, self._waiting = b"", None
-        self.usable = answer.stays_open
-        if not self.usable:
+        self._received, self._needed, self._waiting = bytearray(), 0, None
+        if not answer.stays_open:
             self._transport.close()
         if not waiting.done():
             waiting.set_result(answer)
@@ -178,6 +211,7 @@ class Connection(asyncio.Protocol):
         Returns:
             The answer to come; raises OSError if none will.
         """
+        self.heard = False
         self._waiting = asyncio.get_running_loop().create_future()
         if self.usable:
             self._transport.write(request)
@@ -187,7 +221,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close without a word: an answer that still comes must not be taken for another's."""
-        self.usable = False
+        self._lasts = False
         self._transport.abort()
 
     def _break(self, error: MalformedAnswerError) -> None:
@@ -195,7 +229,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _give_up(self, error: Exception) -> None:
-        self.usable = False
+        self._lasts = False
         if self._waiting and not self._waiting.done():
             self._waiting.set_exception(error)
 
@@ -211,8 +245,9 @@ class HttpClient:
         if url.user is not None:
             login = base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
             self._head += f"Authorization: Basic {login}\r\n"
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, float]] = []
         self._busy: set[Connection] = set()
+        self._closed = False
 
     @classmethod
     @asynccontextmanager
@@ -222,7 +257,9 @@ class HttpClient:
         try:
             yield client
         finally:
-            for connection in (*client._idle, *client._busy):
+            client._closed = True
+            client._drop_idle()
+            for connection in client._busy:
                 connection.abort()
 
     async def request(
@@ -236,7 +273,8 @@ class HttpClient:
     ) -> Answer:
         """Make a request; a body is JSON.
 
-        It is made once: if the connection is lost meanwhile, nobody knows whether it was heard.
+        If a connection that was used before is lost without a word, a request that is the same
+        when made twice (RFC 9110, 9.2.2) is made once more on a new one. Nothing else is.
 
         Args:
             method: GET, POST, ...
@@ -246,34 +284,77 @@ class HttpClient:
             seconds: Longest time for all of it.
 
         Raises:
+            MalformedAnswerError: What came is not understood.
             TimeoutError: It took longer.
-            OSError: There is no connection, or no answer that is understood.
+            OSError: There is no connection, or it was lost.
         """
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         if body is not None:
             lines += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._head}{lines}\r\n"
-        async with asyncio.timeout(seconds):
-            return await self._exchange(head.encode() + (body or b""))
+        request = head.encode() + (body or b"")
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._exchange(request, twice=method in _IDEMPOTENT)
+        except TimeoutError:
+            self._drop_idle()  # they lead where this one led
+            raise
 
-    async def _exchange(self, request: bytes) -> Answer:
-        connection = await self._take()
+    async def _exchange(self, request: bytes, *, twice: bool) -> Answer:
+        connection = self._take_idle()
+        was_used = connection is not None
+        connection = connection or await self._connect()
         self._busy.add(connection)
         try:
             answer = await connection.send(request)
+        except ConnectionError:
+            if not (was_used and twice) or connection.heard or self._closed:
+                raise
         except BaseException:
             connection.abort()
             raise
+        else:
+            if connection.usable:
+                self._idle.append((connection, _now()))
+            return answer
         finally:
             self._busy.discard(connection)
-        if connection.usable:
-            self._idle.append(connection)
-        return answer
+        self._drop_idle()
+        return await self._exchange(request, twice=False)
 
-    async def _take(self) -> Connection:
+    def _take_idle(self) -> Connection | None:
+        """The connection that was used last, unless even that was long ago."""
         while self._idle:
-            if (connection := self._idle.pop()).usable:
+            connection, since = self._idle.pop()
+            if _now() - since > IDLE_SECONDS:
+                connection.abort()
+                self._drop_idle()
+            elif connection.usable:
                 return connection
+        return None
+
+    async def _connect(self) -> Connection:
+        if self._closed:
+            raise ConnectionAbortedError("the client was closed")
         loop = asyncio.get_running_loop()
-        _, made = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
+        # Not one address after the other: the first of several may swallow all that is sent.
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        connected = await start_connection(found, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS)
+        _, made = await loop.create_connection(
+            Connection,
+            sock=connected,
+            ssl=self._tls,
+            server_hostname=self._host if self._tls else None,
+        )
+        if self._closed:
+            made.abort()
+            raise ConnectionAbortedError("the client was closed")
         return made
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            self._idle.pop()[0].abort()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -57,7 +57,9 @@ def test_an_answer_is_there_when_it_is_whole_and_not_before(
         text = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(body, size, trailers)
     cut = data.draw(st.integers(0, len(text) - 1))
 
-    assert read_answer(text[:cut]) is None
+    needed = read_answer(text[:cut])
+    assert isinstance(needed, int)
+    assert cut < needed <= len(text)
     assert read_answer(text) == Answer(status, "application/json", body, stays_open=True)
     with pytest.raises(MalformedAnswerError):
         read_answer(text + b"x")
@@ -69,7 +71,10 @@ def test_whatever_comes_is_an_answer_or_said_to_be_none(received: bytes) -> None
         answer = read_answer(received)
     except MalformedAnswerError:
         return
-    assert answer is None or answer.body == received[-2:]
+    if isinstance(answer, int):
+        assert answer > len(received)
+    else:
+        assert received.endswith(answer.body)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +83,14 @@ def test_whatever_comes_is_an_answer_or_said_to_be_none(received: bytes) -> None
         (b"HTTP/1.1 204 No Content\r\n", True),
         (b"HTTP/1.1 304\r\nServer: x\r\n", True),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: Close\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x, close\r\n", False),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n", False),
     ],
 )
 def test_an_answer_without_a_body(head: bytes, stays_open: bool) -> None:  # noqa: FBT001
     answer = read_answer(head + b"\r\n")
 
-    assert answer is not None
+    assert isinstance(answer, Answer)
     assert (answer.body, answer.stays_open) == (b"", stays_open)
 
 
@@ -99,7 +105,10 @@ def test_an_answer_without_a_body(head: bytes, stays_open: bool) -> None:  # noq
         b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\n1",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n1",
         b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (BODY_LIMIT + 1),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + 2 * (b"%x\r\n%b\r\n" % (BODY_LIMIT // 2 + 1, bytes(BODY_LIMIT // 2 + 1))),
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
@@ -223,8 +232,10 @@ async def a_client_of(
         server.close()
 
 
-async def get(client: HttpClient, *, seconds: float = PATIENCE_SECONDS) -> bytes:
-    return (await client.request("GET", "", body=None, headers={}, seconds=seconds)).body
+async def get(
+    client: HttpClient, *, seconds: float = PATIENCE_SECONDS, method: str = "GET"
+) -> bytes:
+    return (await client.request(method, "", body=None, headers={}, seconds=seconds)).body
 
 
 async def test_who_stops_waiting_leaves_no_answer_to_others() -> None:
@@ -287,6 +298,99 @@ async def test_nonsense_is_an_error_and_ends_the_connection() -> None:
         await ended.wait()
 
 
+@pytest.mark.parametrize(("method", "again"), [("GET", True), ("POST", False)])
+async def test_what_is_lost_with_an_old_connection_is_asked_again_if_that_is_safe(
+    method: str,
+    again: bool,  # noqa: FBT001
+) -> None:
+    asked: list[int] = []
+    connections = 0
+
+    async def hang_up_at_the_second(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError):
+            for number in (1, 2):
+                await reader.readuntil(b"\r\n\r\n")
+                asked.append(connections)
+                if number == 1:
+                    writer.write(OK)
+
+    async with a_client_of(hang_up_at_the_second) as client:
+        await get(client)
+        if again:
+            assert await get(client, method=method) == b"ok"
+        else:
+            with pytest.raises(ConnectionError):
+                await get(client, method=method)
+
+    assert asked == ([1, 1, 2] if again else [1, 1])
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with HttpClient.open(url) as client:
+        first = (await ask(client, "a"))["port"]
+        await asyncio.gather(ask(client, "b"), ask(client, "c"))
+        monkeypatch.setattr("common.http.client.IDLE_SECONDS", -1.0)
+        later = (await ask(client, "d"))["port"]
+        monkeypatch.undo()
+        again = (await ask(client, "e"))["port"]
+
+    assert first != later == again
+
+
+async def test_a_time_out_casts_doubt_on_all_connections() -> None:
+    silent = asyncio.Event()
+    connections = 0
+
+    async def answer_at_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        is_new = silent.is_set()
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                if is_new or not silent.is_set():
+                    await asyncio.sleep(0)
+                    writer.write(OK)
+
+    async with a_client_of(answer_at_first) as client:
+        await asyncio.gather(*(get(client) for _ in range(3)))
+        before = connections
+        silent.set()
+        with pytest.raises(TimeoutError):
+            await get(client, seconds=0.1)
+
+        assert await get(client) == b"ok"
+        assert connections == before + 1
+
+
+async def test_a_closed_client_leaves_nothing_open_and_makes_nothing_new() -> None:
+    ended = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal ended
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.read()  # no answer: the client waits
+        ended += 1
+
+    async with a_client_of(answer) as client:
+        await asyncio.gather(get(client), get(client))
+        waiting = asyncio.create_task(get(client))
+        await asyncio.sleep(0)
+    with pytest.raises(ConnectionError):
+        await waiting
+    with pytest.raises(ConnectionAbortedError):
+        await get(client)
+    await until(lambda: ended == 2, "closing both connections")
+
+
 async def test_what_an_idle_connection_says_is_taken_for_no_answer() -> None:
     talked = asyncio.Event()
 
@@ -325,6 +429,11 @@ async def test_tls_is_spoken_and_the_certificate_looked_at(
     shown = certificate("DNS:localhost")
     async with a_client_of(answer, shown.for_server()) as client:
         with pytest.raises(ssl.SSLCertVerificationError):
+            await get(client)
+    of_another = certificate("DNS:example.org")
+    monkeypatch.setenv("SSL_CERT_FILE", str(of_another.certificate))
+    async with a_client_of(answer, of_another.for_server()) as client:
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
             await get(client)
     monkeypatch.setenv("SSL_CERT_FILE", str(shown.certificate))
     async with a_client_of(answer, shown.for_server()) as client:
