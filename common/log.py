@@ -60,7 +60,8 @@ def _dumps(event: Any, **options: Any) -> bytes:
 class TurnWriter:
     """Writes the lines of one turn of the event loop at once: a write costs more than a line.
 
-    Killed in the middle of a turn, a process loses that turn's lines, and nothing else.
+    Killed in the middle of a turn, a process loses that turn's lines, and those about requests
+    that it answered in the last milliseconds (``common.http.app``); nothing else.
     """
 
     def __init__(self, stream: BinaryIO) -> None:

@@ -62,6 +62,10 @@ _UNREACHABLE = (
 """What may go wrong at start: anything PostgreSQL says, since nobody has asked for anything yet."""
 
 
+_LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What giving a connection back raises if it was lost meanwhile."""
+
+
 class Database:
     """PostgreSQL as the repositories see it; usable once it is connected and migrated."""
 
@@ -185,8 +189,9 @@ class Database:
 
     def _released(self, release: asyncio.Task[None]) -> None:
         self._releases.discard(release)
-        if not release.cancelled():
-            release.exception()  # of a connection that was lost; the pool has forgotten it
+        error = None if release.cancelled() else release.exception()
+        if error and not isinstance(error, _LOST):  # the pool forgets those by itself
+            log.error("database.release_failed", error=repr(error))
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -249,7 +254,11 @@ class Database:
             async with self.connection() as connection:
                 yield connection
         finally:
-            self._streams.release()
+            try:
+                if self._releases:  # a statement that was broken off holds its connection on
+                    await asyncio.wait(self._releases)
+            finally:
+                self._streams.release()
 
 
 class _PoolBusyError(DatabaseUnavailableError):

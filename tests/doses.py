@@ -23,7 +23,7 @@ The same with every run, unless told otherwise: a run that fails fails for what 
 PROFILE = "by seed"
 """Of ``hypothesis``, which takes no seed but only the same or other examples."""
 
-hypothesis.settings.register_profile(PROFILE, derandomize=_WISH != "random")
+hypothesis.settings.register_profile(PROFILE, derandomize=_WISH != "random", print_blob=True)
 
 
 def dose(usual: int) -> int:

@@ -234,3 +234,27 @@ async def end_sessions(sql: asyncpg.Connection) -> None:
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
+
+
+async def test_a_connection_comes_back_however_it_was_used(database_dsn: str) -> None:
+    """After a cancelled statement, one that was too slow, one that lost its backend, an error."""
+    async with Database.open(settings_for(database_dsn, pool_max=2)) as database:
+
+        async def use(statement: str, seconds: float | None = None) -> None:
+            async with database.connection() as connection:
+                await connection.fetchval(statement, timeout=seconds)
+
+        sleeping = asyncio.create_task(use("SELECT pg_sleep(60)"))
+        await asyncio.sleep(0.05)
+        sleeping.cancel()
+        await asyncio.wait([sleeping])
+        await use("SELECT 1")
+        with pytest.raises(DatabaseUnavailableError):
+            await use("SELECT pg_sleep(60)", 0.05)
+        await use("SELECT 1")
+        with pytest.raises(DatabaseUnavailableError):
+            await use("SELECT pg_terminate_backend(pg_backend_pid())")
+        await use("SELECT 1")
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await use("SELECT * FROM nothing")
+        await asyncio.gather(*(use("SELECT 1") for _ in range(20)))
