@@ -333,14 +333,23 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(
     url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with HttpClient.open(url) as client:
-        first = (await ask(client, "a"))["port"]
-        await asyncio.gather(ask(client, "b"), ask(client, "c"))
+        told = await asyncio.gather(ask(client, "a"), ask(client, "b"))
         monkeypatch.setattr("common.http.client.IDLE_SECONDS", -1.0)
-        later = (await ask(client, "d"))["port"]
+        later = (await ask(client, "c"))["port"]
         monkeypatch.undo()
-        again = (await ask(client, "e"))["port"]
+        again = (await ask(client, "d"))["port"]
 
-    assert first != later == again
+    assert later not in {each["port"] for each in told}
+    assert again == later
+
+
+async def test_a_connection_that_is_being_closed_is_not_used_again(url: URL) -> None:
+    async with HttpClient.open(url) as client:
+        first = (await ask(client, "a"))["port"]
+        (connection, _), *_others = client._idle
+        connection._transport.close()  # as when the server's farewell was read in this turn
+
+        assert (await ask(client, "b"))["port"] != first
 
 
 async def test_a_time_out_casts_doubt_on_all_connections() -> None:
