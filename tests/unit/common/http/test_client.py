@@ -349,7 +349,7 @@ async def test_a_connection_that_is_being_closed_is_not_used_again(url: URL) -> 
         (connection, _), *_others = client._idle
         connection._transport.close()  # as when the server's farewell was read in this turn
 
-        assert (await ask(client, "b"))["port"] != first
+        assert (await ask(client, "b", method="POST", body=b"{}"))["port"] != first
 
 
 async def test_a_time_out_casts_doubt_on_all_connections() -> None:
