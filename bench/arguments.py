@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-WORKLOADS = ("burst", "steady", "accept", "scale", "backlog", "report", "paging")
+WORKLOADS = ("steady", "burst", "accept", "scale", "backlog", "report", "paging")
 """In the order in which they run; the last two need a table of their own making."""
 
 

@@ -42,13 +42,14 @@ def _compared_with_peer(
 ) -> dict[str, Comparison]:
     found: dict[str, Comparison] = {}
     rounds, number = sizes.rounds, sizes.count
-    if "burst" in wanted:
-        found["burst"] = pipeline.burst(arena, rounds=rounds, number=number, say=say)
     if "steady" in wanted:
+        # Before bursts: the ledger and the disks are busy for some time with what they leave.
         for rate in STEADY_RATES:
             found[f"steady {rate}/s"] = pipeline.steady(
                 arena, rate=rate, rounds=rounds, seconds=sizes.seconds, say=say
             )
+    if "burst" in wanted:
+        found["burst"] = pipeline.burst(arena, rounds=rounds, number=number, say=say)
     if "accept" in wanted:
         found["accept"] = waiting.accept(arena, rounds=rounds, number=number, say=say)
     return found
