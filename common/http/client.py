@@ -10,7 +10,7 @@ import base64
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Self, cast
 
@@ -111,7 +111,7 @@ def _read_body(
     if not _DECIMAL.fullmatch(length) or int(length) > BODY_LIMIT:
         raise MalformedAnswerError("an answer that does not say how long it is, or too long")
     end = start + int(length)
-    return _ending_here(received, end, lambda: bytes(received[start:end]))
+    return bytes(received[start:end]) if _is_whole(received, end) else end
 
 
 def _read_chunks(received: bytes | bytearray, start: int) -> bytes | int:
@@ -119,15 +119,14 @@ def _read_chunks(received: bytes | bytearray, start: int) -> bytes | int:
     at, total = start, 0
     while (line_end := received.find(b"\r\n", at)) >= 0:
         size_text = bytes(received[at:line_end]).partition(b";")[0].strip()
-        if not _HEXADECIMAL.fullmatch(size_text) or (total := total + int(size_text, 16)) > (
-            BODY_LIMIT
-        ):
+        size = int(size_text, 16) if _HEXADECIMAL.fullmatch(size_text) else BODY_LIMIT + 1
+        total += size
+        if total > BODY_LIMIT:
             raise MalformedAnswerError("a chunk that does not say how long it is, or too long")
-        if not (size := int(size_text, 16)):
+        if size == 0:
             end = _end_of_trailers(received, line_end)
-            return _ending_here(
-                received, end, lambda: b"".join(received[first:last] for first, last in chunks)
-            )
+            body = (received[first:last] for first, last in chunks)
+            return b"".join(body) if _is_whole(received, end) else end
         at = line_end + 2 + size + 2
         if len(received) < at:
             return at
@@ -147,10 +146,10 @@ def _end_of_trailers(received: bytes | bytearray, start: int) -> int:
     return len(received) + 1 if end < 0 else end + 4
 
 
-def _ending_here(received: bytes | bytearray, end: int, body: Callable[[], bytes]) -> bytes | int:
+def _is_whole(received: bytes | bytearray, end: int) -> bool:
     if len(received) > end:
         raise MalformedAnswerError("more than an answer")
-    return body() if len(received) == end else end
+    return len(received) == end
 
 
 class Connection(asyncio.Protocol):
