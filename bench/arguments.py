@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 WORKLOADS = ("steady", "burst", "accept", "scale", "backlog", "report", "paging")
-"""In the order in which they run; the last two need a table of their own making."""
+"""As they are shown; the last two need a table of their own making, and run first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
