@@ -26,8 +26,12 @@ PREFETCH = 250
 FIRST_SECONDS = 3.0
 """Longest wait for the first message; after it, the stream has none at or after that offset."""
 
-QUIET_SECONDS = 0.25
-"""After so long without another message the end of the stream is taken as reached."""
+CALM_SECONDS = 0.25
+"""After so long with less than ``PREFETCH`` messages the end of the stream is taken as reached.
+
+What still comes then is just being published. Waiting for silence instead would read along with
+a busy stream for ever, each message in the way of the same message in its queue.
+"""
 
 ANSWER_SECONDS = 5.0
 """Longest wait for the broker to answer a question or the end of a subscription."""
@@ -66,6 +70,8 @@ class StreamReader:
         limit: int,
     ) -> list[Item]:
         """What ``take`` makes of the messages from ``start`` on, until the end or the limit.
+
+        Of a stream that grows meanwhile, the end is about where it was when it was reached.
 
         Args:
             stream: Its name.
@@ -164,7 +170,8 @@ class _Reading(Generic[Item]):
         self._first = start if isinstance(start, int) else 0
         self._take = take
         self._left = limit
-        self._came = asyncio.Event()
+        self._has_begun = asyncio.Event()
+        self._is_full = asyncio.Event()
 
     def received(self, wire: Wire | PlainWire, tag: int, delivery: Delivery) -> None:
         """Take a message; those before the first belong to the piece that the broker sends."""
@@ -172,28 +179,35 @@ class _Reading(Generic[Item]):
         offset = delivery.headers.get(OFFSET)
         if self._left and isinstance(offset, int) and offset >= self._first:
             self._left -= 1
-            self._came.set()
+            self._has_begun.set()
+            if not self._left:
+                self._is_full.set()
             item = self._take(offset, delivery)
             if item is not None:
                 self.items.append(item)
 
     async def done(self, wire: Wire | PlainWire) -> None:
-        """Return when the limit is reached or nothing comes any more.
+        """Return when the limit is reached or hardly anything comes any more.
 
         Raises:
             ConnectionError: The channel was lost.
         """
-        patience = FIRST_SECONDS
-        while self._left:
-            try:
-                async with asyncio.timeout(patience):
-                    await self._came.wait()
-            except TimeoutError:
-                break
-            self._came.clear()
-            patience = QUIET_SECONDS
+        goes_on = await _within(FIRST_SECONDS, self._has_begun)
+        while goes_on:
+            left = self._left
+            goes_on = not await _within(CALM_SECONDS, self._is_full)
+            goes_on = goes_on and left - self._left >= PREFETCH
         if wire.closed:
             raise ConnectionError("The channel was lost.")
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Whether it happened in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
 
 
 async def _count(channel: UnderlyingChannel, queue: str) -> int:

@@ -1,15 +1,17 @@
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import pytest
+from aio_pika import Message
 
 from common.envelope import Delivery
 from common.errors import TopologyMissingError
 from common.stream import StreamReader
 from common.topology import USER_REGISTRATION, definitions
-from tests.amqp import depth, eventually, publish
+from tests.amqp import depth, eventually, opened, publish
 from tests.backends import TestBroker
 
 STREAM = USER_REGISTRATION.log
@@ -45,6 +47,26 @@ async def published(broker: TestBroker, count: int) -> list[UUID]:
     for message_id in ids:
         await publish(broker.admin_url, USER_REGISTRATION.name, b"{}", message_id=str(message_id))
     return ids
+
+
+@asynccontextmanager
+async def publishing(broker: TestBroker, *, times: int) -> AsyncIterator[asyncio.Task[None]]:
+    """Publish every 20 ms, until the block is left."""
+
+    async def go_on() -> None:
+        async with opened(broker.admin_url) as channel:
+            exchange = await channel.get_exchange(USER_REGISTRATION.name, ensure=False)
+            for _ in range(times):
+                message = Message(b"{}", delivery_mode=2, message_id=str(uuid4()))
+                await exchange.publish(message, "anything")
+                await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(go_on())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_stream_is_read_from_any_offset_as_often_as_one_likes(
@@ -88,6 +110,19 @@ async def test_more_than_is_on_its_way_at_once_is_read_whole(
 
     assert [offset for offset, _ in found] == list(range(330))
     assert {message_id for _, message_id in found} == set(ids)
+
+
+async def test_a_stream_that_never_rests_has_an_end_all_the_same(
+    fresh_broker: TestBroker, reader: StreamReader
+) -> None:
+    async with publishing(fresh_broker, times=1000) as publisher:
+        found = await reader.read(STREAM, "first", seen, limit=1000)
+        assert not publisher.done()
+        more = await reader.read(STREAM, found[-1][0] + 1, seen, limit=1000)
+        assert not publisher.done()
+
+    assert [offset for offset, _ in found + more] == list(range(len(found + more)))
+    assert more
 
 
 async def test_nothing_is_found_in_an_empty_stream_and_beyond_the_end(
