@@ -23,7 +23,10 @@ log = structlog.get_logger()
 STREAM = USER_REGISTRATION.log
 
 PIECE = 1000
-"""Messages read and written at once; one of them is known already."""
+"""Messages read in one go; one of them is known already."""
+
+WRITTEN_AT_ONCE = 100
+"""Of those; a registration that comes meanwhile waits for so many at most, not for a piece."""
 
 OLDEST_CLAIM = timedelta(days=8)
 """A publisher's clock that says more is not believed: the stream keeps nothing so old."""
@@ -100,7 +103,7 @@ async def read_on(log_: Log, book: Book, *, most: int) -> Progress:
             # after the broker's start it is not yet.
             is_up = not piece.restarted
             return Progress(position.next_offset, caught_up=is_up)
-        position = await book.insert_ledger_entries(_batch(piece, position))
+        position = await _write(book, piece, position)
         left -= len(piece.messages)
         if position.advanced and len(piece.messages) < PIECE - 1:
             return Progress(position.next_offset, caught_up=True)
@@ -139,22 +142,32 @@ def accepted_at(delivery: Delivery, *, now: datetime) -> datetime:
     return now
 
 
-def _batch(piece: _Piece, position: LedgerPosition) -> LedgerBatch:
-    last = piece.messages[-1]
+async def _write(book: Book, piece: _Piece, position: LedgerPosition) -> LedgerPosition:
+    """Write a piece, some messages at a time; where another reader was first, it ends there."""
+    for start in range(0, len(piece.messages), WRITTEN_AT_ONCE):
+        position = await book.insert_ledger_entries(_batch(piece, start, position))
+        if not position.advanced:
+            break
+    return position
+
+
+def _batch(piece: _Piece, start: int, position: LedgerPosition) -> LedgerBatch:
+    messages = piece.messages[start : start + WRITTEN_AT_ONCE]
+    last = messages[-1]
     return LedgerBatch(
         stream=STREAM,
         from_offset=position.next_offset,
         next_offset=last.offset + 1,
         last_id=last.id,
-        unread=piece.unread,
-        restarted=piece.restarted,
+        unread=0 if start else piece.unread,
+        restarted=piece.restarted and not start,
         entries=[
             LedgerEntry.model_construct(
                 registration_id=message.id,
                 accepted_at=message.accepted_at,
                 stream_offset=message.offset,
             )
-            for message in piece.messages
+            for message in messages
             if not is_canary(message.id)
         ],
     )

@@ -92,6 +92,51 @@ async def test_reading_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch
     assert book.ids == log.ids
 
 
+async def test_a_piece_is_written_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_reading, "WRITTEN_AT_ONCE", 3)
+    log, book = FakeLog(some_ids(10)), FakeBook()
+    book.position = LedgerPosition(next_offset=1, last_id=log.ids[0])
+    log.first = 2
+
+    progress = await read_on(log, book, most=100)
+
+    assert book.ids == log.ids[2:]
+    assert [len(batch.entries) for batch in book.batches] == [3, 3, 2]
+    assert [batch.unread for batch in book.batches] == [1, 0, 0]
+    assert (progress.next_offset, progress.caught_up) == (10, True)
+
+
+async def test_a_stream_begun_anew_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_reading, "WRITTEN_AT_ONCE", 3)
+    log, book = FakeLog(some_ids(7)), FakeBook()
+    book.position = LedgerPosition(next_offset=3, last_id=uuid4())
+
+    await read_on(log, book, most=100)
+
+    assert book.ids == log.ids
+    assert [batch.restarted for batch in book.batches] == [True, False, False]
+
+
+async def test_two_readers_of_one_piece_write_each_message_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ledger_reading, "WRITTEN_AT_ONCE", 3)
+    log, book = FakeLog(some_ids(10)), FakeBook()
+    insert = book.insert_ledger_entries
+
+    async def insert_after_the_first_a_rival(batch: LedgerBatch) -> LedgerPosition:
+        written = await insert(batch)
+        if len(book.batches) == 1 and book.rival is None:
+            book.rival = LedgerPosition(next_offset=5, last_id=log.ids[4])
+        return written
+
+    monkeypatch.setattr(book, "insert_ledger_entries", insert_after_the_first_a_rival)
+    progress = await read_on(log, book, most=100)
+
+    assert book.ids == [*log.ids[:3], *log.ids[5:]]
+    assert (progress.next_offset, progress.caught_up) == (10, True)
+
+
 async def test_what_another_reader_wrote_is_not_written_again() -> None:
     log, book = FakeLog(some_ids(6)), FakeBook()
     book.rival = LedgerPosition(next_offset=4, last_id=log.ids[3])
