@@ -82,14 +82,15 @@ async def _fill(dsn: str, number: int) -> None:
 
 
 def empty(arena: Arena) -> None:
-    """Take everybody out of our tables again."""
-    run(_execute(arena.ours.dsn, EMPTY))
+    """Take everybody out of our tables again, and leave no disk writes for what comes next."""
+    run(_empty(arena.ours.dsn))
 
 
-async def _execute(dsn: str, statement: str) -> None:
+async def _empty(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
-        await connection.execute(statement)
+        await connection.execute(EMPTY)
+        await connection.execute("CHECKPOINT")
     finally:
         await connection.close()
 
