@@ -119,14 +119,14 @@ class Auditor:
 
     # -- answers ----------------------------------------------------------------------------
 
-    async def reconcile(self, *, most: int = MOST_ON_REQUEST) -> Ledger:
-        """Read on and compare.
+    async def reconcile(self, *, most: int = MOST_ON_REQUEST, gently: bool = False) -> Ledger:
+        """Read on and compare; gently where nobody waits for it.
 
         Raises:
             UnavailableError: The broker or database_service is away; nothing is known anew.
         """
         async with self._one_at_a_time:
-            progress = await read_on(self._log, self._accounts, most=most)
+            progress = await read_on(self._log, self._accounts, most=most, gently=gently)
             ledger, self._lost = await self._compare(progress)
             self._last, self._last_at = ledger, time.monotonic()
         _measure(ledger)
@@ -281,7 +281,7 @@ class Auditor:
         while True:
             await asyncio.sleep(interval.total_seconds())
             try:
-                ledger = await self.reconcile(most=MOST_IN_BACKGROUND)
+                ledger = await self.reconcile(most=MOST_IN_BACKGROUND, gently=True)
             except UserStreamError as error:
                 if error.detail != self._failure:
                     log.warning("ledger.unreadable", code=error.code, reason=error.detail)

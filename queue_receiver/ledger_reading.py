@@ -4,6 +4,7 @@ The book (``database_service``) keeps the position; AMQP 0-9-1 keeps none. Sever
 read at once: only one of them gets each piece written.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ import structlog
 from common.canary import is_canary
 from common.contracts.ledger import LedgerBatch, LedgerEntry, LedgerPosition
 from common.envelope import Delivery
-from common.stream import Start
+from common.stream import GENTLE_PAUSE_SECONDS, Start
 from common.topology import USER_REGISTRATION
 
 log = structlog.get_logger()
@@ -60,6 +61,7 @@ class Log(Protocol):
         take: Callable[[int, Delivery], Message | None],
         *,
         limit: int,
+        gently: bool = False,
     ) -> list[Message]:
         """Messages from an offset on."""
         ...
@@ -86,8 +88,10 @@ class _Piece:
     restarted: bool = False
 
 
-async def read_on(log_: Log, book: Book, *, most: int) -> Progress:
+async def read_on(log_: Log, book: Book, *, most: int, gently: bool = False) -> Progress:
     """Read from the position to the end of the stream, or until ``most`` messages were read.
+
+    Gently: with pauses, so that work goes on beside it.
 
     A crash between reading and writing repeats the piece: nothing counts twice.
 
@@ -97,26 +101,26 @@ async def read_on(log_: Log, book: Book, *, most: int) -> Progress:
     position = await book.select_ledger_position(STREAM)
     left = most
     while left > 0:
-        piece = await _read_piece(log_, position)
+        piece = await _read_piece(log_, position, gently=gently)
         if not piece.messages:
             # Of a stream that was read before, at least the last message is there; some seconds
             # after the broker's start it is not yet.
             is_up = not piece.restarted
             return Progress(position.next_offset, caught_up=is_up)
-        position = await _write(book, piece, position)
+        position = await _write(book, piece, position, gently=gently)
         left -= len(piece.messages)
         if position.advanced and len(piece.messages) < PIECE - 1:
             return Progress(position.next_offset, caught_up=True)
     return Progress(position.next_offset, caught_up=False)
 
 
-async def _read_piece(log_: Log, position: LedgerPosition) -> _Piece:
+async def _read_piece(log_: Log, position: LedgerPosition, *, gently: bool) -> _Piece:
     """The next messages, after a look at the one before them: is it still the same stream?"""
     if position.last_id is None:
-        messages = await log_.read(STREAM, "first", _message, limit=PIECE)
+        messages = await log_.read(STREAM, "first", _message, limit=PIECE, gently=gently)
         return _Piece(messages=messages, unread=messages[0].offset if messages else 0)
     known = position.next_offset - 1
-    messages = await log_.read(STREAM, known, _message, limit=PIECE)
+    messages = await log_.read(STREAM, known, _message, limit=PIECE, gently=gently)
     if messages and messages[0].offset == known and messages[0].id == position.last_id:
         return _Piece(messages=messages[1:])
     if messages and messages[0].offset > known:
@@ -124,7 +128,7 @@ async def _read_piece(log_: Log, position: LedgerPosition) -> _Piece:
         if unread:
             log.error("ledger.forgotten", unread=unread)
         return _Piece(messages=messages, unread=unread)
-    messages = await log_.read(STREAM, "first", _message, limit=PIECE)
+    messages = await log_.read(STREAM, "first", _message, limit=PIECE, gently=gently)
     if messages:
         log.warning("ledger.restarted", was_at=position.next_offset, begins_at=messages[0].offset)
     return _Piece(messages=messages, restarted=True)
@@ -142,9 +146,13 @@ def accepted_at(delivery: Delivery, *, now: datetime) -> datetime:
     return now
 
 
-async def _write(book: Book, piece: _Piece, position: LedgerPosition) -> LedgerPosition:
+async def _write(
+    book: Book, piece: _Piece, position: LedgerPosition, *, gently: bool
+) -> LedgerPosition:
     """Write a piece, some messages at a time; where another reader was first, it ends there."""
     for start in range(0, len(piece.messages), WRITTEN_AT_ONCE):
+        if start and gently:
+            await asyncio.sleep(GENTLE_PAUSE_SECONDS)
         position = await book.insert_ledger_entries(_batch(piece, start, position))
         if not position.advanced:
             break

@@ -40,9 +40,15 @@ class EmptyLog:
     """A stream in which nothing new is to be read."""
 
     async def read(
-        self, _stream: str, _start: Start, _take: Callable[[int, Delivery], Any], *, limit: int
+        self,
+        _stream: str,
+        _start: Start,
+        _take: Callable[[int, Delivery], Any],
+        *,
+        limit: int,
+        gently: bool = False,
     ) -> list[Message]:
-        del limit
+        del limit, gently
         return []
 
 

@@ -21,6 +21,7 @@ class FakeLog:
 
     ids: list[UUID] = field(default_factory=list)
     first: int = 0
+    was_gently_read: bool = False
 
     async def read(
         self,
@@ -29,7 +30,9 @@ class FakeLog:
         take: Callable[[int, Delivery], Message | None],
         *,
         limit: int,
+        gently: bool = False,
     ) -> list[Message]:
+        self.was_gently_read = gently
         begin = self.first if start == "first" else max(start, self.first)
         found = [
             take(offset, Delivery(body=b"", routing_key="", message_id=str(key), headers={}))
@@ -104,6 +107,17 @@ async def test_a_piece_is_written_some_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert [len(batch.entries) for batch in book.batches] == [3, 3, 2]
     assert [batch.unread for batch in book.batches] == [1, 0, 0]
     assert (progress.next_offset, progress.caught_up) == (10, True)
+
+
+async def test_read_gently_the_same_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_reading, "WRITTEN_AT_ONCE", 3)
+    log, book = FakeLog(some_ids(10)), FakeBook()
+
+    progress = await read_on(log, book, most=100, gently=True)
+
+    assert book.ids == log.ids
+    assert (progress.next_offset, progress.caught_up) == (10, True)
+    assert log.was_gently_read
 
 
 async def test_a_stream_begun_anew_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
