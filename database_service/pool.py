@@ -74,6 +74,8 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._waiting_for = "Connecting to PostgreSQL."
         self._is_there = True
+        self._in_use = 0
+        """Connections asked for and not yet given back."""
         self._releases: set[asyncio.Task[None]] = set()
         self._streams = asyncio.Semaphore(max(1, settings.db_pool_max // 2))
 
@@ -167,7 +169,7 @@ class Database:
         if (pool := self._pool) is None:
             raise DatabaseUnavailableError(self._waiting_for)
         with self._watched(), translated():
-            connection = await _acquire(pool)
+            connection = await self._acquire(pool)
             try:
                 yield connection
             except (TimeoutError, asyncpg.InternalClientError):
@@ -181,6 +183,22 @@ class Database:
             finally:
                 self._release(pool, connection)
 
+    async def _acquire(self, pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:
+        self._in_use += 1
+        try:
+            if self._in_use <= self._settings.db_pool_max:
+                return await pool.acquire()  # nearly always; a deadline costs as much as the rest
+            return await pool.acquire(timeout=ACQUIRE_SECONDS)
+        except BaseException as error:
+            self._in_use -= 1
+            is_full = pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size()
+            if isinstance(error, TimeoutError) and is_full:
+                raise _PoolBusyError(
+                    f"All {pool.get_size()} connections to PostgreSQL were busy for "
+                    f"{ACQUIRE_SECONDS:g} s. Nothing was stored; ask again later."
+                ) from error
+            raise
+
     def _release(self, pool: "asyncpg.Pool[asyncpg.Record]", connection: Connection) -> None:
         """Give a connection back; whoever waits for the answer does not wait for that too."""
         release = asyncio.create_task(pool.release(connection, timeout=ACQUIRE_SECONDS))
@@ -189,6 +207,7 @@ class Database:
 
     def _released(self, release: asyncio.Task[None]) -> None:
         self._releases.discard(release)
+        self._in_use -= 1
         error = None if release.cancelled() else release.exception()
         if error and not isinstance(error, _LOST):  # the pool forgets those by itself
             log.error("database.release_failed", error=repr(error))
@@ -208,8 +227,8 @@ class Database:
             raise
         if not self._is_there:
             log.info("database.back")
-        self._is_there = True
-        metrics.DATABASE_CONNECTED.set(1)
+            self._is_there = True
+            metrics.DATABASE_CONNECTED.set(1)
 
     async def in_transaction(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """The result of ``work``, done in one transaction; again if that loses a race.
@@ -270,20 +289,6 @@ async def _keep(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 
     asyncpg's own reset is one more statement for each use.
     """
-
-
-async def _acquire(pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:
-    if pool.get_idle_size():  # nearly always; a deadline costs as much as all the rest of it
-        return await pool.acquire()
-    try:
-        return await pool.acquire(timeout=ACQUIRE_SECONDS)
-    except TimeoutError as error:
-        if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
-            raise _PoolBusyError(
-                f"All {pool.get_size()} connections to PostgreSQL were busy for "
-                f"{ACQUIRE_SECONDS:g} s. Nothing was stored; ask again later."
-            ) from error
-        raise
 
 
 def _is_gone(connection: Connection) -> bool:
