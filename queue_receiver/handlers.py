@@ -67,7 +67,7 @@ async def store_registration(
     failpoint("w14")
     template = MAIL_FOR[stored.outcome]
     await publisher.publish(
-        EmailRequested.model_construct(
+        EmailRequested(
             to=data.email,
             template=template,
             user_id=stored.user_id,

@@ -163,9 +163,7 @@ async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries)
 
 
 def _claim_request(message_id: UUID, request: EmailRequested) -> ClaimRequest:
-    # Constructed, not validated: checking an address takes longer than all the rest here, and
-    # the contract has just done it.
-    return ClaimRequest.model_construct(
+    return ClaimRequest(
         message_id=message_id,
         lease_id=uuid4(),
         template=request.template,
