@@ -30,7 +30,8 @@ class Coalescer(Generic[Item, Result]):
         under_way: int = REQUESTS_UNDER_WAY,
     ) -> None:
         self._send = send
-        self._name = name
+        # Looked up once: a lookup costs as much as counting.
+        self._size = metrics.BATCH_SIZE.labels(name)
         self._max_items = max_items
         self._free = under_way
         self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -70,7 +71,7 @@ class Coalescer(Generic[Item, Result]):
         batch = [(item, future) for item, future in batch if not future.done()]
         if not batch:
             return
-        metrics.BATCH_SIZE.labels(self._name).observe(len(batch))
+        self._size.observe(len(batch))
         try:
             results = await self._send([item for item, _ in batch])
             # As a list: with an answer too few or too many, nobody's place is certain.
