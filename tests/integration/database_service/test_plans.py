@@ -42,6 +42,7 @@ FILL = """
 
 BULK = {
     "known registrations": registrations.SELECT_ANSWERS,
+    "somebody new": registrations.STORE_SOMEBODY_NEW,
     "journey": RegistrationRepository.SELECT_JOURNEY,
     "new claims": claims.INSERT_CLAIMS,
     "known claims": claims.UPDATE_CLAIMS,

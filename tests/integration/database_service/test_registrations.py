@@ -58,6 +58,19 @@ async def test_the_same_id_again_gets_the_same_answer(
     assert await sql.fetchval("SELECT count(*) FROM users") == 2
 
 
+async def test_the_same_id_with_another_address_gets_the_first_answer_and_makes_nobody(
+    registrations: RegistrationRepository, sql: asyncpg.Connection
+) -> None:
+    item = a_registration()
+    (first,) = await registrations.insert_registrations([item])
+
+    other = a_registration(registration_id=item.registration_id)
+    (again,) = await registrations.insert_registrations([other])
+
+    assert again == first
+    assert await sql.fetchval("SELECT count(*) FROM users") == 1
+
+
 async def test_a_known_address_in_another_case_is_a_duplicate_of_the_same_user(
     registrations: RegistrationRepository,
 ) -> None:
@@ -158,14 +171,15 @@ async def test_batches_answer_like_one_registration_after_the_other(
             assert user_of.get(owners[address], result.user_id) == result.user_id
 
 
+@pytest.mark.parametrize("largest", [2, 60])
 async def test_batches_that_overlap_at_the_same_time_store_each_registration_once(
-    database_dsn: str, sql: asyncpg.Connection
+    database_dsn: str, sql: asyncpg.Connection, largest: int
 ) -> None:
     """Eight connections of two instances, 160 shuffled batches over 300 ids and 120 addresses."""
     chance = random.Random(7)  # noqa: S311 - the same mix every time
     addresses = [an_address() for _ in range(120)]
     items = [a_registration(chance.choice(addresses)) for _ in range(300)]
-    work = [chance.sample(items, chance.randint(1, 60)) for _ in range(160)]
+    work = [chance.sample(items, chance.randint(1, largest)) for _ in range(160)]
 
     settings = settings_for(database_dsn, pool_min=4, pool_max=4)
     async with Database.open(settings) as one, Database.open(settings) as other:
