@@ -32,7 +32,7 @@ from queue_receiver.ledger_reading import STREAM, Book, Log, Progress, read_on
 log = structlog.get_logger()
 
 MOST_IN_BACKGROUND = 10_000
-"""Messages read in one turn of the background: work goes first."""
+"""Messages read in one turn of the background; then it says how things stand."""
 
 MOST_ON_REQUEST = 50_000
 """Some seconds' worth; whoever asks is told when that was not all."""
@@ -277,9 +277,11 @@ class Auditor:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self, interval: timedelta) -> None:
-        was_lost = 0
+        was_lost, read_up_to, is_behind = 0, 0, False
         while True:
-            await asyncio.sleep(interval.total_seconds())
+            if not is_behind:  # else it goes on at once: pauses are made while reading, too
+                await asyncio.sleep(interval.total_seconds())
+            is_behind = False
             try:
                 ledger = await self.reconcile(most=MOST_IN_BACKGROUND, gently=True)
             except UserStreamError as error:
@@ -291,6 +293,8 @@ class Auditor:
             if ledger.lost > was_lost:
                 log.error("ledger.lost", lost=ledger.lost, work_binding=ledger.work_binding)
             was_lost = ledger.lost
+            is_behind = not ledger.caught_up and ledger.read_up_to > read_up_to
+            read_up_to = ledger.read_up_to
 
 
 def _suspects(

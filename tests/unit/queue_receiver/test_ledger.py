@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from common.queue_view import QueueLook
 from common.stream import Start
 from queue_receiver import ledger as ledger_module
 from queue_receiver.ledger import Auditor
-from queue_receiver.ledger_reading import Message
+from queue_receiver.ledger_reading import Message, Progress
 
 LOST_AFTER = timedelta(minutes=10)
 
@@ -292,3 +293,32 @@ async def test_a_dead_letter_does_not_speak_for_a_missing_binding(world: World) 
     ledger = await world.auditor.reconcile()
 
     assert ledger.work_binding == WorkBinding.UNKNOWN
+
+
+async def test_while_it_is_behind_the_background_reads_on_without_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind, further_behind = Progress(10, caught_up=False), Progress(20, caught_up=False)
+    at_the_end, not_up = Progress(25, caught_up=True), Progress(25, caught_up=False)
+    turns = [behind, further_behind, at_the_end, not_up]
+    happened: list[float | Progress] = []
+    wait_a_turn, is_over = asyncio.sleep, asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        happened.append(seconds)
+        await wait_a_turn(0)
+
+    async def read_on(*_: object, most: int, gently: bool) -> Progress:
+        assert (most, gently) == (ledger_module.MOST_IN_BACKGROUND, True)
+        if not turns:
+            is_over.set()
+            await asyncio.Event().wait()
+        happened.append(turns[0])
+        return turns.pop(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(ledger_module, "read_on", read_on)
+    async with world.auditor.watching(timedelta(hours=1)):
+        await is_over.wait()
+
+    assert happened == [3600, behind, further_behind, at_the_end, 3600, not_up, 3600]
