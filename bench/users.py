@@ -82,15 +82,14 @@ async def _fill(dsn: str, number: int) -> None:
 
 
 def empty(arena: Arena) -> None:
-    """Take everybody out of our tables again, and leave no disk writes for what comes next."""
-    run(_empty(arena.ours.dsn))
+    """Take everybody out of our tables again."""
+    run(_execute(arena.ours.dsn, EMPTY))
 
 
-async def _empty(dsn: str) -> None:
+async def _execute(dsn: str, statement: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
-        await connection.execute(EMPTY)
-        await connection.execute("CHECKPOINT")
+        await connection.execute(statement)
     finally:
         await connection.close()
 
