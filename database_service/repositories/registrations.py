@@ -26,7 +26,7 @@ class RegistrationRepository:
     async def insert_registrations(
         self, registrations: Sequence[RegistrationToStore]
     ) -> list[StoredRegistration]:
-        """Store registrations and their users in one statement; answers in their order.
+        """Store registrations and their users by a statement that stores all; answers in order.
 
         An id that is known, from before or from the same batch, gets the answer that it got.
         Of registrations with the same address the first becomes the user; the others are
@@ -152,7 +152,8 @@ async def _insert_people(
     A single one of somebody new, as nearly all are on a quiet system, in two thirds of the time.
 
     Raises:
-        LostRaceError: One of them is known, or a user was removed meanwhile; nothing was stored.
+        LostRaceError, asyncpg.SerializationError: One of them is known, or a user was removed
+            meanwhile; nothing was stored.
     """
     if len(people) == 1:
         (one,) = people
@@ -161,7 +162,9 @@ async def _insert_people(
                 STORE_SOMEBODY_NEW,
                 *(one.registration_id, one.name, one.surname, one.email, one.received_at),
             )
-        except asyncpg.UniqueViolationError as error:  # its id; the address is no error
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != "registrations_pkey":
+                raise
             raise LostRaceError from error
         if rows:
             return _answers(rows)

@@ -1,0 +1,39 @@
+import asyncpg
+
+from common.contracts.registrations import Outcome, RegistrationToStore, StoredRegistration
+from database_service.pool import Database
+from database_service.repositories.registrations import RegistrationRepository
+from database_service.repositories.rehearsals import rehearse_registrations
+from tests.integration.database_service.builders import a_registration
+
+
+async def rehearsed(database: Database, *items: RegistrationToStore) -> list[StoredRegistration]:
+    return await rehearse_registrations(database, items)
+
+
+async def test_somebody_new_would_be_stored_and_is_not(
+    database: Database, sql: asyncpg.Connection
+) -> None:
+    (answer,) = await rehearsed(database, a_registration())
+
+    assert answer.outcome is Outcome.STORED
+    assert await sql.fetchval("SELECT count(*) FROM users") == 0
+    assert await sql.fetchval("SELECT count(*) FROM registrations") == 0
+
+
+async def test_whoever_is_known_gets_the_answer_from_before(
+    database: Database, registrations: RegistrationRepository, sql: asyncpg.Connection
+) -> None:
+    """By id whatever the address is, and by address whatever the id is."""
+    item = a_registration()
+    (known,) = await registrations.insert_registrations([item])
+
+    same_id = a_registration(registration_id=item.registration_id)
+    same_address = a_registration(item.email)
+
+    assert await rehearsed(database, item) == [known]
+    assert await rehearsed(database, same_id) == [known]
+    (duplicate,) = await rehearsed(database, same_address)
+    assert (duplicate.outcome, duplicate.user_id) == (Outcome.DUPLICATE, known.user_id)
+    assert await rehearsed(database, same_id, same_address) == [known, duplicate]
+    assert await sql.fetchval("SELECT count(*) FROM users") == 1
