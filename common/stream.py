@@ -21,13 +21,13 @@ from common.wire import Wire
 OFFSET = "x-stream-offset"
 
 PREFETCH = 50
-"""Messages on their way to us at once; streams insist on a bound."""
+"""Messages of a portion: so many are on their way to us at once; streams insist on a bound."""
 
-GENTLE_PAUSE_SECONDS = 0.02
-"""Between two such portions where nobody waits for them.
+PORTION_SECONDS = 0.02
+"""From the first message of a portion to asking for the next one, where nobody waits for them.
 
 For each message that came alone the broker reads a chunk of its file: a thousand in one go hold up
-everything else there for a tenth of a second.
+everything else there for a tenth of a second. Whoever does wait has the next portion at once.
 """
 
 FIRST_SECONDS = 3.0
@@ -35,10 +35,11 @@ FIRST_SECONDS = 3.0
 
 CALM_SECONDS = 0.25
 CALM_MESSAGES = 250
-"""After so long with fewer messages the end of the stream is taken as reached.
+"""After so long with fewer messages and without a whole portion, the end is taken as reached.
 
-What still comes then is just being published. Waiting for silence instead would read along with
-a busy stream for ever, each message in the way of the same message in its queue.
+What still comes then is just being published: the broker sends what it has in whole portions,
+however slow it is. Waiting for silence instead would read along with a busy stream for ever, each
+message in the way of the same message in its queue.
 """
 
 ANSWER_SECONDS = 5.0
@@ -87,7 +88,7 @@ class StreamReader:
             start: Offset of the first message, or ``first`` for the oldest there is. Where
                 the stream has forgotten that offset, it is the oldest, too.
             take: Gets offset and message; None leaves it out. Bodies are not kept.
-            limit: Most messages looked at.
+            limit: Most messages looked at; at least 1.
             gently: Whether to make pauses, because nobody waits for it.
 
         Raises:
@@ -95,8 +96,7 @@ class StreamReader:
             TopologyMissingError: There is no such stream.
         """
         async with self._one_at_a_time:
-            pause = GENTLE_PAUSE_SECONDS if gently else 0.0
-            reading = _Reading(start, take, limit, pause)
+            reading = _Reading(start, take, limit, gently=gently)
             with self._watched():
                 async with asyncio.timeout(ANSWER_SECONDS):
                     wire = await self._usable_wire()
@@ -180,22 +180,30 @@ class _Reading(Generic[Item]):
         start: Start,
         take: Callable[[int, Delivery], Item | None],
         limit: int,
-        pause: float,
+        *,
+        gently: bool,
     ) -> None:
         self.items: list[Item] = []
         self._first = start if isinstance(start, int) else 0
         self._take = take
         self._left = limit
-        self._pause = pause
-        self._in_hand: list[int] = []
+        self._gently = gently
+        self._portion: list[int] = []
+        self._whole_portions = 0
+        self._next: asyncio.TimerHandle | None = None
         self._has_begun = asyncio.Event()
         self._is_full = asyncio.Event()
 
     def received(self, wire: Wire | PlainWire, tag: int, delivery: Delivery) -> None:
         """Take a message; those before the first belong to the piece that the broker sends."""
-        self._in_hand.append(tag)
-        if len(self._in_hand) == 1:
-            asyncio.get_running_loop().call_later(self._pause, self.acknowledge, wire)
+        self._portion.append(tag)
+        if len(self._portion) == 1:
+            loop = asyncio.get_running_loop()
+            self._next = loop.call_later(PORTION_SECONDS, self.acknowledge, wire)
+        if len(self._portion) == PREFETCH:
+            self._whole_portions += 1
+            if not self._gently:
+                self.acknowledge(wire)
         offset = delivery.headers.get(OFFSET)
         if self._left and isinstance(offset, int) and offset >= self._first:
             self._left -= 1
@@ -208,9 +216,11 @@ class _Reading(Generic[Item]):
 
     def acknowledge(self, wire: Wire | PlainWire) -> None:
         """Have the broker send more."""
-        for tag in self._in_hand:
+        if self._next is not None:
+            self._next.cancel()
+        for tag in self._portion:
             wire.acknowledge(tag)
-        self._in_hand.clear()
+        self._portion.clear()
 
     async def done(self, wire: Wire | PlainWire) -> None:
         """Return when the limit is reached or hardly anything comes any more.
@@ -220,9 +230,10 @@ class _Reading(Generic[Item]):
         """
         goes_on = await _within(FIRST_SECONDS, self._has_begun)
         while goes_on:
-            left = self._left
-            goes_on = not await _within(CALM_SECONDS, self._is_full)
-            goes_on = goes_on and left - self._left >= CALM_MESSAGES
+            left, whole_portions = self._left, self._whole_portions
+            is_full = await _within(CALM_SECONDS, self._is_full)
+            is_calm = left - self._left < CALM_MESSAGES and self._whole_portions == whole_portions
+            goes_on = not (is_full or is_calm)
         if wire.closed:
             raise ConnectionError("The channel was lost.")
 

@@ -31,8 +31,8 @@ from queue_receiver.ledger_reading import STREAM, Book, Log, Progress, read_on
 
 log = structlog.get_logger()
 
-MOST_IN_BACKGROUND = 10_000
-"""Messages read in one turn of the background; then it says how things stand."""
+MOST_IN_BACKGROUND = 3_000
+"""Messages read in one turn of the background: some seconds, for which whoever asks has to wait."""
 
 MOST_ON_REQUEST = 50_000
 """Some seconds' worth; whoever asks is told when that was not all."""
@@ -114,6 +114,7 @@ class Auditor:
         self._last_at = time.monotonic()
         self._lost: list[MissingRegistration] = []
         self._failure = ""
+        self._is_behind = False
         self._unbound = False
         metrics.LEDGER_AGE.set_function(lambda: time.monotonic() - self._last_at)
 
@@ -128,6 +129,7 @@ class Auditor:
         async with self._one_at_a_time:
             progress = await read_on(self._log, self._accounts, most=most, gently=gently)
             ledger, self._lost = await self._compare(progress)
+            self._is_behind = progress.is_behind
             self._last, self._last_at = ledger, time.monotonic()
         _measure(ledger)
         return ledger
@@ -277,11 +279,11 @@ class Auditor:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self, interval: timedelta) -> None:
-        was_lost, read_up_to, is_behind = 0, 0, False
+        was_lost = 0
         while True:
-            if not is_behind:  # else it goes on at once: pauses are made while reading, too
+            if not self._is_behind:  # else it goes on at once: reading makes pauses itself
                 await asyncio.sleep(interval.total_seconds())
-            is_behind = False
+            self._is_behind = False
             try:
                 ledger = await self.reconcile(most=MOST_IN_BACKGROUND, gently=True)
             except UserStreamError as error:
@@ -293,8 +295,6 @@ class Auditor:
             if ledger.lost > was_lost:
                 log.error("ledger.lost", lost=ledger.lost, work_binding=ledger.work_binding)
             was_lost = ledger.lost
-            is_behind = not ledger.caught_up and ledger.read_up_to > read_up_to
-            read_up_to = ledger.read_up_to
 
 
 def _suspects(

@@ -1,7 +1,7 @@
 """Reads the stream of registrations from where it was left, and writes what it finds to the book.
 
 The book (``database_service``) keeps the position; AMQP 0-9-1 keeps none. Several receivers may
-read at once: only one of them gets each piece written.
+read at once: only one of them gets each message written.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import structlog
 from common.canary import is_canary
 from common.contracts.ledger import LedgerBatch, LedgerEntry, LedgerPosition
 from common.envelope import Delivery
-from common.stream import GENTLE_PAUSE_SECONDS, Start
+from common.stream import PORTION_SECONDS, Start
 from common.topology import USER_REGISTRATION
 
 log = structlog.get_logger()
@@ -49,6 +49,9 @@ class Progress:
     next_offset: int
     caught_up: bool
     """Whether that was the end of the stream."""
+
+    is_behind: bool = False
+    """Whether there is more, and nobody else is reading it."""
 
 
 class Log(Protocol):
@@ -91,9 +94,9 @@ class _Piece:
 async def read_on(log_: Log, book: Book, *, most: int, gently: bool = False) -> Progress:
     """Read from the position to the end of the stream, or until ``most`` messages were read.
 
-    Gently: with pauses, so that work goes on beside it.
+    Gently: with pauses, so that work goes on beside it, and not if another reader is at it.
 
-    A crash between reading and writing repeats the piece: nothing counts twice.
+    A crash between reading and writing repeats what was not written: nothing counts twice.
 
     Raises:
         UnavailableError: The broker or database_service is away; what was written stays.
@@ -111,7 +114,9 @@ async def read_on(log_: Log, book: Book, *, most: int, gently: bool = False) -> 
         left -= len(piece.messages)
         if position.advanced and len(piece.messages) < PIECE - 1:
             return Progress(position.next_offset, caught_up=True)
-    return Progress(position.next_offset, caught_up=False)
+        if gently and not position.advanced:
+            return Progress(position.next_offset, caught_up=False)
+    return Progress(position.next_offset, caught_up=False, is_behind=True)
 
 
 async def _read_piece(log_: Log, position: LedgerPosition, *, gently: bool) -> _Piece:
@@ -152,7 +157,7 @@ async def _write(
     """Write a piece, some messages at a time; where another reader was first, it ends there."""
     for start in range(0, len(piece.messages), WRITTEN_AT_ONCE):
         if start and gently:
-            await asyncio.sleep(GENTLE_PAUSE_SECONDS)
+            await asyncio.sleep(PORTION_SECONDS)
         position = await book.insert_ledger_entries(_batch(piece, start, position))
         if not position.advanced:
             break

@@ -298,7 +298,8 @@ async def test_a_dead_letter_does_not_speak_for_a_missing_binding(world: World) 
 async def test_while_it_is_behind_the_background_reads_on_without_waiting(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    behind, further_behind = Progress(10, caught_up=False), Progress(20, caught_up=False)
+    behind = Progress(10, caught_up=False, is_behind=True)
+    further_behind = Progress(20, caught_up=False, is_behind=True)
     at_the_end, not_up = Progress(25, caught_up=True), Progress(25, caught_up=False)
     turns = [behind, further_behind, at_the_end, not_up]
     happened: list[float | Progress] = []

@@ -10,7 +10,7 @@ from common.contracts.ledger import LedgerBatch, LedgerPosition
 from common.envelope import Delivery
 from common.stream import Start
 from queue_receiver import ledger_reading
-from queue_receiver.ledger_reading import Message, accepted_at, read_on
+from queue_receiver.ledger_reading import Message, Progress, accepted_at, read_on
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
@@ -90,7 +90,7 @@ async def test_reading_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch
     part = await read_on(log, book, most=5)
     rest = await read_on(log, book, most=100)
 
-    assert not part.caught_up
+    assert (part.caught_up, part.is_behind) == (False, True)
     assert (rest.next_offset, rest.caught_up) == (10, True)
     assert book.ids == log.ids
 
@@ -159,6 +159,16 @@ async def test_what_another_reader_wrote_is_not_written_again() -> None:
 
     assert book.ids == log.ids[4:]
     assert progress.next_offset == 6
+
+
+async def test_read_gently_one_reader_leaves_the_stream_to_the_other() -> None:
+    log, book = FakeLog(some_ids(6)), FakeBook()
+    book.rival = LedgerPosition(next_offset=4, last_id=log.ids[3])
+
+    progress = await read_on(log, book, most=100, gently=True)
+
+    assert book.ids == []
+    assert progress == Progress(4, caught_up=False, is_behind=False)
 
 
 async def test_what_the_stream_forgot_is_counted() -> None:
