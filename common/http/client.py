@@ -35,8 +35,11 @@ NEXT_ADDRESS_SECONDS = 0.25
 _IDEMPOTENT = ("GET", "PUT", "DELETE")
 
 _HEAD = re.compile(
-    rb"(HTTP/1\.[01]) ([1-5]\d\d)(?: [^\r\n]*)?((?:\r\n[^\r\n:\s][^\r\n:]*:[^\r\n]*)*)"
+    rb"(HTTP/1\.[01]) ([1-5]\d\d)(?: [^\r\n]*)?"
+    rb"((?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*)*)"
 )
+"""A status line and headers; not one whose name has a blank, which others may read differently."""
+
 _SPOKEN = re.compile(
     rb"\r\n(content-length|content-type|transfer-encoding|connection):([^\r\n]*)", re.IGNORECASE
 )
@@ -73,7 +76,7 @@ def read_answer(received: bytes | bytearray) -> Answer | int:
     if end < 0:
         return len(received) + 1
     if not (head := _HEAD.fullmatch(received, 0, end)):
-        raise MalformedAnswerError("an answer does not begin as HTTP/1.1 does")
+        raise MalformedAnswerError("the head of an answer is not understood")
     version, code, lines = head.groups()
     status, headers = int(code), _headers(lines)
     if status < 200:  # noqa: PLR2004 - of which none is ever asked for here
@@ -100,6 +103,8 @@ def _headers(lines: bytes) -> dict[bytes, bytes]:
         name, value = spelling.lower(), rest.strip()
         if name == b"content-length" and headers.get(name, value) != value:
             raise MalformedAnswerError("an answer of two lengths")
+        if name != b"content-length" and name in headers:
+            value = headers[name] + b", " + value  # RFC 9110, 5.3
         headers[name] = value
     return headers
 

@@ -84,6 +84,7 @@ def test_whatever_comes_is_an_answer_or_said_to_be_none(received: bytes) -> None
         (b"HTTP/1.1 304\r\nServer: x\r\n", True),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: Close\r\n", False),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x, close\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\nConnection: x\r\n", False),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n", False),
     ],
 )
@@ -107,6 +108,9 @@ def test_an_answer_without_a_body(head: bytes, stays_open: bool) -> None:  # noq
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n: x\r\n\r\n1",
         b"HTTP/1.1 200 OK\r\nX: a\r\n Content-Length: 1\r\n\r\n1",
         b"HTTP/1.1 200 OK\r\nContent-Length : 1\r\n\r\n1",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length : 5\r\n\r\n1",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\nContent-Length: 1\r\n\r\n1",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: a\nContent-Length: 1\r\n\r\n1",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\n1",
