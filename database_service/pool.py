@@ -186,8 +186,10 @@ class Database:
     async def _acquire(self, pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:
         self._in_use += 1
         try:
-            if self._in_use <= self._settings.db_pool_max:
-                return await pool.acquire()  # nearly always; a deadline costs as much as the rest
+            # Nearly always; a deadline costs as much as all the rest of it. One connection may be
+            # in nobody's use and not free: the pool opens it anew.
+            if self._in_use < self._settings.db_pool_max:
+                return await pool.acquire()
             return await pool.acquire(timeout=ACQUIRE_SECONDS)
         except BaseException as error:
             self._in_use -= 1
