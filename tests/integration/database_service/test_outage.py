@@ -236,8 +236,13 @@ async def end_sessions(sql: asyncpg.Connection) -> None:
     )
 
 
-async def test_a_connection_comes_back_however_it_was_used(database_dsn: str) -> None:
-    """After a cancelled statement, one that was too slow, one that lost its backend, an error."""
+async def test_a_connection_comes_back_however_it_was_used(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a cancelled statement, one that was too slow, one that lost its backend, an error.
+
+    None counts as free that is in use: whoever finds all busy is told so, and does not wait on.
+    """
     async with Database.open(settings_for(database_dsn, pool_max=2)) as database:
 
         async def use(statement: str, seconds: float | None = None) -> None:
@@ -258,3 +263,12 @@ async def test_a_connection_comes_back_however_it_was_used(database_dsn: str) ->
         with pytest.raises(asyncpg.UndefinedTableError):
             await use("SELECT * FROM nothing")
         await asyncio.gather(*(use("SELECT 1") for _ in range(20)))
+        monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 0.3)
+        async with database.connection(), database.connection():
+            waiting = asyncio.create_task(use("SELECT 1"))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            for _ in range(3):
+                with pytest.raises(DatabaseUnavailableError, match="were busy"):
+                    async with asyncio.timeout(10):
+                        await use("SELECT 1")
