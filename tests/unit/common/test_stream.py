@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import pytest
 
+from common import stream
 from common.envelope import Delivery
 from common.line import Received
 from common.stream import OFFSET, PREFETCH, StreamReader
@@ -18,10 +19,13 @@ class SlowBroker:
 
     closed = False
 
-    def __init__(self, messages: int, *, seconds: float) -> None:
+    def __init__(self, messages: int, *, seconds: float, apart: float = 0.0) -> None:
         self._messages = messages
         self._seconds = seconds
+        self._apart = apart
+        """Seconds between one message and the next."""
         self._given = 0
+        self._next_at = 0.0
         self._in_hand: set[int] = set()
         self.most_in_hand = 0
         self.channel = SimpleNamespace(basic_cancel=self._cancel)
@@ -41,7 +45,9 @@ class SlowBroker:
         self._later()
 
     def _later(self) -> None:
-        asyncio.get_running_loop().call_later(self._seconds, self._give)
+        loop = asyncio.get_running_loop()
+        self._next_at = max(self._next_at + self._apart, loop.time() + self._seconds)
+        loop.call_at(self._next_at, self._give)
 
     def _give(self) -> None:
         if self._given < self._messages:
@@ -91,3 +97,25 @@ async def test_the_end_of_a_stream_is_found(messages: int, *, gently: bool) -> N
 
     assert found == list(range(messages))
     assert broker.owed == 0
+
+
+async def test_where_messages_drip_there_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No portion is ever whole in time, and still too many come for the end of a stream."""
+    monkeypatch.setattr(stream, "CALM_MESSAGES", 20)  # of about 120
+    broker = SlowBroker(10_000, seconds=0.001, apart=0.002)
+
+    found = await read(broker, limit=250, gently=True)
+
+    assert found == list(range(250))
+
+
+@pytest.mark.parametrize(("gently", "read_in_time"), [(True, PREFETCH), (False, 400)])
+async def test_only_where_nobody_waits_a_pause_follows_each_portion(
+    monkeypatch: pytest.MonkeyPatch, *, gently: bool, read_in_time: int
+) -> None:
+    monkeypatch.setattr(stream, "PORTION_SECONDS", 60)
+    broker = SlowBroker(10_000, seconds=0.001)
+
+    found = await read(broker, limit=400, gently=gently)
+
+    assert found == list(range(read_in_time))

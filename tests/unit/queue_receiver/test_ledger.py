@@ -22,7 +22,7 @@ from common.contracts.ledger import (
 )
 from common.dead_letters import DeadLetterQueue
 from common.envelope import Delivery
-from common.errors import ConflictError, TopologyMissingError
+from common.errors import BrokerUnavailableError, ConflictError, TopologyMissingError
 from common.queue_view import QueueLook
 from common.stream import Start
 from queue_receiver import ledger as ledger_module
@@ -301,8 +301,16 @@ async def test_while_it_is_behind_the_background_reads_on_without_waiting(
     behind = Progress(10, caught_up=False, is_behind=True)
     further_behind = Progress(20, caught_up=False, is_behind=True)
     at_the_end, not_up = Progress(25, caught_up=True), Progress(25, caught_up=False)
-    turns = [behind, further_behind, at_the_end, not_up]
-    happened: list[float | Progress] = []
+    away = BrokerUnavailableError("away")
+    turns: list[Progress | BrokerUnavailableError] = [
+        behind,
+        further_behind,
+        at_the_end,
+        not_up,
+        behind,
+        away,
+    ]
+    happened: list[float | Progress | BrokerUnavailableError] = []
     wait_a_turn, is_over = asyncio.sleep, asyncio.Event()
 
     async def sleep(seconds: float) -> None:
@@ -314,12 +322,19 @@ async def test_while_it_is_behind_the_background_reads_on_without_waiting(
         if not turns:
             is_over.set()
             await asyncio.Event().wait()
-        happened.append(turns[0])
-        return turns.pop(0)
+        happened.append(turn := turns.pop(0))
+        if isinstance(turn, BrokerUnavailableError):
+            raise turn
+        return turn
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(ledger_module, "read_on", read_on)
     async with world.auditor.watching(timedelta(hours=1)):
         await is_over.wait()
 
-    assert happened == [3600, behind, further_behind, at_the_end, 3600, not_up, 3600]
+    assert happened == [
+        *(3600, behind, further_behind, at_the_end),
+        *(3600, not_up),
+        *(3600, behind, away),
+        3600,
+    ]
