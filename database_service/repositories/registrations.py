@@ -14,7 +14,6 @@ from common.contracts.registrations import (
 )
 from common.failpoints import failpoint
 from database_service.pool import Connection, Database
-from database_service.translation import LostRaceError
 
 
 class RegistrationRepository:
@@ -26,7 +25,7 @@ class RegistrationRepository:
     async def insert_registrations(
         self, registrations: Sequence[RegistrationToStore]
     ) -> list[StoredRegistration]:
-        """Store registrations and their users by a statement that stores all; answers in order.
+        """Store registrations and their users at once; answers in their order.
 
         An id that is known, from before or from the same batch, gets the answer that it got.
         Of registrations with the same address the first becomes the user; the others are
@@ -149,11 +148,11 @@ async def _insert_people(
 ) -> dict[UUID, StoredRegistration]:
     """Store registrations as ``_insert_unknown`` does.
 
-    A single one of somebody new, as nearly all are on a quiet system, in two thirds of the time.
+    A single one of somebody new, as nearly all are on a quiet system, in three quarters of the
+    time.
 
     Raises:
-        LostRaceError, asyncpg.SerializationError: One of them is known, or a user was removed
-            meanwhile; nothing was stored.
+        asyncpg.SerializationError: As there.
     """
     if len(people) == 1:
         (one,) = people
@@ -165,7 +164,7 @@ async def _insert_people(
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "registrations_pkey":
                 raise
-            raise LostRaceError from error
+            raise asyncpg.SerializationError("the id is known") from error
         if rows:
             return _answers(rows)
     return await _insert_unknown(connection, people, STORE_REGISTRATIONS)

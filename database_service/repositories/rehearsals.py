@@ -8,7 +8,6 @@ import asyncpg
 from common.contracts.registrations import RegistrationToStore, StoredRegistration
 from database_service.pool import Connection, Database
 from database_service.repositories.registrations import RegistrationRepository
-from database_service.translation import LostRaceError
 
 Result = TypeVar("Result")
 
@@ -48,5 +47,5 @@ class _OnTrial(Database):
         try:
             async with self._connection.transaction():  # a savepoint
                 return await work(self._connection)
-        except (asyncpg.SerializationError, LostRaceError):
+        except asyncpg.SerializationError:
             return await work(self._connection)
