@@ -7,12 +7,16 @@ from uuid import UUID
 
 from common.contracts.registrations import Journey, JourneyStatus
 from common.contracts.rules import (
+    EMAIL_CHARACTER,
     EMAIL_HINT,
     EMAIL_MAX_LENGTH,
     EMAIL_PATTERN,
-    NAME_HINT,
+    EMAIL_STRAY,
+    NAME_CHARACTER,
+    NAME_LETTERLESS,
     NAME_MAX_LENGTH,
     NAME_PATTERN,
+    NAME_STRAY,
 )
 from common.errors import FieldError
 from common.http.pages import Pages
@@ -55,8 +59,16 @@ class Field:
     pattern: str
     """As browsers write it; refuses nothing that the server takes."""
 
+    character: str
+    """One character of it, in the same syntax."""
+
     missing: str
+    stray: str
+    """What to say of the first character that is none of these, with ``{character}`` for it."""
+
     mismatch: str
+    """What to say where all characters are right and the whole is not."""
+
     note: str = ""
     """Always visible below the label."""
 
@@ -78,8 +90,10 @@ FIELDS = (
         autocomplete="given-name",
         max_length=NAME_MAX_LENGTH,
         pattern=NAME_PATTERN,
+        character=NAME_CHARACTER,
         missing="Enter your first name.",
-        mismatch=NAME_HINT,
+        stray=NAME_STRAY,
+        mismatch=NAME_LETTERLESS,
     ),
     Field(
         name="surname",
@@ -88,8 +102,10 @@ FIELDS = (
         autocomplete="family-name",
         max_length=NAME_MAX_LENGTH,
         pattern=NAME_PATTERN,
+        character=NAME_CHARACTER,
         missing="Enter your surname.",
-        mismatch=NAME_HINT,
+        stray=NAME_STRAY,
+        mismatch=NAME_LETTERLESS,
     ),
     Field(
         name="email",
@@ -98,7 +114,9 @@ FIELDS = (
         autocomplete="email",
         max_length=EMAIL_MAX_LENGTH,
         pattern=EMAIL_PATTERN,
+        character=EMAIL_CHARACTER,
         missing="Enter your e-mail address.",
+        stray=EMAIL_STRAY,
         mismatch=EMAIL_HINT,
         note="Your confirmation goes to this address.",
     ),

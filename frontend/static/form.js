@@ -131,7 +131,18 @@ function complaint(input) {
   if (refused.get(input)?.value === value) return refused.get(input).text;
   if (value === "") return input.dataset.missing;
   if ([...value].length > limits.get(input)) return input.dataset.tooLong;
-  return new RegExp(input.pattern, "u").test(value) ? "" : input.dataset.mismatch;
+  if (new RegExp(input.pattern, "u").test(value)) return "";
+  const allowed = new RegExp(input.dataset.character, "u");
+  const stray = [...value].find((character) => !allowed.test(character));
+  return stray ? input.dataset.stray.replace("{character}", () => shown(stray)) : input.dataset.mismatch;
+}
+
+/** A character as the subject of a sentence: by its number where nobody would see it. */
+function shown(character) {
+  if (character === " ") return "A space";
+  if (!/[\p{C}\p{Z}]/u.test(character)) return `“${character}”`;
+  const number = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  return `The character U+${number}`;
 }
 
 function clean(value) {

@@ -17,10 +17,10 @@ import pytest
 import pytest_asyncio
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, ConsoleMessage, Page, Route, expect
-from pydantic import AnyHttpUrl, SecretStr
+from pydantic import AnyHttpUrl, SecretStr, TypeAdapter, ValidationError
 
 from common.contracts.registrations import Journey, JourneyStatus, RegistrationSubmitted
-from common.contracts.rules import EMAIL_HINT, NAME_HINT
+from common.contracts.rules import EMAIL_HINT, NAME_STRAY, EmailAddress, PersonName
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
@@ -250,7 +250,9 @@ async def test_form_without_javascript_leads_to_the_errors_and_keeps_the_rest(
         await press_register(page)
 
         await expect(page.locator("#summary")).to_be_focused()
-        await expect(page.locator("#surname-error")).to_have_text(NAME_HINT)
+        await expect(page.locator("#surname-error")).to_have_text(
+            NAME_STRAY.format(character="“2”")
+        )
         await expect(page.locator("#email-error")).to_have_text("Enter your e-mail address.")
         await expect(page.get_by_label("First name")).to_have_value("Ada")
         await expect(page.get_by_label("Surname")).to_have_value("R2-D2")
@@ -328,11 +330,56 @@ async def test_form_complains_after_the_first_visit_and_not_before(
         await name.press_sequentially("R2")
         await expect(error).to_be_hidden()  # still typing
         await name.blur()
-        await expect(error).to_have_text(NAME_HINT)
+        await expect(error).to_have_text(NAME_STRAY.format(character="“2”"))
         await expect(name).to_have_attribute("aria-invalid", "true")
         await name.fill("R")
         await expect(error).to_be_hidden()  # at once
         await expect(name).to_have_attribute("aria-invalid", "false")
+
+
+async def test_form_names_the_character_in_the_words_of_the_server(
+    browser: Browser, site: Site
+) -> None:
+    async with a_page(browser) as page:
+        await page.goto(site.url)
+        for input_, typed, rule in (
+            ("name", "Ada@", PersonName),
+            ("name", "A\ue000", PersonName),
+            ("name", "😀", PersonName),
+            ("name", "...", PersonName),
+            ("email", "ada lovelace@example.org", EmailAddress),
+            ("email", "ada@example.org, eve@example.org", EmailAddress),
+            ("email", "ada", EmailAddress),
+        ):
+            await page.locator(f"#{input_}").fill(typed)
+            await page.locator(f"#{input_}").blur()
+
+            with pytest.raises(ValidationError) as refused:
+                TypeAdapter(rule).validate_python(typed)
+            words = str(refused.value.errors()[0]["ctx"]["error"])
+            await expect(page.locator(f"#{input_}-error")).to_have_text(words)
+
+
+async def test_form_takes_names_of_all_scripts_and_what_is_pasted(
+    browser: Browser, site: Site
+) -> None:
+    async with a_page(browser) as page:
+        await page.goto(site.url)
+        for name in (
+            "レオナルド・ディカプリオ", "\u05d2\u05f3\u05d5\u05e8\u05d2\u05f3", "བཀྲ་ཤིས་",
+            "क्\u200dष", "അരുണ്\u200d",
+            "山田\u3000太郎", "Jean\u2011Luc", "\u200fמשה", "O‘Brien", "Jean\u202fLuc",  # noqa: RUF001
+        ):  # fmt: skip
+            await page.locator("#name").fill(name)
+            await page.locator("#name").blur()
+            await expect(page.locator("#name-error")).to_be_hidden()
+        await fill(page, "山田\u3000太郎", "Jean\u2011Luc", "\u200bAda <ada＠example.org>,")  # noqa: RUF001
+        await press_register(page)
+        await page.wait_for_url(STATUS_PAGE)
+
+    [registration] = site.broker.confirmed.values()
+    assert (registration.name, registration.surname) == ("山田 太郎", "Jean-Luc")
+    assert registration.email == "ada@example.org"
 
 
 async def test_form_tells_of_a_text_that_is_too_long_and_does_not_cut_it(

@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.contracts.registrations import Journey, JourneyStatus
-from common.contracts.rules import EMAIL_PATTERN, NAME_HINT, NAME_PATTERN, check_email
+from common.contracts.rules import (
+    EMAIL_CHARACTER,
+    EMAIL_PATTERN,
+    EMAIL_STRAY,
+    NAME_CHARACTER,
+    NAME_HINT,
+    NAME_LETTERLESS,
+    NAME_PATTERN,
+    NAME_STRAY,
+    check_email,
+)
 from common.errors import FieldError
 from frontend.pages import (
     PAGES,
@@ -90,7 +100,9 @@ def test_form_carries_the_shared_rule_in_its_inputs() -> None:
     assert name["pattern"] == surname["pattern"] == NAME_PATTERN
     assert name["maxlength"] == surname["maxlength"] == "100"
     assert (email["pattern"], email["maxlength"]) == (EMAIL_PATTERN, "254")
-    assert name["data-mismatch"] == NAME_HINT
+    assert name["data-mismatch"] == NAME_LETTERLESS
+    assert (name["data-character"], name["data-stray"]) == (NAME_CHARACTER, NAME_STRAY)
+    assert (email["data-character"], email["data-stray"]) == (EMAIL_CHARACTER, EMAIL_STRAY)
     assert [field["autocomplete"] for field in (name, surname, email)] == [
         "given-name",
         "family-name",

@@ -10,7 +10,7 @@ from pydantic import Field
 from yarl import URL
 
 from common.contracts.base import Body
-from common.contracts.rules import NAME_HINT, PersonName
+from common.contracts.rules import NAME_STRAY, PersonName
 from common.errors import InvalidError
 from common.http.api import Api, answer
 from common.http.app import base_app
@@ -152,9 +152,12 @@ async def test_an_operation_may_read_more_than_the_others(
         ({"petName": None}, {"/petName": "This must be text."}),
         ({"petName": "\ud800"}, {"/petName": "This must be text."}),
         ({"petName": "x" * 101}, {"/petName": "Use at most 100 characters."}),
-        ({"petName": "R2D2"}, {"/petName": NAME_HINT}),
+        ({"petName": "R2D2"}, {"/petName": NAME_STRAY.format(character="“2”")}),
         ({"petName": "Rex", "a/b~c": 1}, {"/a~1b~0c": "There is no such field."}),
-        ({"petName": "Rex", "nickNames": ["a", "b7"]}, {"/nickNames/1": NAME_HINT}),
+        (
+            {"petName": "Rex", "nickNames": ["a", "b7"]},
+            {"/nickNames/1": NAME_STRAY.format(character="“7”")},
+        ),
         ([], {"": "This must be a JSON object."}),
         (None, {"": "This must be a JSON object."}),
     ],
