@@ -125,7 +125,7 @@ class DatabaseUnavailableError(UnavailableError):
 
 
 class MailServerUnavailableError(UnavailableError):
-    """No connection, no greeting, a refused login or a 421 (RFC 5321, 3.8)."""
+    """No connection, no greeting, a refused login, or one recipient refused after the other."""
 
     code = "mail_server_unavailable"
     title = "The mail server is not available right now"
@@ -158,7 +158,7 @@ class NoSpaceError(StorageError):
 
 
 class MailDeferredError(TransientError):
-    """The mail server answered 4yz: try again later (RFC 5321, 4.2.1)."""
+    """The mail server did not take the mail, for no reason that lies with its recipient."""
 
     code = "mail_deferred"
 

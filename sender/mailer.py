@@ -12,6 +12,7 @@ import structlog
 from common import metrics
 from common.contracts.notifications import DeliveryStatus
 from common.errors import MailServerUnavailableError
+from common.mail_status import Refusal, refusal_of
 from sender.smtp.connection import SERVICE_CLOSING, Answer, Mail
 from sender.smtp.errors import LinkDroppedError, NotConnectedError, Utf8AddressError
 from sender.smtp.opening import Server
@@ -20,8 +21,18 @@ from sender.smtp.replies import Phase, Reply
 
 log = structlog.get_logger()
 
-AUTHENTICATION_REQUIRED = 530
 EXCEEDED_STORAGE = 552
+ABOUT_THE_RECIPIENT = frozenset({501, 550, 551, 553, 555})
+"""What a bare 5yz to RCPT says of the recipient (RFC 5321, 4.3.2), where no text says otherwise."""
+
+NO_SUCH_PARAMETER = frozenset({500, 501, 504, 555})
+"""How a server refuses a parameter that it does not know (RFC 5321, 4.1.1.11)."""
+
+RECIPIENTS_IN_A_ROW = 3
+"""So many recipients refused in a row, none of them for a reason of their own: it is about us.
+
+Two may be chance: a server that slows down one provider's recipients, or two strange addresses.
+"""
 
 _seconds = cache(metrics.SMTP_SECONDS.labels)
 """The histogram of one status; to look it up takes longer than to count."""
@@ -43,6 +54,9 @@ class Outcome:
     reason: str = ""
     """Our own words where there is no reply; names nobody."""
 
+    concerns_recipient: bool = True
+    """False if any other recipient might meet the same, as far as can be told from one."""
+
     @property
     def summary(self) -> str:
         """Fit for logs and dead letters: names nobody."""
@@ -54,6 +68,8 @@ class SmtpMailer:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._refused: set[str] = set()
+        """Recipients refused since the last accepted mail, for what may be a reason of ours."""
         self._checked_at = -CHECK_SECONDS
         self._check_failure: MailServerUnavailableError | None = None
 
@@ -105,6 +121,7 @@ class SmtpMailer:
         status = "unavailable"
         try:
             outcome = await self._send(mail, before_text)
+            self._compare(mail, outcome)
             status = outcome.status
         finally:
             _seconds(status).observe(time.perf_counter() - started)
@@ -126,42 +143,100 @@ class SmtpMailer:
             except LinkDroppedError as error:
                 if error.phase is Phase.TEXT:
                     return Outcome(DeliveryStatus.UNSURE, reason=f"The link was lost: {error}")
-                dropped = Outcome(DeliveryStatus.DEFERRED, reason=f"The link was lost: {error}")
+                dropped = Outcome(
+                    DeliveryStatus.DEFERRED,
+                    reason=f"The link was lost: {error}",
+                    concerns_recipient=False,
+                )
             else:
                 if answer.reply.code != SERVICE_CLOSING or fresh:
-                    return judge(answer)
+                    return judge(answer, needs_utf8=mail.needs_utf8)
         # The server greets us and then drops this very mail: it is there, so nothing else waits.
         return dropped
 
+    def _compare(self, mail: Mail, outcome: Outcome) -> None:
+        """Tell what is wrong with us from what is wrong with one mail, by those before it.
 
-def judge(answer: Answer) -> Outcome:
-    """What an answer means for the mail.
+        Raises:
+            MailServerUnavailableError: Nobody's mail has been taken for some recipients.
+        """
+        if outcome.status is DeliveryStatus.SENT:
+            if self._refused:
+                self._accepted_again()
+        elif not outcome.concerns_recipient:
+            known = len(self._refused)
+            if known < RECIPIENTS_IN_A_ROW:
+                self._refused.add(mail.recipient)
+            if len(self._refused) < RECIPIENTS_IN_A_ROW:
+                return
+            if known < RECIPIENTS_IN_A_ROW:
+                log.error("smtp.sender_refused", phase="any", reply=outcome.summary)
+            raise _unavailable(
+                f"it refuses one recipient after the other, for what is no fault of theirs "
+                f"({outcome.summary})"
+            )
 
-    * 5yz to MAIL refuses us, not the recipient: a wrong FROM_EMAIL, a sender that is not
-      allowed. So does 530 anywhere (RFC 4954, 6). To record each mail as failed would empty
-      the queue over one wrong setting.
-    * 552 to RCPT is a full mailbox, or "too many recipients" from an old server; RFC 5321,
-      4.5.3.1.10 has it treated as temporary.
+    def _accepted_again(self) -> None:
+        if len(self._refused) >= RECIPIENTS_IN_A_ROW:
+            log.info("smtp.sender_accepted")
+        self._refused.clear()
+
+
+def judge(answer: Answer, *, needs_utf8: bool = False) -> Outcome:
+    """What an answer means for the mail, by what the refusal is about: ``common.mail_status``.
+
+    * A refused recipient, an address or a mail that cannot be taken: ``FAILED``.
+    * Anything else is tried again: a full mailbox, a server in trouble, and whatever is wrong
+      with us. To record those as failed would tell people of a mistake that they did not make,
+      and empty the queue over one wrong setting.
+    * 5yz to a MAIL that is the same for everybody refuses us: a wrong FROM_EMAIL, no login.
+
+    Args:
+        answer: The server's.
+        needs_utf8: Whether MAIL asked for SMTPUTF8, which some servers offer and then refuse.
 
     Raises:
         MailServerUnavailableError: Every other mail would get the same answer now.
     """
     phase, reply = answer
-    if reply.code == SERVICE_CLOSING:
-        raise _unavailable(f"the server closes the session: {reply.summary}")
-    if _refuses_us(answer):
-        log.error("smtp.sender_refused", phase=phase.value, reply=reply.summary)
-        raise _unavailable(f"it refuses us as a sender ({phase.value}: {reply.summary})")
     if phase is Phase.TEXT and reply.positive:
         return Outcome(DeliveryStatus.SENT, reply)
-    refused = reply.permanent and not (phase is Phase.RCPT and reply.code == EXCEEDED_STORAGE)
-    return Outcome(DeliveryStatus.FAILED if refused else DeliveryStatus.DEFERRED, reply)
+    if not reply.permanent:
+        return Outcome(
+            DeliveryStatus.DEFERRED, reply, concerns_recipient=reply.code != SERVICE_CLOSING
+        )
+    refusal = refusal_of(reply.code, reply.status, reply.text)
+    if phase is Phase.MAIL:
+        if not needs_utf8:
+            log.error("smtp.sender_refused", phase=phase.value, reply=reply.summary)
+            raise _unavailable(f"it refuses us as a sender ({phase.value}: {reply.summary})")
+        if reply.code in NO_SUCH_PARAMETER or refusal is Refusal.UNSUPPORTED_ADDRESS:
+            return Outcome(DeliveryStatus.FAILED, reply)
+        refusal = Refusal.POLICY
+    if refusal is Refusal.UNKNOWN:
+        refusal = _without_words(answer)
+    failed = refusal is Refusal.MESSAGE or (
+        refusal.concerns_recipient and refusal is not Refusal.MAILBOX_FULL
+    )
+    return Outcome(
+        DeliveryStatus.FAILED if failed else DeliveryStatus.DEFERRED,
+        reply,
+        concerns_recipient=refusal.concerns_recipient,
+    )
 
 
-def _refuses_us(answer: Answer) -> bool:
-    if answer.reply.code == AUTHENTICATION_REQUIRED:
-        return True
-    return answer.phase is Phase.MAIL and answer.reply.permanent
+def _without_words(answer: Answer) -> Refusal:
+    """What a refusal is about whose code and text say nothing: only here the phase decides.
+
+    552 to RCPT is a full mailbox, or "too many recipients" from an old server; RFC 5321,
+    4.5.3.1.10 has it treated as temporary. 552 to the text is its size.
+    """
+    phase, reply = answer
+    if reply.code == EXCEEDED_STORAGE:
+        return Refusal.MAILBOX_FULL if phase is Phase.RCPT else Refusal.MESSAGE
+    if phase is Phase.RCPT and reply.code in ABOUT_THE_RECIPIENT:
+        return Refusal.NO_SUCH_ADDRESS
+    return Refusal.POLICY
 
 
 def _unavailable(reason: str) -> MailServerUnavailableError:

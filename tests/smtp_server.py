@@ -48,11 +48,11 @@ Action = str | bytes | _Drop | _Stall | Hold
 """A reply (text: CRLF is added; bytes: sent as they are), or what is done instead."""
 
 Point = Literal[
-    "CONNECT", "EHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "BODY", "TEXT",
-    "NOOP", "RSET", "QUIT",
+    "CONNECT", "EHLO", "HELO", "STARTTLS", "AUTH", "MAIL", "SMTPUTF8", "RCPT", "DATA", "BODY",
+    "TEXT", "NOOP", "RSET", "QUIT",
 ]  # fmt: skip
-"""Where a rule applies: a command; CONNECT, the greeting; BODY, after 354 and before the
-text is read; TEXT, after the final dot."""
+"""Where a rule applies: a command; CONNECT, the greeting; SMTPUTF8, MAIL with that parameter; BODY,
+after 354 and before the text is read; TEXT, after the final dot."""
 
 _USUAL = {
     "CONNECT": "220 test ESMTP",
@@ -242,7 +242,9 @@ class _Session:
             await self.reply("503 5.5.1 nested MAIL")
         elif verb == "MAIL":
             self.sender, self.recipients = _address(argument), []
-            self.in_transaction = (await self.do("MAIL")).startswith("2")
+            odd = argument.endswith(" SMTPUTF8") and self.server.action("SMTPUTF8", [])
+            action = odd if odd and odd != "502 unknown" else self.server.action("MAIL", [])
+            self.in_transaction = (await self.perform(action)).startswith("2")
         elif verb == "RCPT":
             self.recipients.append(_address(argument))
             if not (await self.do("RCPT")).startswith("2"):

@@ -79,10 +79,10 @@ class DeliveryStatus(StrEnum):
     """The mail server answered 250: it has taken over responsibility."""
 
     DEFERRED = "deferred"
-    """The mail server answered 4yz; it will be tried again."""
+    """Put off (4yz), or refused for what is not the recipient's fault; it will be tried again."""
 
     FAILED = "failed"
-    """The mail server answered 5yz; it will not be tried again."""
+    """The mail server refused the address or the mail itself; it will not be tried again."""
 
     UNSURE = "unsure"
     """The link dropped after the final dot; it will be sent again with the same Message-ID."""

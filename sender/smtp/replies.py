@@ -16,7 +16,7 @@ COMMON_LENGTH = 60
 _LINE = re.compile(rb"([2-5][0-9]{2})(?:([ -])(.*))?", re.DOTALL)
 """Replies of 1yz and above 5yz do not exist: to act on them would be to guess."""
 
-_ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?: |$)")
+_ENHANCED = re.compile(r"#?([245]\.\d{1,3}\.\d{1,3})(?=[ :;,]|$)")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -62,10 +62,15 @@ class Reply:
         return self.code >= 500  # noqa: PLR2004 - 5yz
 
     @property
+    def status(self) -> str:
+        """The enhanced status code (RFC 3463), empty where there is none."""
+        enhanced = _ENHANCED.match(self.text)
+        return enhanced[1] if enhanced else ""
+
+    @property
     def summary(self) -> str:
         """Code and enhanced status code (RFC 3463) only: fit for logs, names nobody."""
-        enhanced = _ENHANCED.match(self.text)
-        return f"{self.code} {enhanced[1]}" if enhanced else str(self.code)
+        return f"{self.code} {self.status}".rstrip()
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".rstrip()

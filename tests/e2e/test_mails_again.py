@@ -110,7 +110,7 @@ async def test_refused_then_sent_again_then_back_then_no_more(
     own_stack: Stack, smtp: SmtpServer
 ) -> None:
     stack, (first, second) = own_stack, addresses(2)
-    smtp.on("RCPT", "550 5.7.1 we know you not")
+    smtp.on("RCPT", "550 5.1.1 nobody of that name")
     ids = {address: key for key, address in (await register(stack, [first, second])).items()}
     for registration_id in ids.values():
         await becomes(stack, registration_id, "mail_failed")

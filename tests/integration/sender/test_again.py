@@ -14,7 +14,7 @@ from tests.backends import TestBroker
 from tests.integration.sender.stack import Stack, running_sender, running_stack
 from tests.smtp_server import DROP, Hold
 
-REFUSED = "550 5.7.1 rejected by policy"
+REFUSED = "550 5.1.1 no such user"
 
 REPORT: dict[str, Any] = {
     "template": "report_ready",

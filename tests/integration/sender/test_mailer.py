@@ -129,14 +129,95 @@ async def test_when_one_idle_connection_turns_out_dead_the_others_are_not_tried(
     assert server.sessions == 4
 
 
-@pytest.mark.parametrize("point", ["MAIL", "RCPT", "DATA", "TEXT"])
-async def test_a_server_that_closes_every_session_is_away(point: Point) -> None:
-    async with running_smtp_server() as server, a_mailer(server) as mailer:
-        server.on(point, "421 4.3.2 shutting down")
+async def in_a_row(mailer: SmtpMailer, count: int) -> list[DeliveryStatus | None]:
+    """What becomes of mails to so many recipients; None where no mail would be accepted."""
+    statuses: list[DeliveryStatus | None] = []
+    for number in range(count):
+        try:
+            statuses.append((await send(mailer, f"a{number}@example.org")).status)
+        except MailServerUnavailableError:
+            statuses.append(None)
+    return statuses
 
-        with pytest.raises(MailServerUnavailableError, match=r"421 4\.3\.2"):
-            await send(mailer)
-    assert server.accepted == []
+
+AGAINST_US: list[tuple[Point, Action]] = [
+    *((point, "421 4.3.2 shutting down") for point in ("MAIL", "RCPT", "DATA", "TEXT")),
+    *((point, DROP) for point in ("MAIL", "RCPT", "DATA")),
+    ("RCPT", "554 5.7.1 Relay access denied"),
+    ("RCPT", "550 5.1.8 Sender address rejected: Domain not found"),
+    ("RCPT", "550 5.7.1 Client host [192.0.2.1] blocked using zen.example"),
+    ("RCPT", "550 5.7.1 Authentication required"),
+    ("RCPT", "550 5.7.60 Client does not have permissions to send as this sender"),
+    ("RCPT", "554 denied"),
+    ("TEXT", "550 5.4.5 Daily user sending quota exceeded"),
+    ("TEXT", "554"),
+]
+
+
+@pytest.mark.parametrize(("point", "action"), AGAINST_US)
+async def test_what_every_recipient_gets_is_ours_and_nobody_has_failed(
+    point: Point, action: Action
+) -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on(point, action)
+        statuses = await in_a_row(mailer, 6)
+        server.forget()
+        again = await send(mailer)
+        server.on(point, action, times=1 if action != DROP and "421" not in str(action) else 2)
+        once = await send(mailer)
+
+    assert statuses == [DeliveryStatus.DEFERRED] * 2 + [None] * 4
+    assert again.status is DeliveryStatus.SENT
+    assert once.status is DeliveryStatus.DEFERRED  # of one, it proves nothing any more
+
+
+@pytest.mark.parametrize(("point", "action"), AGAINST_US)
+async def test_what_one_recipient_gets_however_often_stops_nobody(
+    point: Point, action: Action
+) -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on("RCPT" if point == "MAIL" else point, action, to="odd@example.org")
+        outcomes = [await send(mailer, "odd@example.org") for _ in range(5)]
+        other = await send(mailer)
+
+    assert {outcome.status for outcome in outcomes} == {DeliveryStatus.DEFERRED}
+    assert other.status is DeliveryStatus.SENT
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        ("550 5.1.1 no such user", DeliveryStatus.FAILED),
+        ("552 5.2.2 mailbox full", DeliveryStatus.DEFERRED),
+        ("450 4.7.1 greylisted", DeliveryStatus.DEFERRED),
+    ],
+)
+async def test_addresses_that_are_dead_full_or_greylisted_in_a_row_stop_nobody(
+    reply: str, status: DeliveryStatus
+) -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on("RCPT", reply)
+        statuses = await in_a_row(mailer, 6)
+
+    assert statuses == [status] * 6
+
+
+async def test_a_mail_that_is_refused_for_its_size_fails_unless_all_are() -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on("TEXT", "552 5.3.4 too big")
+        statuses = await in_a_row(mailer, 4)
+
+    assert statuses == [DeliveryStatus.FAILED] * 2 + [None] * 2
+
+
+async def test_a_server_that_offers_smtputf8_and_refuses_it_stops_nobody() -> None:
+    async with running_smtp_server() as server, a_mailer(server) as mailer:
+        server.on("SMTPUTF8", "555 5.5.4 Unsupported option: SMTPUTF8")
+        outcomes = [await send(mailer, f"jörg{number}@example.org") for number in range(5)]
+        other = await send(mailer)
+
+    assert {outcome.status for outcome in outcomes} == {DeliveryStatus.FAILED}
+    assert other.status is DeliveryStatus.SENT
 
 
 @pytest.mark.parametrize("point", ["MAIL", "RCPT", "DATA"])

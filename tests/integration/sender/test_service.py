@@ -23,7 +23,7 @@ from tests.amqp import depth, eventually, publish, take
 from tests.backends import TestBroker
 from tests.integration.sender.stack import Stack, running_sender, running_stack
 from tests.polling import until
-from tests.smtp_server import DROP, STALL
+from tests.smtp_server import DROP, STALL, Action, Point
 
 REPORT = {
     "to": "ada@example.org",
@@ -168,6 +168,51 @@ async def test_an_outage_of_the_mail_server_loses_nothing_and_kills_nothing(stac
     assert len(stack.smtp.accepted) == 21
     for queue in (*EMAIL_NOTIFICATIONS.retries, DEAD_LETTERS):
         assert await depth(stack.broker.admin_url, queue) == 0
+
+
+async def test_what_every_recipient_gets_is_ours_so_it_is_said_and_nobody_has_failed(
+    stack: Stack,
+) -> None:
+    stack.smtp.on("RCPT", "554 5.7.1 <someone@example.org>: Relay access denied")
+    ids = [await ask(stack, WELCOME | {"to": f"a{n}@example.org"}) for n in range(20)]
+
+    async def says_so() -> bool:
+        status, report = await stack.get("/health/ready")
+        consumer = report["dependencies"]["consumer"]
+        return status == 503 and "554 5.7.1" in consumer.get("detail", "")
+
+    await eventually(says_so, "readiness naming the refusal")
+    assert "failed" not in {await stack.status_of(notification_id) for notification_id in ids}
+    assert "someone" not in str((await stack.get("/health/ready"))[1])
+    stack.smtp.forget()
+    for notification_id in ids:
+        await stack.becomes(notification_id, "sent")
+    assert len(stack.smtp.accepted) == 20
+    assert await depth(stack.broker.admin_url, DEAD_LETTERS) == 0
+
+
+@pytest.mark.parametrize(
+    ("odd", "point", "reply"),
+    [
+        ("odd@example.org", "RCPT", "421 4.7.0 closing"),
+        ("odd@example.org", "RCPT", DROP),
+        ("odd@example.org", "RCPT", "550 5.7.1 not to this one"),
+        ("jörg@example.org", "SMTPUTF8", "555 5.5.4 unsupported option"),
+    ],
+)
+async def test_one_odd_recipient_stops_nobody_else(
+    empty_broker: TestBroker, database_dsn: str, odd: str, point: Point, reply: Action
+) -> None:
+    async with running_stack(empty_broker, database_dsn, max_retry_attempts=0) as stack:
+        stack.smtp.on(point, reply, to=None if point == "SMTPUTF8" else odd)
+        strange = await ask(stack, WELCOME | {"to": odd})
+        ids = [await ask(stack, WELCOME | {"to": f"a{n}@example.org"}) for n in range(20)]
+        for notification_id in ids:
+            await stack.becomes(notification_id, "sent")
+        await eventually(lambda: _drained(stack), "the queue being empty")
+
+        assert await stack.status_of(strange) in ("deferred", "failed")
+        assert len(stack.smtp.accepted) == 20
 
 
 async def test_a_stop_in_the_middle_notes_what_is_unsure(
