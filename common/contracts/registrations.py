@@ -105,10 +105,12 @@ class JourneyStatus(StrEnum):
     """In the database; the mail is on its way."""
 
     MAILED = "mailed"
-    """The mail was handed to the mail server."""
+    """Nothing more is to come: the mail was handed to the mail server, or none was due, because the
+    address got one within a day or its mails come back. Which of these, nobody is told: it would
+    tell who is registered."""
 
     MAIL_FAILED = "mail_failed"
-    """The mail server refused the address for good."""
+    """The mail server did not take the mail, for a reason that lies with this address or mail."""
 
 
 class Journey(Answer):

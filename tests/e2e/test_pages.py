@@ -235,7 +235,9 @@ async def test_form_registers_without_javascript(browser: Browser, site: Site) -
         await page.wait_for_url(STATUS_PAGE)
         await expect(page.get_by_role("heading", name="On its way")).to_be_visible()
         site.database.journey = a_journey(JourneyStatus.MAILED)  # and the page reloads by itself
-        await expect(page.get_by_text("The mail server has taken it.")).to_be_visible()
+        await expect(
+            page.get_by_text("Handed to the mail server, unless none was due.")
+        ).to_be_visible()
 
     [registration] = site.broker.confirmed.values()
     assert (registration.name, registration.email) == ("Ada", "ada@example.org")
@@ -541,7 +543,7 @@ async def test_status_page_follows_the_journey_and_stops_listening_at_its_end(
 
         site.database.journey = a_journey(JourneyStatus.STORED)
         await expect(page.get_by_role("heading", name="You are registered")).to_be_visible()
-        await expect(page.locator("[aria-current=step]")).to_contain_text("Mail handed over")
+        await expect(page.locator("[aria-current=step]")).to_contain_text("Confirmation mail")
         await expect(page.locator("#announcer")).to_contain_text("Your registration is stored.")
 
         site.database.journey = a_journey(JourneyStatus.MAILED)
@@ -589,7 +591,9 @@ async def test_status_page_asks_for_the_state_where_there_is_no_stream(
 
         site.database.journey = a_journey(JourneyStatus.MAILED)
 
-        await expect(page.get_by_text("The mail server has taken it.")).to_be_visible()
+        await expect(
+            page.get_by_text("Handed to the mail server, unless none was due.")
+        ).to_be_visible()
 
 
 async def test_static_files_are_kept_by_browsers(site: Site, browser: Browser) -> None:
