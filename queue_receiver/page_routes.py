@@ -1,6 +1,8 @@
 """Dead letters for people: pages with forms that work without scripts."""
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -24,6 +26,7 @@ from common.contracts.dead_letters import (
     ResendRequest,
     RouteName,
 )
+from common.contracts.registrations import PERSON
 from common.errors import (
     BrokerUnavailableError,
     ConflictError,
@@ -67,6 +70,8 @@ class PageQuery(Body):
 class SelectionForm(Body):
     """Which letters a button means."""
 
+    sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "neighbour_error"}
+
     id: UUID | None = None
     route: RouteName | None = None
     code: ErrorCode | None = None
@@ -82,11 +87,15 @@ class SelectionForm(Body):
 class BodyForm(Body):
     """Another body for a letter, as it was typed."""
 
+    sample: ClassVar[Mapping[str, Any]] = {"body": json.dumps(PERSON)}
+
     body: Annotated[str, StringConstraints(max_length=65_536)]
 
 
 class DiscardForm(Body):
     """Why a letter is to go."""
+
+    sample: ClassVar[Mapping[str, Any]] = DiscardRequest.sample
 
     reason: Reason
     discarded_by: Person = ""

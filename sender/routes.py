@@ -9,6 +9,7 @@ from aiohttp import web
 from common.context import current
 from common.contracts.base import Body
 from common.contracts.notifications import (
+    Data,
     EmailRequested,
     Notification,
     NotificationAccepted,
@@ -19,8 +20,6 @@ from common.database_client import DatabaseClient
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
-    FieldError,
-    InvalidError,
     NotFoundError,
 )
 from common.http.api import Api, answer
@@ -83,17 +82,20 @@ class PreviewQuery(Body):
 )
 async def send(request: web.Request, *, body: NotificationRequest) -> web.Response:
     """Ask for a mail; 202 means that the broker has confirmed it, not that it was sent."""
-    _check_data(body)
+    data, unused = _used_data(body)
     notification_id = _identify(body, idempotency_key(request))
     await request.app[PUBLISHER].publish(
-        EmailRequested.model_construct(**dict(body)),  # just validated by the same rules
+        # Constructed: just validated by the same rules.
+        EmailRequested.model_construct(**{**dict(body), "data": data}),
         message_id=notification_id,
         correlation_id=current().correlation_id,
     )
     log.info("email.requested", template=body.template, notification_id=str(notification_id))
     status_url = f"/api/notifications/{notification_id}"
     return answer(
-        NotificationAccepted(notification_id=notification_id, status_url=status_url),
+        NotificationAccepted(
+            notification_id=notification_id, status_url=status_url, unused_data=unused
+        ),
         status=202,
         headers={"Location": status_url},
     )
@@ -141,18 +143,18 @@ async def preview(request: web.Request, *, path: TemplatePath, query: PreviewQue
     )
 
 
-def _check_data(body: NotificationRequest) -> None:
-    """Refuse at the door what would become a dead letter: missing, wrong and unknown fields."""
+def _used_data(body: NotificationRequest) -> tuple[Data, list[str]]:
+    """What the template uses of the data, and the names of the rest.
+
+    The rest goes no further: names of people, for one, stand in no mail and are not kept with it.
+
+    Raises:
+        TemplateDataMissingError: A field is missing or wrong: it would become a dead letter.
+    """
     read_data(body.template, body.data)
-    known = [field.alias for field in NEEDS[body.template].data.model_fields.values()]
-    unknown = tuple(
-        FieldError(f"/data/{name}", "This template does not use it.")
-        for name in body.data
-        if name not in known
-    )
-    if unknown:
-        uses = ", ".join(filter(None, known)) or "no data"
-        raise InvalidError(f"The template {body.template} uses {uses}.", errors=unknown)
+    known = {field.alias for field in NEEDS[body.template].data.model_fields.values()}
+    used = {name: value for name, value in body.data.items() if name in known}
+    return used, [name for name in body.data if name not in known]
 
 
 def _identify(body: NotificationRequest, key: str | None) -> UUID:

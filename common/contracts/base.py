@@ -12,6 +12,9 @@ from common.topology import Route
 class Body(BaseModel):
     """An HTTP body or query: camelCase at the edge, unknown fields refused."""
 
+    sample: ClassVar[Mapping[str, Any] | None] = None
+    """A body as another program would write it: shown in the documents, read in the tests."""
+
     model_config = ConfigDict(
         alias_generator=to_camel,
         validate_by_name=True,

@@ -1,6 +1,7 @@
 """Bounces: what mail servers report of mails later, and addresses that get no more mails."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from pydantic import Field, StringConstraints
@@ -18,6 +19,14 @@ DIAGNOSTIC_LENGTH = 500
 
 class BounceReport(Body):
     """What a mail server reported of one recipient."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "bounceId": "0192f7a4-6c8d-7d4f-8a21-3c7e2d4b5f60",
+        "notificationId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+        "action": "failed",
+        "status": "5.1.1",
+        "diagnostic": "550 5.1.1 no such mailbox",
+    }
 
     bounce_id: UUID
     """Follows from the report: the same report again is recorded once."""

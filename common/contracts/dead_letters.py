@@ -1,14 +1,15 @@
 """Dead letters: how they are shown, what can be done with them, and what was decided."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
 from common.contracts.base import Answer, Body
-from common.contracts.registrations import Outcome
+from common.contracts.registrations import PERSON, Outcome
 from common.contracts.rules import Instant, Text
 from common.topology import ROUTES
 
@@ -153,6 +154,12 @@ class Selection(Body):
 class RedriveRequest(Selection):
     """Send letters back: 1, then 10, then 100, then 1,000 at a time."""
 
+    sample: ClassVar[Mapping[str, Any]] = {
+        "route": "user.registration",
+        "code": "neighbour_error",
+        "rate": 100,
+    }
+
     rate: Annotated[int, Field(ge=1, le=1000)] = 100
     """At most so many a second."""
 
@@ -217,6 +224,8 @@ class RedrivePath(Body):
 class ResendRequest(Body):
     """A letter with another body."""
 
+    sample: ClassVar[Mapping[str, Any]] = {"body": PERSON}
+
     body: dict[str, object]
     """Checked against the contract before anything is done."""
 
@@ -231,6 +240,8 @@ class SentBack(Answer):
 class DiscardRequest(Body):
     """A letter is to go for good."""
 
+    sample: ClassVar[Mapping[str, Any]] = {"reason": "Published by mistake.", "discardedBy": "ada"}
+
     reason: Reason
     """Why; it is kept, so name no person in it."""
 
@@ -240,6 +251,8 @@ class DiscardRequest(Body):
 
 class RehearseRequest(Selection):
     """What would become of letters that are sent back; at most 100 of them."""
+
+    sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "neighbour_error"}
 
 
 class RehearsedLetter(Answer):
@@ -268,6 +281,14 @@ class Rehearsal(Answer):
 
 class DeadLetterDiscard(Body):
     """A letter that was discarded; holds nothing of its body."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "messageId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+        "route": "user.registration",
+        "errorCode": "malformed",
+        "reason": "Published by mistake.",
+        "discardedBy": "ada",
+    }
 
     message_id: UUID
     route: RouteName

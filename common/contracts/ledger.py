@@ -1,8 +1,9 @@
 """The ledger: every registration that the broker confirmed, beside what became of it."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from pydantic import Field, StringConstraints
@@ -39,6 +40,20 @@ class LedgerEntry(Body):
 
 class LedgerBatch(Body):
     """What was read of a stream, from the position on; written whole or not at all."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "stream": "user.registration.log",
+        "fromOffset": 0,
+        "nextOffset": 1,
+        "lastId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+        "entries": [
+            {
+                "registrationId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+                "acceptedAt": "2026-01-31T09:30:00Z",
+                "streamOffset": 0,
+            }
+        ],
+    }
 
     stream: StreamName
     from_offset: Offset
@@ -78,6 +93,11 @@ class LedgerPosition(Answer):
 
 class SettlementRequest(Body):
     """Asks to look again at what is not settled."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "stream": "user.registration.log",
+        "missingForSeconds": 600,
+    }
 
     stream: StreamName
     missing_for_seconds: Annotated[float, Field(ge=0, le=10**8)]

@@ -56,6 +56,17 @@ class EmailRequested(Contract):
 class NotificationRequest(Body):
     """What ``POST /api/notifications/send`` takes."""
 
+    sample: ClassVar[Mapping[str, Any]] = {
+        "to": "ada@example.org",
+        "template": "report_ready",
+        "data": {
+            "reportName": "users",
+            "recordCount": 1815,
+            "downloadUrl": "http://localhost:8084/api/reports/"
+            "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f/download",
+        },
+    }
+
     to: EmailAddress
     template: Template
     subject: Subject | None = None
@@ -67,6 +78,8 @@ class NotificationAccepted(Answer):
 
     notification_id: UUID
     status_url: str
+    unused_data: list[str] = []
+    """Fields of ``data`` that the template does not use; they were not kept."""
 
 
 class DeliveryStatus(StrEnum):
@@ -123,6 +136,17 @@ class ClaimRequest(Body):
 class ClaimRequests(Body):
     """A bulk request for claims."""
 
+    sample: ClassVar[Mapping[str, Any]] = {
+        "claims": [
+            {
+                "messageId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+                "leaseId": "0192f7a4-6c8d-7d4f-8a21-3c7e2d4b5f60",
+                "template": "welcome",
+                "recipient": "ada@example.org",
+            }
+        ]
+    }
+
     claims: Annotated[list[ClaimRequest], Field(min_length=1, max_length=MAX_BULK)]
 
 
@@ -170,6 +194,13 @@ def _is_outcome(status: DeliveryStatus) -> DeliveryStatus:
 class DeliveryOutcome(Body):
     """How one attempt ended; the word of the lease that holds the mail counts."""
 
+    sample: ClassVar[Mapping[str, Any]] = {
+        "leaseId": "0192f7a4-6c8d-7d4f-8a21-3c7e2d4b5f60",
+        "status": "sent",
+        "replyCode": 250,
+        "replyText": "2.0.0 Ok: queued",
+    }
+
     lease_id: UUID
     status: Annotated[
         DeliveryStatus,
@@ -191,6 +222,12 @@ class DeliveryOutcomeOf(DeliveryOutcome):
 
 class DeliveryOutcomes(Body):
     """A bulk request with outcomes."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "outcomes": [
+            {**DeliveryOutcome.sample, "messageId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f"}
+        ]
+    }
 
     outcomes: Annotated[list[DeliveryOutcomeOf], Field(min_length=1, max_length=MAX_BULK)]
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     Field,
@@ -37,11 +38,18 @@ class Column(StrEnum):
     CREATED_AT = "createdAt"
     UPDATED_AT = "updatedAt"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "Column | None":
+        """Also take the names that the columns have in the table: ``created_at``."""
+        return _NAMES_IN_THE_TABLE.get(value) if isinstance(value, str) else None
+
     @property
     def heading(self) -> str:
         """The text of the header line."""
         return _HEADINGS[self]
 
+
+_NAMES_IN_THE_TABLE = {column.name.lower(): column for column in Column}
 
 _HEADINGS = {
     Column.ID: "ID",
@@ -102,7 +110,14 @@ class ReportWishes(BaseModel):
     end_date: Day | None = None
     """Last day of ``created_at``, UTC, inclusive: the whole day counts."""
 
-    columns: Columns = list(Column)
+    columns: Columns = Field(
+        default=list(Column),
+        validation_alias=AliasChoices("columns", "includeColumns"),
+        json_schema_extra={
+            "description": "Also read as `includeColumns`; `created_at` and `updated_at` are "
+            "other names of the last two columns."
+        },
+    )
     recipient: EmailAddress | None = None
     """Who is mailed a link when the report is ready."""
 
@@ -115,12 +130,6 @@ class ReportWishes(BaseModel):
 class ReportRequest(ReportWishes, Body):
     """What ``POST /api/reports/generate`` takes."""
 
-
-class ReportRequested(ReportWishes, Contract):
-    """A report is to be made; its ``message_id`` is the report's id."""
-
-    type_name: ClassVar[str] = "report.requested.v1"
-    route: ClassVar[Route] = REPORT_REQUESTS
     sample: ClassVar[Mapping[str, Any]] = {
         "reportName": "users",
         "format": "csv",
@@ -128,6 +137,14 @@ class ReportRequested(ReportWishes, Contract):
         "endDate": "2026-01-31",
         "columns": ["id", "email"],
     }
+
+
+class ReportRequested(ReportWishes, Contract):
+    """A report is to be made; its ``message_id`` is the report's id."""
+
+    type_name: ClassVar[str] = "report.requested.v1"
+    route: ClassVar[Route] = REPORT_REQUESTS
+    sample: ClassVar[Mapping[str, Any]] = ReportRequest.sample
 
 
 class ReportAccepted(Answer):
@@ -197,6 +214,13 @@ class ReportPage(Answer):
 class ReportRecordRequest(Body):
     """Creates the record of a report; the same id again changes nothing."""
 
+    sample: ClassVar[Mapping[str, Any]] = {
+        "reportId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+        "reportName": "users",
+        "format": "csv",
+        "requestedAt": "2026-01-31T09:30:00Z",
+    }
+
     report_id: UUID
     report_name: ReportName
     format: Format
@@ -205,6 +229,11 @@ class ReportRecordRequest(Body):
 
 class ReportRecordUpdate(Body):
     """What became of a report."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "status": "failed",
+        "errorMessage": "There was no room for the file.",
+    }
 
     status: ReportStatus
     record_count: Annotated[int, Field(ge=0, le=MAX_BIGINT)] | None = None
@@ -230,7 +259,9 @@ class ReportListQuery(Body):
     limit: Annotated[int, Field(ge=1, le=500)] = 50
 
 
-_COLUMN_NAMES = "^ *({0}) *(, *({0}) *)*$".format("|".join(Column))
+_COLUMN_NAMES = "^ *({0}) *(, *({0}) *)*$".format(
+    "|".join(dict.fromkeys([*Column, *_NAMES_IN_THE_TABLE]))
+)
 
 
 class UserReportQuery(Body):

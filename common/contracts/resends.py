@@ -1,7 +1,8 @@
 """Sending mails again by hand: which there are, who asks, and what becomes of it."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from pydantic import Field, StringConstraints
@@ -26,6 +27,12 @@ Reason = Annotated[Text, StringConstraints(strip_whitespace=True, max_length=500
 
 class ResendRequest(Body):
     """Asks for one mail to be sent again."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "askedBy": "ada",
+        "reason": "The mailbox was full.",
+        "force": False,
+    }
 
     asked_by: Person = ""
     """Who wants it; kept with the mail."""
@@ -54,6 +61,14 @@ class UndeliveredStatus(StrEnum):
 
 class ResendManyRequest(Body):
     """Asks for the mails of one day to be sent again."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "day": "2026-01-31",
+        "status": "failed",
+        "askedBy": "ada",
+        "reason": "The mail server was set up wrongly.",
+        "dryRun": True,
+    }
 
     day: Day
     """Day, in UTC, on which they came to stand as they do."""
@@ -140,6 +155,11 @@ class NotificationList(Answer):
 
 class ResendMark(Body):
     """Opens mails for one more claim each, whatever became of them."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "notificationIds": ["0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f"],
+        "askedBy": "ada",
+    }
 
     notification_ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_BULK)]
     asked_by: Person = ""

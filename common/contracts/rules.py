@@ -310,6 +310,7 @@ PersonName = Annotated[
             "minLength": 1,
             "maxLength": NAME_MAX_LENGTH,
             "pattern": NAME_PATTERN,
+            "examples": ["Ada"],
             "description": f"At least one letter. {NAME_HINT}",
         }
     ),
@@ -321,7 +322,14 @@ EmailAddress = Annotated[
     StringConstraints(min_length=1, max_length=EMAIL_MAX_LENGTH),
     BeforeValidator(clean_email),
     AfterValidator(check_email),
-    WithJsonSchema({"type": "string", "format": "email", "maxLength": EMAIL_MAX_LENGTH}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "email",
+            "maxLength": EMAIL_MAX_LENGTH,
+            "examples": ["ada@example.org"],
+        }
+    ),
 ]
 """An e-mail address; compared in lower case by the database."""
 
@@ -341,7 +349,11 @@ class _Documented:
 TEXT_PATTERN = r"^[^\x00-\x1F\x7F-\x9F]*$"
 """No control characters, as JSON Schema (ECMA 262) writes it."""
 
-Text = Annotated[str, AfterValidator(check_text), _Documented({"pattern": TEXT_PATTERN})]
+Text = Annotated[
+    str,
+    AfterValidator(check_text),
+    _Documented({"pattern": TEXT_PATTERN, "examples": ["A line of text."]}),
+]
 """Any printable text; bound its length with ``StringConstraints`` where it is used."""
 
 

@@ -1,19 +1,34 @@
 """Users as database_service shows them."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from common.contracts.base import Answer, Body
+from common.contracts.registrations import PERSON
 from common.contracts.rules import MAX_BIGINT, EmailAddress, Instant, PersonName
 
 
 class UserRequest(Body):
-    """What creates or replaces a user."""
+    """What creates a user."""
+
+    sample: ClassVar[Mapping[str, Any]] = PERSON
 
     name: PersonName
     surname: PersonName
     email: EmailAddress
+
+
+class UserUpdate(Body):
+    """What replaces a user's values."""
+
+    sample: ClassVar[Mapping[str, Any]] = UserRequest.sample
+
+    name: PersonName
+    surname: PersonName
+    email: EmailAddress | None = None
+    """Without it, the address stays as it is."""
 
 
 class User(Answer):

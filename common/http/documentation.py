@@ -17,8 +17,11 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <link rel="stylesheet" href="/api-docs/swagger_style.css">
+<link rel="stylesheet" href="/api-docs/page.css">
+<script src="/api-docs/scheme.js"></script>
 </head>
 <body>
 <div id="swagger-ui"></div>
@@ -39,6 +42,38 @@ _START = """SwaggerUIBundle({
   validatorUrl: null,
 });
 """
+
+_SCHEME = """const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", follow);
+follow();
+"""
+"""Swagger UI has dark colours under a class, and asks nobody; in the head, so nothing flashes."""
+
+_STYLE = """.swagger-ui .wrapper { padding: 0 clamp(8px, 2vw, 20px); }
+.swagger-ui .info { margin: 24px 0; }
+.swagger-ui .info .title small { vertical-align: middle; top: 0; }
+@media (max-width: 640px) {
+  .swagger-ui, .swagger-ui .opblock .opblock-summary-path { overflow-wrap: anywhere; }
+  .swagger-ui .opblock-summary-control { flex-wrap: wrap; gap: 4px; }
+  .swagger-ui .opblock .opblock-summary-method { min-width: 64px; padding: 6px 0; }
+  .swagger-ui .opblock .opblock-summary-path { max-width: 100%; padding: 0 4px; }
+  .swagger-ui .opblock-section-header, .swagger-ui .opblock-section-header > label,
+  .swagger-ui .execute-wrapper, .swagger-ui .btn-group { flex-wrap: wrap; height: auto; }
+  .swagger-ui .opblock-body { overflow-x: auto; }
+  .swagger-ui select, .swagger-ui input, .swagger-ui textarea { max-width: 100%; min-width: 0; }
+  .swagger-ui table, .swagger-ui tbody, .swagger-ui tr, .swagger-ui td { display: block; }
+  .swagger-ui table thead { display: none; }
+  .swagger-ui .parameters-col_name, .swagger-ui .parameters-col_description,
+  .swagger-ui .response-col_status, .swagger-ui .response-col_description { width: auto; }
+}
+"""
+
+_OWN = {
+    "start.js": (_START, "text/javascript"),
+    "scheme.js": (_SCHEME, "text/javascript"),
+    "page.css": (_STYLE, "text/css"),
+}
 
 # Swagger UI writes style attributes and embeds its icons as data URLs.
 _POLICY = (
@@ -67,8 +102,9 @@ def add_documentation(app: web.Application, title: str, document: Callable[[], b
 
     async def file(request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        if name == "start.js":
-            return web.Response(text=_START, content_type="text/javascript")
+        if name in _OWN:
+            text, content_type = _OWN[name]
+            return web.Response(text=text, content_type=content_type)
         if name not in _FILES:
             raise web.HTTPNotFound
         return web.Response(

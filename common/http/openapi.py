@@ -97,13 +97,19 @@ def _operation(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
         ("shown_form", "application/x-www-form-urlencoded"),
     ):
         if model := options.get(kind):
-            schema = schemas[model, "validation"]
-            entry["requestBody"] = {"required": True, "content": {media_type: {"schema": schema}}}
+            content = {"schema": schemas[model, "validation"], **_example(model)}
+            entry["requestBody"] = {"required": True, "content": {media_type: content}}
     if raw := options.get("raw"):
         # No schema: JSON Schema says nothing about bytes (OpenAPI 3.1, 4.8.14.1).
         content = {media_type: {"schema": {"description": raw[media_type]}} for media_type in raw}
         entry["requestBody"] = {"required": True, "content": content}
     return entry
+
+
+def _example(model: object) -> dict[str, Any]:
+    """The model's sample; without one, pages make something up from the patterns."""
+    sample = getattr(model, "sample", None)
+    return {"example": dict(sample)} if sample else {}
 
 
 def _tag(url: str) -> str:

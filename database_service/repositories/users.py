@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 import asyncpg
 
 from common.contracts.reports import Column, UserReportQuery
-from common.contracts.users import User, UserRequest
+from common.contracts.users import User, UserRequest, UserUpdate
 from common.errors import DuplicateEmailError, NotFoundError, StaleError
 from database_service.pool import Database
 
@@ -123,7 +123,7 @@ class UserRepository:
            UPDATE users
               SET name = $2,
                   surname = $3,
-                  email = $4,
+                  email = coalesce($4, email),
                   updated_at = now(),
                   version = version + 1
             WHERE id = $1
@@ -132,7 +132,7 @@ class UserRepository:
     """
 
     async def update_user(
-        self, user_id: int, user: UserRequest, *, versions: Sequence[int] | None
+        self, user_id: int, user: UserUpdate, *, versions: Sequence[int] | None
     ) -> VersionedUser:
         """Replace a user's values; with ``versions``, only if it is in one of them.
 

@@ -9,7 +9,7 @@ from aiohttp import ETag, hdrs, web
 from common.contracts.base import Body
 from common.contracts.reports import UserReportQuery
 from common.contracts.rules import EmailAddress, RowId
-from common.contracts.users import User, UserList, UserListQuery, UserRequest
+from common.contracts.users import User, UserList, UserListQuery, UserRequest, UserUpdate
 from common.errors import (
     DatabaseUnavailableError,
     DuplicateEmailError,
@@ -147,15 +147,15 @@ async def get_user(request: web.Request, *, path: UserPath) -> web.StreamRespons
 @api.put(
     "/api/users/{user_id}",
     path=UserPath,
-    body=UserRequest,
+    body=UserUpdate,
     headers=IF_MATCH,
     returns={200: User},
     raises=(DatabaseUnavailableError, DuplicateEmailError, NotFoundError, StaleError),
 )
 async def update_user(
-    request: web.Request, *, path: UserPath, body: UserRequest
+    request: web.Request, *, path: UserPath, body: UserUpdate
 ) -> web.StreamResponse:
-    """Replace a user's values."""
+    """Replace a user's values; without ``email``, the address stays as it is."""
     versions = wanted_versions(request)
     return _answer(await request.app[USERS].update_user(path.user_id, body, versions=versions))
 

@@ -9,6 +9,8 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from common.http.api import Operation
+from common.http.json_types import mistaken
+from common.http.validation import validate
 from tests.services import SERVICES, api_of, build, serving
 
 EVERY_SERVICE = pytest.mark.parametrize("service", SERVICES)
@@ -104,6 +106,24 @@ async def test_every_error_is_documented(described: dict[str, Any], operation: O
         assert responses.keys() >= {"400", "413", "415", "422"}
     elif operation.options.get("path") or operation.options.get("query"):
         assert "422" in responses
+
+
+@EVERY_OPERATION
+async def test_every_body_is_shown_by_an_example_that_is_accepted(
+    described: dict[str, Any], operation: Operation
+) -> None:
+    """Without one, the page starts with text made from the patterns, which gets a 422."""
+    options = operation.options
+    model = options.get("body") or options.get("form") or options.get("shown_form")
+    if model is None:
+        return
+
+    [content] = described["requestBody"]["content"].values()
+
+    assert "example" in content, f"give {model.__name__} a sample"
+    body = validate(model, content["example"])
+    if "body" in options:
+        assert [*mistaken(body, content["example"])] == []
 
 
 @EVERY_OPERATION

@@ -19,7 +19,6 @@ BEYOND_SCHEMAS = (
     ("/api/submit", "A registration with this key was accepted before"),
     ("/api/reports", "There is no report with this id."),  # of `after`, the place to go on
     ("/api/reports", "The page can not be found: after."),
-    ("/api/notifications/send", "This template does not use it."),
     ("/api/notifications/send", "template_data_missing"),
     ("/api/bounces", "is a mail of the type multipart/report"),
     ("/api/dead-letters/redrive", "Name ids, a route or a code"),

@@ -82,6 +82,18 @@ async def test_an_edit_changes_the_etag_and_a_stale_one_is_refused(client: Clien
         assert await response.json() == changed
 
 
+async def test_a_change_without_an_address_leaves_it_as_it_is(client: ClientSession) -> None:
+    created = await create(client)
+
+    body = {"name": "John", "surname": "Doe"}
+    async with client.put(f"/api/users/{created['id']}", json=body) as response:
+        assert response.status == 200
+        changed = await response.json()
+
+    assert (changed["name"], changed["surname"]) == ("John", "Doe")
+    assert changed["email"] == created["email"]
+
+
 @pytest.mark.parametrize(
     ("tag", "status"),
     [

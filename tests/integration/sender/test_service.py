@@ -243,7 +243,6 @@ async def test_a_stop_in_the_middle_notes_what_is_unsure(
     ("body", "pointer"),
     [
         (REPORT | {"data": {"reportName": "users", "recordCount": 3}}, "/data/downloadUrl"),
-        (WELCOME | {"data": {"colour": "red"}}, "/data/colour"),
         (WELCOME | {"to": "ada@example.org\r\nBcc: eve@example.net"}, "/to"),
         (WELCOME | {"subject": "Hello\r\nBcc: eve@example.net"}, "/subject"),
         (WELCOME | {"template": "unknown"}, "/template"),
@@ -258,6 +257,19 @@ async def test_a_request_that_can_not_become_a_mail_is_refused_at_the_door(
     assert status == 422
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
     assert "eve@" not in json.dumps(problem["detail"])
+
+
+async def test_data_that_a_template_does_not_use_is_named_and_not_kept(stack: Stack) -> None:
+    body = WELCOME | {"subject": "Welcome", "data": {"name": "John", "surname": "Doe"}}
+
+    status, answer = await stack.post(body)
+
+    assert (status, answer["unusedData"]) == (202, ["name", "surname"])
+    await stack.becomes(answer["notificationId"], "sent")
+    _, kept = await stack.get(answer["statusUrl"])
+    assert kept["status"] == "sent"
+    assert "Doe" not in str(kept)
+    assert "Doe" not in str(stack.smtp.accepted)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""The pages that show each service's API: dark where people want it, narrow, and ready to try."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, expect
+
+from tests.amqp import eventually
+from tests.browser import open_browser
+from tests.services import SERVICES, build, serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one browser for all
+
+expect.set_options(timeout=20_000)
+
+OPEN_ALL = "document.querySelectorAll('.opblock-summary-control').forEach(b => b.click())"
+TRY_ALL = "document.querySelectorAll('.try-out__btn').forEach(b => b.click())"
+WIDTH = "document.documentElement.scrollWidth"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with open_browser() as browser:
+        yield browser
+
+
+async def opened(page: Page) -> None:
+    await expect(page.locator(".opblock").first).to_be_visible()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_the_page_fits_a_narrow_screen_and_starts_with_what_is_accepted(
+    browser: Browser, service: str
+) -> None:
+    async with serving(build(service)) as client:
+        page = await browser.new_page(viewport={"width": 320, "height": 800})
+        await page.goto(str(client.make_url("/api-docs")))
+        await opened(page)
+        assert await page.evaluate(WIDTH) == 320
+
+        await page.evaluate(OPEN_ALL)
+        await expect(page.locator(".try-out__btn").first).to_be_visible()
+        await page.evaluate(TRY_ALL)
+        samples = page.locator(".body-param textarea")
+        await expect(samples.first).to_be_visible()
+
+        assert await page.evaluate(WIDTH) == 320
+        document = json.loads(await (await client.get("/openapi.json")).text())
+        examples = [
+            content["application/json"]["example"]
+            for path in document["paths"].values()
+            for operation in path.values()
+            if "application/json"
+            in (content := operation.get("requestBody", {}).get("content", {}))
+        ]
+        shown = [await sample.input_value() for sample in await samples.all()]
+        missing = [e for e in examples if json.dumps(e, indent=2, ensure_ascii=False) not in shown]
+        assert missing == []
+        await page.close()
+
+
+async def test_the_page_follows_the_colours_that_people_want(browser: Browser) -> None:
+    async with serving(build("frontend")) as client:
+        page = await browser.new_page(color_scheme="dark")
+        await page.goto(str(client.make_url("/api-docs")))
+        await opened(page)
+
+        assert await page.evaluate(LIGHTNESS) < 64
+        await page.emulate_media(color_scheme="light")
+        await eventually(lambda: is_light(page), "a light page")
+        await page.close()
+
+
+async def is_light(page: Page) -> bool:
+    return bool(await page.evaluate(LIGHTNESS) > 192)
+
+
+LIGHTNESS = """(() => {
+  const canvas = document.createElement("canvas").getContext("2d");
+  const parts = [document.documentElement, document.body, document.querySelector(".swagger-ui")];
+  for (const part of parts) {
+    canvas.fillStyle = getComputedStyle(part).backgroundColor;
+    canvas.fillRect(0, 0, 1, 1);
+  }
+  const [red, green, blue, opaque] = canvas.getImageData(0, 0, 1, 1).data;
+  return opaque === 0 ? 255 : (red + green + blue) / 3;
+})()"""
+"""Mean of red, green and blue behind the page, 0 to 255; a page without a colour is white."""
