@@ -39,32 +39,32 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
 
 FROM base AS frontend
 COPY frontend frontend
-ENV PORT=3000
+ENV PORT=3000 ALLOWED_HOSTS=frontend
 EXPOSE 3000
 CMD ["python", "-m", "frontend"]
 
 FROM base AS queue_receiver
 COPY queue_receiver queue_receiver
-ENV PORT=8081
+ENV PORT=8081 ALLOWED_HOSTS=queue_receiver
 EXPOSE 8081
 CMD ["python", "-m", "queue_receiver"]
 
 FROM base AS sender
 COPY sender sender
-ENV PORT=8082
+ENV PORT=8082 ALLOWED_HOSTS=sender
 EXPOSE 8082
 CMD ["python", "-m", "sender"]
 
 FROM base AS database_service
 COPY sql sql
 COPY database_service database_service
-ENV PORT=8083
+ENV PORT=8083 ALLOWED_HOSTS=database_service
 EXPOSE 8083
 CMD ["python", "-m", "database_service"]
 
 FROM base AS report_generator
 COPY report_generator report_generator
-ENV PORT=8084
+ENV PORT=8084 ALLOWED_HOSTS=report_generator
 EXPOSE 8084
 CMD ["python", "-m", "report_generator"]
 

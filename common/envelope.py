@@ -13,6 +13,7 @@ from common import strict_json
 from common.context import sane_id, sane_traceparent
 from common.contracts.base import Contract
 from common.contracts.rules import Instant
+from common.encoding import is_plain_text
 from common.errors import MalformedError, TooLargeError, UnknownVersionError
 
 MAX_BODY_BYTES = 64 * 1024
@@ -144,7 +145,7 @@ def read(
     if len(delivery.body) > MAX_BODY_BYTES:
         raise TooLargeError(f"{len(delivery.body)} bytes; at most {MAX_BODY_BYTES} are read.")
     contract = _contract(delivery, contracts)
-    if delivery.content_encoding not in (None, "", "utf-8", "UTF-8", "identity"):
+    if not is_plain_text(delivery.content_encoding):
         raise MalformedError("The body is encoded; only plain UTF-8 is read.")
     try:
         data = contract.model_validate(strict_json.loads(delivery.body))

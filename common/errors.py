@@ -260,6 +260,22 @@ class CrossSiteError(PermanentError):
     title = "This was not sent from a page of ours"
 
 
+class HostNotAllowedError(PermanentError):
+    """The request was sent to a name that is none of this service's (RFC 9110, 15.5.20)."""
+
+    code = "host_not_allowed"
+    http_status = 421
+    title = "This service is not known under that name"
+
+
+class HeaderTooLargeError(PermanentError):
+    """A header is longer than the server reads (RFC 6585, 5)."""
+
+    code = "header_too_large"
+    http_status = 431
+    title = "A header of the request is too long"
+
+
 class DuplicateEmailError(PermanentError):
     """Another user has that e-mail address."""
 

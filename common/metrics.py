@@ -16,6 +16,11 @@ HTTP_SECONDS = Histogram(
     ["method", "route"],
     buckets=_LATENCY_BUCKETS,
 )
+HTTP_CONNECTIONS = Gauge("userstream_http_connections", "Open connections of clients.")
+HTTP_CONNECTIONS_DROPPED = Counter(
+    "userstream_http_connections_dropped_total",
+    "Connections that were closed because there was room for no more.",
+)
 DELIVERIES = Counter(
     "userstream_deliveries_total",
     "Deliveries by what became of them: see ``common.dispatcher``; or lost with their channel.",

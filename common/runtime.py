@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -29,6 +30,9 @@ EXIT_CONFIG = 78
 GC_ALLOCATIONS = 20_000
 """Objects more than before until cycles are looked for; Python's default is 700."""
 
+MOST_FILES = 65_536
+"""Open files that are asked for; systems allow up to a billion, which nothing here needs."""
+
 REQUEST_SECONDS_AT_STOP = 5.0
 """How long requests under way may take once the service was told to stop."""
 
@@ -39,6 +43,7 @@ def run_service(
     """Run a service until SIGTERM or SIGINT; what it is doing is finished first."""
     settings = _read(name, settings_class)
     failpoints.arm(settings.userstream_failpoint)
+    raise_file_limit()
     configure_logging(name, settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -62,6 +67,17 @@ def _read(name: str, settings_class: type[Settings]) -> Settings:
     except SettingError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
     raise SystemExit(EXIT_CONFIG)
+
+
+def raise_file_limit() -> None:
+    """Open as many files as the system lets this process, within reason.
+
+    The usual limit, 1,024, is for programs that wait with ``select``, which takes no more.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(name: str, settings: ServiceSettings, app: web.Application) -> None:

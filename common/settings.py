@@ -3,6 +3,7 @@
 ``python -m common.settings sender.settings`` prints a service's ``.env.example``.
 """
 
+import codecs
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AnyHttpUrl, Field, UrlConstraints, field_validator
+from pydantic import AfterValidator, AnyHttpUrl, Field, UrlConstraints, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, Url
 from pydantic_settings import (
@@ -28,11 +29,51 @@ Port = Annotated[int, Field(ge=0, le=65535, description="TCP port to listen on."
 AmqpUrl = Annotated[Url, UrlConstraints(allowed_schemes=["amqp", "amqps"], host_required=True)]
 
 
+def _root_of_a_host(url: AnyHttpUrl) -> AnyHttpUrl:
+    if (url.path or "/") != "/" or url.query or url.fragment or url.username or url.password:
+        raise ValueError(
+            "it must be a scheme, a host and perhaps a port, such as https://example.org: pages "
+            "and links begin at the root of a host, so each service needs a name of its own"
+        )
+    return url
+
+
+PublicUrl = Annotated[AnyHttpUrl, AfterValidator(_root_of_a_host)]
+
+
+def _host_names(text: str) -> str:
+    """A list of host names as it stands in a setting."""
+    for name in split_list(text):
+        if name != "*" and not re.fullmatch(r"(\*\.)?[A-Za-z0-9._-]+", name):
+            raise ValueError("name hosts alone, without scheme and port, separated by commas")
+    return text
+
+
+_ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?/?")
+
+
+def _origins(text: str) -> str:
+    """A list of origins as it stands in a setting."""
+    for origin in split_list(text):
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError("name each origin in full, such as https://example.org, without path")
+    return text
+
+
+def split_list(text: str) -> list[str]:
+    """The items of a setting that is a list."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+HostNames = Annotated[str, AfterValidator(_host_names)]
+Origins = Annotated[str, AfterValidator(_origins)]
+
+
 class SecretFiles(PydanticBaseSettingsSource):
     """``NAME_FILE`` names a file that holds the value of ``NAME``, as container secrets do."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """The file's content without its last line break.
+        """The file's content without its last line break and without a byte order mark.
 
         Raises:
             SettingError: The file can not be read.
@@ -40,7 +81,7 @@ class SecretFiles(PydanticBaseSettingsSource):
         variable = f"{field_name.upper()}_FILE"
         path = os.environ.get(variable)
         try:
-            text = Path(path).read_text("utf-8").rstrip("\n") if path else None
+            text = _decode(Path(path).read_bytes()).rstrip("\r\n") if path else None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "It is not UTF-8."
             raise SettingError(f"{variable}: {path} can not be read. {reason}") from error
@@ -53,6 +94,12 @@ class SecretFiles(PydanticBaseSettingsSource):
 
     def _fields(self) -> list[tuple[str, FieldInfo]]:
         return list(self.settings_cls.model_fields.items())
+
+
+def _decode(content: bytes) -> str:
+    """Text as editors and shells write it: Windows puts a byte order mark in front."""
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
 
 
 class Section(BaseSettings):
@@ -68,6 +115,10 @@ class ServiceSettings(Section):
 
     bind_address: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 in a container, where the engine decides who gets in."""
+
+    allowed_hosts: HostNames = ""
+    """Names, separated by commas, under which this service is asked, besides localhost, addresses
+    and PUBLIC_URL's; *.example.org stands for all below it, * switches the check off."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severity that is logged."""
@@ -95,7 +146,9 @@ class ServiceSettings(Section):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         module = sys.modules[settings_cls.__module__].__file__ or ""
-        dotenv = DotEnvSettingsSource(settings_cls, env_file=Path(module).with_name(".env"))
+        dotenv = DotEnvSettingsSource(
+            settings_cls, env_file=Path(module).with_name(".env"), env_file_encoding="utf-8-sig"
+        )
         return init_settings, env_settings, SecretFiles(settings_cls), dotenv
 
 

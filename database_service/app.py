@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import structlog
 from aiohttp import web
 
+from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
@@ -62,6 +63,7 @@ def build_app(settings: Settings) -> web.Application:
         "database_service",
         Api([operation for module in modules for operation in module.api.operations]),
         description="The only door to PostgreSQL: users, registrations, notifications, reports.",
+        access=Access(allowed_hosts=settings.allowed_hosts),
         readiness=readiness,
     )
     app[users.USERS] = UserRepository(database)

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from common.database_client import DatabaseClient
 from common.errors import UserStreamError
+from common.http.access import Access
 from common.http.app import OWN_ADDRESS, base_app
 from common.http.health import Readiness
 from common.messaging import open_publisher
@@ -51,6 +52,11 @@ def build_app(settings: Settings) -> web.Application:
         SERVICE,
         api,
         description="Takes registrations and shows how far each has come.",
+        access=Access(
+            allowed_hosts=settings.allowed_hosts,
+            public_url=settings.public_url,
+            cors_origins=settings.cors_origins,
+        ),
         readiness=readiness,
         problem_page=_problem_page,
     )

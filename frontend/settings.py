@@ -1,8 +1,15 @@
 """What the frontend can be told."""
 
-from pydantic import AnyHttpUrl, Field, SecretStr
+from pydantic import Field, SecretStr
 
-from common.settings import BrokerSettings, DatabaseServiceSettings, Port, ServiceSettings
+from common.settings import (
+    BrokerSettings,
+    DatabaseServiceSettings,
+    Origins,
+    Port,
+    PublicUrl,
+    ServiceSettings,
+)
 
 
 class Settings(BrokerSettings, DatabaseServiceSettings, ServiceSettings):
@@ -10,8 +17,13 @@ class Settings(BrokerSettings, DatabaseServiceSettings, ServiceSettings):
 
     port: Port = 3000
 
-    public_url: AnyHttpUrl | None = None
-    """Where people reach it, as in links; without it, http://localhost with the port."""
+    public_url: PublicUrl | None = None
+    """Where people reach it, as in links; without it, http://localhost with the port. A name of
+    its own: without a path."""
+
+    cors_origins: Origins = ""
+    """Origins, separated by commas, whose pages may use the API and the live journey from a
+    browser, such as https://www.example.org."""
 
     registration_id_secret: SecretStr = Field(min_length=32)
     """Key from which registration ids are made; the same on all instances, and kept."""

@@ -2,12 +2,15 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from aiohttp import web
 
+from common.errors import UserStreamError
+from common.http.access import Access, Handler
+from common.http.server import Runner
 from mailcatcher import api, pages
 from mailcatcher.settings import Settings
 from mailcatcher.smtp import CatchingSMTP, MailHandler
@@ -26,7 +29,10 @@ class PortTakenError(Exception):
 
 def build_web(store: MailStore, settings: Settings) -> web.Application:
     """The page and the API, not yet started."""
-    app = web.Application(client_max_size=REQUEST_LIMIT)
+    app = web.Application(
+        client_max_size=REQUEST_LIMIT,
+        middlewares=[_refusing(Access(allowed_hosts=settings.allowed_hosts))],
+    )
     app[api.STORE] = store
     app[pages.LISTENERS] = set()
     app[pages.TEMPLATES] = pages.load_templates(
@@ -38,6 +44,19 @@ def build_web(store: MailStore, settings: Settings) -> web.Application:
     app.on_response_prepare.append(pages.set_security_headers)
     app.on_shutdown.append(pages.end_streams)
     return app
+
+
+def _refusing(access: Access) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Refuse foreign names and pages as the services do, in plain text as Mailpit speaks."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await access.middleware(request, handler)
+        except UserStreamError as error:
+            return web.Response(status=error.http_status, text=error.detail)
+
+    return middleware
 
 
 @asynccontextmanager
@@ -70,9 +89,7 @@ async def _receiving(store: MailStore, settings: Settings) -> AsyncIterator[None
 
 @asynccontextmanager
 async def _showing(store: MailStore, settings: Settings) -> AsyncIterator[None]:
-    runner = web.AppRunner(
-        build_web(store, settings), access_log=None, shutdown_timeout=SHUTDOWN_GRACE
-    )
+    runner = Runner(build_web(store, settings), shutdown_timeout=SHUTDOWN_GRACE)
     await runner.setup()
     host, port = str(settings.bind_address), settings.mailcatcher_web_port
     try:

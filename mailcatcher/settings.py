@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, IPvAnyAddress
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.settings import HostNames
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -17,6 +19,9 @@ class Settings(BaseSettings):
 
     bind_address: IPvAnyAddress = IPv4Address("127.0.0.1")
     """Address both servers listen on. Whoever reaches it reads every mail: no login is asked."""
+
+    allowed_hosts: HostNames = ""
+    """Names, separated by commas, of the page besides localhost and addresses; * allows all."""
 
     mailcatcher_smtp_port: Port = 21025
     """Where mails come in."""

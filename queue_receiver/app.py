@@ -10,6 +10,7 @@ from aiohttp import web
 from common.contracts.registrations import RegistrationSubmitted
 from common.database_client import DatabaseClient
 from common.dead_letters import DeadLetterQueue
+from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
@@ -85,6 +86,7 @@ def build_app(settings: Settings) -> web.Application:
             ]
         ),
         description="Stores registrations and asks for their mails.",
+        access=Access(allowed_hosts=settings.allowed_hosts),
         readiness=readiness,
         problem_page=page_routes.problem_page,
     )

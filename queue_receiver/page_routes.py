@@ -30,7 +30,6 @@ from common.contracts.registrations import PERSON
 from common.errors import (
     BrokerUnavailableError,
     ConflictError,
-    CrossSiteError,
     DatabaseServiceUnavailableError,
     FieldError,
     InvalidError,
@@ -39,7 +38,6 @@ from common.errors import (
     UserStreamError,
 )
 from common.http.api import Api
-from common.http.same_site import refuse_cross_site
 from common.http.validation import validate
 from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
 from queue_receiver.pages import (
@@ -155,11 +153,10 @@ async def dead_letter_page(
     "/dead-letters/redrive",
     form=SelectionForm,
     returns={303: None},
-    raises=(ConflictError, CrossSiteError, BrokerUnavailableError),
+    raises=(ConflictError, BrokerUnavailableError),
 )
 async def redrive_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
     """Begin to send letters back."""
-    refuse_cross_site(request)
     begun = request.app[REDRIVES].start(validate(RedriveRequest, form.selection))
     return _see(f"/dead-letters/redrives/{begun.redrive_id}")
 
@@ -168,11 +165,10 @@ async def redrive_by_form(request: web.Request, *, form: SelectionForm) -> web.R
     "/dead-letters/redrives/{redrive_id}/stop",
     path=RedrivePath,
     returns={303: None},
-    raises=(NotFoundError, CrossSiteError, BrokerUnavailableError),
+    raises=(NotFoundError, BrokerUnavailableError),
 )
 async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> web.Response:
     """Let a redrive end before its next letter."""
-    refuse_cross_site(request)
     request.app[REDRIVES].stop(path.redrive_id)
     return _see(f"/dead-letters/redrives/{path.redrive_id}")
 
@@ -183,14 +179,12 @@ async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> we
     returns={200: "text/html"},
     raises=(
         ConflictError,
-        CrossSiteError,
         BrokerUnavailableError,
         DatabaseServiceUnavailableError,
     ),
 )
 async def rehearse_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
     """Say what would become of letters."""
-    refuse_cross_site(request)
     wanted = validate(RehearseRequest, form.selection)
     return _page(render_rehearsal(await request.app[OFFICE].rehearse(wanted)))
 
@@ -201,13 +195,12 @@ async def rehearse_by_form(request: web.Request, *, form: SelectionForm) -> web.
     form=BodyForm,
     max_body_bytes=MAX_FORM_BYTES,
     returns={303: None, 422: "text/html"},
-    raises=(NotFoundError, ConflictError, CrossSiteError, BrokerUnavailableError),
+    raises=(NotFoundError, ConflictError, BrokerUnavailableError),
 )
 async def resend_by_form(
     request: web.Request, *, path: DeadLetterPath, form: BodyForm
 ) -> web.Response:
     """Send a letter back with the body that was typed."""
-    refuse_cross_site(request)
     office = request.app[OFFICE]
     try:
         edited = validate(ResendRequest, {"body": _read(form.body)})
@@ -226,7 +219,6 @@ async def resend_by_form(
     raises=(
         NotFoundError,
         ConflictError,
-        CrossSiteError,
         BrokerUnavailableError,
         DatabaseServiceUnavailableError,
     ),
@@ -235,7 +227,6 @@ async def discard_by_form(
     request: web.Request, *, path: DeadLetterPath, form: DiscardForm
 ) -> web.Response:
     """Remove a letter for good."""
-    refuse_cross_site(request)
     wish = DiscardRequest(reason=form.reason, discarded_by=form.discarded_by)
     await request.app[OFFICE].discard(path.id, reason=wish.reason, discarded_by=wish.discarded_by)
     return _see("/dead-letters", done="discarded")

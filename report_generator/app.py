@@ -11,6 +11,7 @@ from aiohttp import web
 from common.contracts.reports import ReportRequested
 from common.database_client import DatabaseClient
 from common.errors import StorageError
+from common.http.access import Access
 from common.http.app import base_app
 from common.http.health import Readiness
 from common.messaging import handling, open_publisher
@@ -64,6 +65,7 @@ def build_app(settings: Settings) -> web.Application:
         SERVICE,
         api,
         description="Makes reports of users as CSV files, to be downloaded.",
+        access=Access(allowed_hosts=settings.allowed_hosts, public_url=settings.public_url),
         readiness=readiness,
     )
     app.cleanup_ctx.append(lifespan)

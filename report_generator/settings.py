@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
-from pydantic import AnyHttpUrl, Field
+from pydantic import Field
 
 from common.contracts.reports import Delimiter, QuoteCharacter
-from common.settings import ConsumerSettings, DatabaseServiceSettings, ServiceSettings
+from common.settings import (
+    ConsumerSettings,
+    DatabaseServiceSettings,
+    PublicUrl,
+    ServiceSettings,
+)
 from report_generator.csv_style import CsvStyle
 
 
@@ -18,8 +23,9 @@ class Settings(ServiceSettings, ConsumerSettings, DatabaseServiceSettings):
     prefetch: int = Field(default=2, ge=1, le=100)
     """Reports made at once. Each holds a connection of database_service for as long as it runs."""
 
-    public_url: AnyHttpUrl | None = None
-    """Base of the links in mails; without it, this host and PORT."""
+    public_url: PublicUrl | None = None
+    """Base of the links in mails; without it, this host and PORT. A name of its own: without a
+    path."""
 
     report_output_dir: Path = Path("/reports")
     """Directory of the files; the same one (a shared volume) for all instances."""

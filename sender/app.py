@@ -11,6 +11,7 @@ from aiohttp import web
 from common.contracts.notifications import EmailRequested
 from common.database_client import DatabaseClient
 from common.errors import SettingError
+from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
@@ -69,6 +70,7 @@ def build_app(settings: Settings) -> web.Application:
         SERVICE,
         Api([*api.operations, *resends.api.operations, *bounces.api.operations]),
         description="Sends mails and tells how each of them went.",
+        access=Access(allowed_hosts=settings.allowed_hosts),
         readiness=readiness,
     )
     app[RENDERER] = renderer

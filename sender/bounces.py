@@ -12,9 +12,8 @@ from common.contracts.bounces import BounceRecorded, BounceReport, BounceResults
 from common.contracts.notifications import Notification
 from common.contracts.rules import EmailAddress
 from common.database_client import DatabaseClient
-from common.errors import CrossSiteError, DatabaseServiceUnavailableError, NotFoundError
+from common.errors import DatabaseServiceUnavailableError, NotFoundError
 from common.http.api import Api, answer
-from common.http.same_site import refuse_cross_site
 from sender.dsn import MAX_BYTES, NotABounceError, RecipientReport, Report, read_report
 from sender.routes import DATABASE
 
@@ -40,11 +39,10 @@ api = Api()
     raw=MAIL,
     max_body_bytes=MAX_BYTES,
     returns={200: BounceResults},
-    raises=(CrossSiteError, NotABounceError, DatabaseServiceUnavailableError),
+    raises=(NotABounceError, DatabaseServiceUnavailableError),
 )
 async def take_bounce(request: web.Request, *, raw: bytes) -> web.Response:
     """Take a delivery status notification; posting the same again changes nothing."""
-    refuse_cross_site(request)
     report = read_report(_whole_mail(request, raw))
     database = request.app[DATABASE]
     notification = await _find(database, report)

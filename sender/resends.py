@@ -33,12 +33,10 @@ from common.database_client import DatabaseClient
 from common.errors import (
     BrokerUnavailableError,
     ConflictError,
-    CrossSiteError,
     DatabaseServiceUnavailableError,
     NotFoundError,
 )
 from common.http.api import Api, answer
-from common.http.same_site import refuse_cross_site
 from common.publisher import Publisher
 from sender.routes import DATABASE, PUBLISHER
 
@@ -72,7 +70,6 @@ class NotificationPath(Body):
     body=ResendRequest,
     returns={202: ResendAccepted},
     raises=(
-        CrossSiteError,
         NotFoundError,
         ConflictError,
         BrokerUnavailableError,
@@ -83,7 +80,6 @@ async def resend(
     request: web.Request, *, path: NotificationPath, body: ResendRequest
 ) -> web.Response:
     """Send one mail again, with the same Message-ID; 202 means that it is on its way."""
-    refuse_cross_site(request)
     mark = ResendMark(
         notification_ids=[path.notification_id],
         asked_by=body.asked_by,
@@ -112,14 +108,13 @@ async def resend(
     "/api/notifications/resend",
     body=ResendManyRequest,
     returns={200: ResendManyResult},
-    raises=(CrossSiteError, BrokerUnavailableError, DatabaseServiceUnavailableError),
+    raises=(BrokerUnavailableError, DatabaseServiceUnavailableError),
 )
 async def resend_many(request: web.Request, *, body: ResendManyRequest) -> web.Response:
     """Send the mails of one day again that failed, or that may not have arrived.
 
     Broken off with 503, some are on their way: ask again, none of them is sent twice for it.
     """
-    refuse_cross_site(request)
     database, publisher = request.app[DATABASE], request.app[PUBLISHER]
     result = ResendManyResult(
         dry_run=body.dry_run,

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from common.http.api import Api
+from common.http.server import Runner
 from common.settings import ServiceSettings
 
 QUEUE = {"queue_url": "amqp://user:password@127.0.0.1:1/%2F"}
@@ -65,11 +66,18 @@ def api_of(service: str) -> Api:
     return Api([operation for api in apis.values() for operation in api.operations])
 
 
+class _Server(TestServer):
+    """A test server whose connections are those of ``common.http.server``."""
+
+    async def _make_runner(self, **options: Any) -> Runner:
+        return Runner(self.app, **options)
+
+
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[TestClient[Any, Any]]:
     """A client of the app, which is served as ``common.runtime`` serves it."""
-    server = TestServer(app)
-    await server.start_server(auto_decompress=False)
+    server = _Server(app)
+    await server.start_server()
     async with TestClient(server, auto_decompress=False) as client:
         yield client
 

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from common import metrics
 from common.context import REQUEST_ID, enter_request
-from common.errors import ExpectationError
+from common.http.access import Access
 from common.http.address import OwnAddress
 from common.http.api import Api
 from common.http.documentation import add_documentation
@@ -21,7 +21,6 @@ from common.http.problems import (
     RESPONSE_STARTED,
     Handler,
     ProblemPage,
-    problem,
     problem_middleware,
 )
 from common.http.validation import MAX_BODY_BYTES
@@ -65,6 +64,7 @@ def base_app(
     *,
     description: str,
     readiness: Readiness,
+    access: Access | None = None,
     problem_page: ProblemPage | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> web.Application:
@@ -75,14 +75,22 @@ def base_app(
         api: Its operations.
         description: What it does, for the documentation.
         readiness: Its dependencies.
+        access: Who may ask; without it, whoever names it localhost, and no other site's page.
         problem_page: Renders an error for a browser; without it everyone gets a problem document.
         max_body_bytes: Largest request body.
     """
+    access = access or Access()
     app = web.Application(
-        middlewares=[_observed, problem_middleware(problem_page)], client_max_size=max_body_bytes
+        middlewares=[
+            _observed,
+            problem_middleware(problem_page),
+            access.middleware,
+        ],
+        client_max_size=max_body_bytes,
     )
     app[OWN_ADDRESS] = OwnAddress()
     app.on_response_prepare.append(_prepare)
+    app.on_response_prepare.append(access.prepare)
     app.on_cleanup.append(_tell_the_last)
     api.add_to(app)
     add_health(app, name, VERSION, readiness)
@@ -141,19 +149,7 @@ async def _tell_the_last(_app: web.Application) -> None:
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     request[RESPONSE_STARTED] = True
-    if isinstance(response, web.HTTPExpectationFailed):
-        _refuse_expectation(request, response)
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers[hdrs.SERVER] = "UserStream"  # without versions
     response.headers[REQUEST_ID] = request.get(_REQUEST_ID, "")
-
-
-def _refuse_expectation(request: web.Request, response: web.HTTPExpectationFailed) -> None:
-    """Say it as a problem: aiohttp refuses before any middleware sees the request."""
-    request[_REQUEST_ID] = enter_request(request.headers).request_id
-    refusal = problem(ExpectationError("Leave out the header Expect, or send 100-continue."))
-    body = (refusal.text or "").encode()
-    response.body = body
-    response.content_type = refusal.content_type
-    response.headers[hdrs.CONTENT_LENGTH] = str(len(body))  # of the body before, until now

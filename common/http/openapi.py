@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from common.errors import (
+    CrossSiteError,
     InvalidError,
     MalformedError,
     TooLargeError,
@@ -14,6 +15,7 @@ from common.errors import (
     UnsupportedMediaTypeError,
     UserStreamError,
 )
+from common.http.access import SAFE_METHODS
 from common.http.api import Api, Operation
 
 _REF = "#/components/schemas/{model}"
@@ -179,6 +181,8 @@ def _errors(operation: Operation) -> Iterable[type[UserStreamError]]:
         implied = _READS_A_BODY[:-1]  # what is not valid is shown again
     elif "path" in options or "query" in options:
         implied = (InvalidError,)
+    if operation.method not in SAFE_METHODS:
+        implied = (*implied, CrossSiteError)
     return dict.fromkeys((*implied, *options.get("raises", ())))
 
 

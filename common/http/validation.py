@@ -10,6 +10,7 @@ from multidict import MultiMapping
 from pydantic import BaseModel, ValidationError
 
 from common import strict_json
+from common.encoding import is_plain_text
 from common.errors import (
     FieldError,
     InvalidError,
@@ -59,16 +60,15 @@ async def read_json(request: web.Request, model: type[Model]) -> Model:
     """The JSON body as a model.
 
     Raises:
-        UnsupportedMediaTypeError: Compressed, or not called JSON.
+        UnsupportedMediaTypeError: Compressed, or not said to be JSON.
         TooLargeError: More than the limit.
         TooSlowError: It did not arrive in time.
         MalformedError: Not JSON.
         InvalidError: A value breaks a rule.
     """
     media_type = request.content_type
-    if "Content-Type" in request.headers and not (
-        media_type == "application/json" or media_type.endswith("+json")
-    ):
+    # Not without the header: a page of another site may send that without asking first.
+    if media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaTypeError("Send JSON with the header Content-Type: application/json.")
     values = strict_json.loads(await read_bytes(request))
     body = validate(model, values)
@@ -84,7 +84,7 @@ async def read_raw(request: web.Request, media_types: Iterable[str]) -> bytes:
         UnsupportedMediaTypeError: Compressed, or of another type.
         TooLargeError, TooSlowError: As ``read_json``.
     """
-    if "Content-Type" in request.headers and request.content_type not in media_types:
+    if "Content-Type" not in request.headers or request.content_type not in media_types:
         raise UnsupportedMediaTypeError(f"Send it as {' or '.join(media_types)}.")
     return await read_bytes(request)
 
@@ -114,7 +114,7 @@ async def read_form_fields(request: web.Request) -> dict[str, str]:
 
 async def read_bytes(request: web.Request) -> bytes:
     """The body; never decompressed, so a small bomb stays small."""
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if not is_plain_text(request.headers.get("Content-Encoding")):
         raise UnsupportedMediaTypeError("Compressed bodies are not read here.")
     if (request.content_length or 0) > request.client_max_size:
         raise TooLargeError(f"At most {request.client_max_size} bytes are read here.")

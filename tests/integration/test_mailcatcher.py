@@ -239,6 +239,16 @@ async def test_deleting_takes_the_named_the_found_or_all(catcher: Client) -> Non
 async def test_a_foreign_page_can_not_delete(catcher: Client) -> None:
     await catcher.send(a_mail())
 
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "rebind.example"}):
+        async with catcher.http.post("/delete", headers=headers) as response:
+            assert response.status in (403, 421)
+        async with catcher.http.delete("/api/v1/messages", headers=headers) as response:
+            assert response.status in (403, 421)
+    for path in ("/", "/api/v1/messages"):
+        async with catcher.http.get(path, headers={"Host": "rebind.example"}) as response:
+            assert response.status == 421
+        async with catcher.http.get(path, headers={"Cookie": "a=" + "b" * 20_000}) as response:
+            assert response.status == 200
     async with catcher.http.post("/delete", headers={"Sec-Fetch-Site": "cross-site"}) as response:
         assert response.status == 403
 

@@ -6,6 +6,7 @@ import pytest
 
 from common.contracts.base import Contract
 from common.contracts.registrations import RegistrationSubmitted
+from common.encoding import is_plain_text
 from common.envelope import MAX_BODY_BYTES, Delivery, read
 from common.errors import MalformedError, TooLargeError, UnknownVersionError
 from common.topology import USER_REGISTRATION, Route
@@ -64,6 +65,20 @@ def test_what_the_message_says_of_itself_is_taken_over() -> None:
     assert envelope.correlation_id == "c-7"
     assert envelope.attempt == 2
     assert envelope.published_at == published_at
+
+
+@pytest.mark.parametrize(
+    "coding",
+    [None, "", "utf-8", "UTF-8", "UTF8", "utf8", "Utf_8", " utf8 ", b"UTF8", "identity", "us-ascii",
+     "8bit", "binary"],
+)  # fmt: skip
+def test_a_character_set_is_no_encoding(coding: object) -> None:
+    assert is_plain_text(coding)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "utf-16", "base64", b"gzip", 7, {}])
+def test_what_would_have_to_be_decoded_is_an_encoding(coding: object) -> None:
+    assert not is_plain_text(coding)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
 from common.runtime import EXIT_CONFIG, run_service
 from common.settings import BrokerSettings, ConsumerSettings, ServiceSettings, example
+from tests.services import REQUIRED
+from tests.services import settings_class as settings_class_of
 
 SECRET = "hunter2-hunter2-hunter2"
 
@@ -82,6 +85,77 @@ def test_a_secret_keeps_its_spaces_but_not_its_last_line_break(
     monkeypatch.setenv("DB_PASSWORD_FILE", str(tmp_path / "secret"))
 
     assert password(settings_class()) == " pass word "
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"\xef\xbb\xbfhunter2",
+        b"\xef\xbb\xbfhunter2\r\n",
+        "hunter2\r\n".encode("utf-16"),
+        b"\xfe\xff" + "hunter2\n".encode("utf-16-be"),
+        b"hunter2\n\n",
+    ],
+)
+def test_a_secret_is_the_same_whatever_wrote_its_file(
+    settings_class: type[ServiceSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    written: bytes,
+) -> None:
+    (tmp_path / "secret").write_bytes(written)
+    monkeypatch.setenv("DB_PASSWORD_FILE", str(tmp_path / "secret"))
+
+    assert password(settings_class()) == "hunter2"
+
+
+def test_a_byte_order_mark_in_dotenv_hides_no_setting(
+    settings_class: type[ServiceSettings], tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfDB_PASSWORD=hunter2\r\nLOG_LEVEL=ERROR\r\n")
+
+    settings = settings_class()
+
+    assert (password(settings), settings.log_level) == ("hunter2", "ERROR")
+
+
+@pytest.mark.parametrize("service", ["frontend", "report_generator"])
+@pytest.mark.parametrize("end", ["/register", "/register/", "/?a=1", "/#a"])
+def test_a_public_url_with_a_path_is_refused_at_start(
+    service: str, end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in REQUIRED[service].items():
+        monkeypatch.setenv(name.upper(), str(value))
+    monkeypatch.setenv("PUBLIC_URL", f"https://example.org{end}")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_service(service, settings_class_of(service), lambda _: web.Application())
+
+    assert stopped.value.code == EXIT_CONFIG
+    assert "PUBLIC_URL is wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["https://example.org", "https://example.org:8443/"])
+def test_a_public_url_of_a_whole_host_is_taken(url: str) -> None:
+    settings: Any = settings_class_of("frontend")(**REQUIRED["frontend"], public_url=url)
+
+    assert settings.base_url == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cors_origins": "*"},
+        {"cors_origins": "example.org"},
+        {"cors_origins": "https://example.org/path"},
+        {"cors_origins": "null"},
+        {"allowed_hosts": "https://example.org"},
+        {"allowed_hosts": "example.org:3000"},
+    ],
+)
+def test_a_list_of_something_else_is_refused_at_start(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        settings_class_of("frontend")(**REQUIRED["frontend"], **wrong)
 
 
 def test_settings_can_not_be_changed(

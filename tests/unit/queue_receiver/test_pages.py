@@ -1,10 +1,6 @@
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
-
-import pytest
-from aiohttp.test_utils import make_mocked_request
 
 from common.contracts.dead_letters import (
     DeadLetterGroup,
@@ -17,8 +13,7 @@ from common.contracts.dead_letters import (
     Rehearsal,
     RehearsedLetter,
 )
-from common.errors import CrossSiteError, FieldError
-from common.http.same_site import refuse_cross_site
+from common.errors import FieldError
 from queue_receiver.pages import (
     render_discards,
     render_letter,
@@ -127,38 +122,3 @@ def test_every_form_leads_to_an_address_of_ours() -> None:
     page = render_letter(a_view(id=uuid4(), revealed=True))
 
     assert page.count('method="post" action="/dead-letters/') == page.count("<form ") == 4
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Sec-Fetch-Site": "same-origin", "Origin": "http://ours:8081"},
-        {"Sec-Fetch-Site": "none"},
-        {"Origin": "http://ours:8081"},
-    ],
-)
-def test_our_own_pages_and_programs_are_let_through(headers: Mapping[str, str]) -> None:
-    refuse_cross_site(_request(headers))
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
-        {"Sec-Fetch-Site": ""},
-        {"Sec-Fetch-Site": "cross-site", "Origin": "http://ours:8081"},
-        {"Origin": "http://ours:8080"},
-        {"Origin": "null"},
-        {"Origin": ""},
-        {"Origin": "http://[ours:8081"},
-    ],
-)
-def test_pages_of_others_are_refused(headers: Mapping[str, str]) -> None:
-    with pytest.raises(CrossSiteError, match="nothing was done"):
-        refuse_cross_site(_request(headers))
-
-
-def _request(headers: Mapping[str, str]) -> Any:
-    return make_mocked_request("POST", "/", headers={"Host": "ours:8081", **headers})

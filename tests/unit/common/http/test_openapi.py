@@ -127,7 +127,7 @@ def test_every_error_is_described_under_its_status(document: dict[str, Any]) -> 
     put = document["paths"]["/pets/{pet_id}"]["put"]["responses"]
     get = document["paths"]["/pets.csv"]["get"]["responses"]
 
-    assert set(put) == {"200", "204", "400", "404", "408", "409", "413", "415", "422", "503"}
+    assert set(put) == {"200", "204", "400", "403", "404", "408", "409", "413", "415", "422", "503"}
     assert set(get) == {"200", "422"}
     assert "`duplicate_email`" in put["409"]["description"]
     assert put["409"]["content"] == {

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,16 +17,17 @@ from common.http.app import base_app
 from common.http.health import Readiness
 from common.http.server import Runner
 from common.http.validation import read_bytes
+from common.runtime import MOST_FILES, raise_file_limit
 
 NO_REQUEST = {
-    "a query too long": b"GET /?" + b"a" * 9_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a header too long": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 9_000 + b"\r\n\r\n",
-    "an unknown method": b"<script> / HTTP/1.1\r\nHost: x\r\n\r\n",
-    "an unknown version": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
-    "a control character": b"GET / HTTP/1.1\r\nHost: x\r\nX: <script>\x01\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+    "a query too long": b"GET /?" + b"a" * 9_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an unknown method": b"<script> / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an unknown version": b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    "a control character": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: <script>\x01\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a broken chunk": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n",
+    "a broken chunk": b"POST / HTTP/1.1\r\nHost: localhost\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\nZZZ\r\n",
     "a greeting in TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 100,
 }
 
@@ -84,13 +87,14 @@ async def test_a_body_that_does_not_arrive_is_given_up(
     monkeypatch.setattr(validation, "BODY_SECONDS", 0.1)
 
     status, _, problem = await answer_to(
-        port, b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{"
+        port,
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{",
     )
 
     assert (status, problem["code"]) == (408, "too_slow")
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nX: "])
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "])
 async def test_a_connection_that_asks_nothing_is_closed(
     begun: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +117,7 @@ async def test_a_client_that_vanishes_while_sending_is_no_error(
 ) -> None:
     for _ in range(5):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
         await writer.drain()
         writer.transport.abort()
     # Answered after those, on the same loop.
@@ -121,3 +125,119 @@ async def test_a_client_that_vanishes_while_sending_is_no_error(
 
     assert status == 400
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@contextmanager
+def open_files(limit: int) -> Iterator[None]:
+    """Let this process open so many files for a while."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+SAYING_LITTLE = {
+    "nothing": b"",
+    "half a head": b"POST / HTTP/1.1\r\nHost: [::1]\r\nX: ",
+    "half a body": b"POST / HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 9\r\n\r\n{",
+    "a request, and no other": b"GET /health/live HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", SAYING_LITTLE)
+async def test_connections_that_say_little_take_no_place_from_others(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "connection_limit", lambda: 20)
+    app = base_app("test", Api(), description="A test.", readiness=Readiness())
+
+    async def read(request: web.Request) -> web.Response:
+        return web.Response(body=await read_bytes(request))
+
+    app.router.add_post("/", read)
+    runner = Runner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    silent = []
+    try:
+        for _ in range(60):
+            silent.append(await asyncio.open_connection("127.0.0.1", port))
+            silent[-1][1].write(SAYING_LITTLE[kind])
+        async with asyncio.timeout(60):
+            # The first of them was closed to make room; so the server has seen them all.
+            while await silent[0][0].read(1000):
+                pass
+        status, _, problem = await answer_to(
+            port, b"GET /nothing HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n"
+        )
+        held = len(runner.server.connections) if runner.server else 0
+    finally:
+        for _, writer in silent:
+            writer.close()
+        await runner.cleanup()
+
+    assert (status, problem["code"]) == (404, "not_found")
+    assert held <= 20
+
+
+async def test_what_has_been_asked_is_answered_however_many_connections_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "connection_limit", lambda: 10)
+    go_on = asyncio.Event()
+
+    async def wait(_request: web.Request) -> web.Response:
+        await go_on.wait()
+        return web.json_response({"code": "answered"})
+
+    app = base_app("test", Api(), description="A test.", readiness=Readiness())
+    app.router.add_get("/wait", wait)
+    runner = Runner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    asked = b"GET /wait HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n"
+    waiting = [asyncio.create_task(answer_to(port, asked)) for _ in range(5)]
+    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]
+    try:
+        async with asyncio.timeout(60):
+            assert await idle[0][0].read() == b""
+        go_on.set()
+        answers = await asyncio.gather(*waiting)
+    finally:
+        for _, writer in idle:
+            writer.close()
+        await runner.cleanup()
+
+    assert [(status, said["code"]) for status, _, said in answers] == [(200, "answered")] * 5
+
+
+async def test_a_head_without_end_is_given_up(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: [::1]\r\n")
+    async with asyncio.timeout(60):
+        with suppress(ConnectionError):
+            for number in range(100):
+                writer.write(b"X-%d: " % number + b"a" * 5_000 + b"\r\n")
+                await writer.drain()
+            assert await reader.read() == b""
+    writer.close()
+
+
+def test_there_is_room_for_what_is_no_connection_of_a_client() -> None:
+    with open_files(1024):
+        assert server.connection_limit() == 1024 - server.RESERVED_FILES
+    with open_files(100):
+        assert server.connection_limit() == 50
+
+
+def test_a_service_opens_as_many_files_as_it_may() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open_files(256):
+        raise_file_limit()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    assert soft == (MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES))

@@ -95,17 +95,14 @@ async def test_an_answer_is_written_in_camel_case(client: TestClient[Any, Any]) 
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/json", "application/json; charset=utf-8", "application/merge-patch+json", None],
+    ["application/json", "application/json; charset=utf-8", "application/merge-patch+json"],
 )
 async def test_json_is_read_under_every_name_it_has(
-    client: TestClient[Any, Any], content_type: str | None
+    client: TestClient[Any, Any], content_type: str
 ) -> None:
-    headers = {"Content-Type": content_type} if content_type else {}
-    skip = [] if content_type else ["Content-Type"]
+    headers = {"Content-Type": content_type}
 
-    async with client.post(
-        "/pets", data=b'{"petName": "Rex"}', headers=headers, skip_auto_headers=skip
-    ) as answer:
+    async with client.post("/pets", data=b'{"petName": "Rex"}', headers=headers) as answer:
         assert answer.status == 201
 
 

@@ -1,0 +1,17 @@
+"""What publishers and clients say of a body's encoding when it has none."""
+
+_NO_CODING = frozenset({"", "identity", "utf8", "ascii", "usascii", "7bit", "8bit", "binary"})
+"""A character set is no coding, but many libraries write theirs there: JSON is UTF-8 anyway."""
+
+
+def is_plain_text(coding: object) -> bool:
+    """Whether a ``content_encoding`` or ``Content-Encoding`` says that nothing was encoded."""
+    if isinstance(coding, bytes):
+        coding = coding.decode("latin-1")
+    if coding is None:
+        return True
+    return isinstance(coding, str) and _bare(coding) in _NO_CODING
+
+
+def _bare(name: str) -> str:
+    return name.strip().lower().replace("-", "").replace("_", "")
