@@ -16,7 +16,7 @@ from uuid import UUID
 
 from aiormq import Connection
 from aiormq.channel import Channel
-from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
+from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelNotFoundEntity
 from yarl import URL
 
 from common import tolerant_amqp
@@ -24,6 +24,7 @@ from common.envelope import ATTEMPT, FIRST_SEEN, Delivery
 from common.errors import BrokerUnavailableError, ConflictError, TopologyMissingError
 from common.failpoints import failpoint
 from common.link import CONNECT_SECONDS, HEARTBEAT_SECONDS
+from common.management import ManagementApi, figures
 from common.plain_wire import PlainWire
 from common.republishing import (
     ATTEMPTS,
@@ -231,10 +232,14 @@ class DeadLetterQueue:
         url: AMQP URL of a user that may read the queue and write to the return exchange.
         route: Whose dead letters.
         service: For the connection's name.
+        management: Counts where the broker refuses to do so for a service.
     """
 
-    def __init__(self, url: str, route: Route, *, service: str) -> None:
+    def __init__(
+        self, url: str, route: Route, *, service: str, management: ManagementApi | None = None
+    ) -> None:
         self._url = url
+        self._management = management
         self._service = service
         self._turn = asyncio.Lock()
         self.route = route
@@ -255,21 +260,21 @@ class DeadLetterQueue:
             await stack.enter_async_context(self._in_turn())
             with _translated():
                 connection = await stack.enter_async_context(self._connected())
-                control = await _channel(connection)
-                held = await self._open(connection, control)
+                counter = await self._counter(connection)
+                held = await self._open(connection, counter)
                 await held.read(wanted)
             try:
                 yield held
             finally:
                 # However this ends: what was decided on stays decided, the rest goes back.
                 with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
-                    await self._give_back(held, control)
+                    await self._give_back(held, counter)
 
     async def count(self) -> int:
         """How many wait; without those that somebody looks at just now."""
         with _translated():
             async with self._connected() as connection:
-                return (await self._counts(await _channel(connection)))[0]
+                return (await (await self._counter(connection)).count())[0]
 
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:
@@ -298,34 +303,61 @@ class DeadLetterQueue:
             with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
                 await connection.close()
 
-    async def _open(self, connection: Connection, control: Channel) -> Held:
+    async def _counter(self, connection: Connection) -> "_Counter":
+        channel = await _channel(connection)
+        return _Counter(channel, self.route.dead_letter_queue, self._management)
+
+    async def _open(self, connection: Connection, counter: "_Counter") -> Held:
         """Begin to read, after other readers if they are quick enough."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + TURN_SECONDS
-        ready, readers = await self._counts(control)
+        ready, readers = await counter.count()
         while readers and loop.time() < deadline:
             await asyncio.sleep(POLL_SECONDS)
-            ready, readers = await self._counts(control)
+            ready, readers = await counter.count()
         wire = PlainWire(await _channel(connection))
         return Held(self.route, wire, ready=ready, elsewhere=readers > 0)
 
-    async def _counts(self, control: Channel) -> tuple[int, int]:
-        """Messages that nobody holds, and consumers."""
-        declared = await control.queue_declare(
-            self.route.dead_letter_queue, passive=True, timeout=CONNECT_SECONDS
-        )
-        return declared.message_count or 0, declared.consumer_count or 0
-
-    async def _give_back(self, held: Held, control: Channel) -> None:
+    async def _give_back(self, held: Held, counter: "_Counter") -> None:
         """Close the channel, and wait until what it held can be read again."""
         wire = held._wire  # noqa: SLF001 - the two classes are one mechanism
         await wire.drain()
         await wire.channel.close()
         deadline = asyncio.get_running_loop().time() + BACK_SECONDS
-        while asyncio.get_running_loop().time() < deadline:
-            if (await self._counts(control))[0] >= held.ready - held.gone:
+        while not counter.is_refused and asyncio.get_running_loop().time() < deadline:
+            if (await counter.count())[0] >= held.ready - held.gone:
                 return
             await asyncio.sleep(POLL_SECONDS)
+
+
+class _Counter:
+    """Counts the messages and the consumers of one queue."""
+
+    def __init__(self, channel: Channel, queue: str, management: ManagementApi | None) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._management = management
+        self.is_refused = False
+        """Whether the broker refuses to count; the management API is some seconds behind."""
+
+    async def count(self) -> tuple[int, int]:
+        """Messages that nobody holds, and consumers."""
+        if not self.is_refused:
+            try:
+                declared = await self._channel.queue_declare(
+                    self._queue, passive=True, timeout=CONNECT_SECONDS
+                )
+            except ChannelAccessRefused:
+                self.is_refused = True
+            else:
+                return declared.message_count or 0, declared.consumer_count or 0
+        return await self._ask_management()
+
+    async def _ask_management(self) -> tuple[int, int]:
+        """The same as the management API has it, 5 s old at most."""
+        rows = (await self._management.select("queues"))[0] if self._management else []
+        row = figures(rows, self._queue)
+        return row["messages_ready"], row["consumers"]
 
 
 def _id(letter: DeadLetter) -> dict[str, str]:

@@ -16,6 +16,7 @@ from aio_pika import Connection
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiormq.channel import Channel
+from aiormq.exceptions import ChannelAccessRefused
 from yarl import URL
 
 from common import metrics, tolerant_amqp
@@ -192,23 +193,37 @@ class Link:
 
 async def check_topology(
     channel: AbstractChannel, *, exchanges: Sequence[str] = (), queues: Sequence[str] = ()
-) -> None:
+) -> frozenset[str]:
     """Make sure that exchanges and queues exist, by passive declaration.
 
+    On a channel of its own: a refusal closes the channel on which it was asked.
+
+    Returns:
+        Names that the broker refused to tell about; they may exist. RabbitMQ 4.2.6 and 4.3.0
+        ask for the right to configure, which no service has; the management API tells more.
+
     Raises:
-        TopologyMissingError: Names the first that does not; the channel is closed then.
+        TopologyMissingError: Names the first that does not exist.
     """
+    connection = (await channel.get_underlay_channel()).connection
+    asking = await connection.channel(publisher_confirms=False)
+    unverified = set()
     for kind, names in (("exchange", exchanges), ("queue", queues)):
         for name in names:
+            declare = asking.exchange_declare if kind == "exchange" else asking.queue_declare
             try:
-                if kind == "exchange":
-                    await channel.get_exchange(name, ensure=True)
-                else:
-                    await channel.get_queue(name, ensure=True)
+                await declare(name, passive=True)
             except ChannelNotFoundEntity as error:
                 raise TopologyMissingError(
                     f"The {kind} {name} does not exist. Import rabbitmq/definitions.json."
                 ) from error
+            except ChannelAccessRefused:
+                unverified.add(name)
+                asking = await connection.channel(publisher_confirms=False)
+    await asking.close()
+    if unverified:
+        log.info("broker.topology_unverified", names=sorted(unverified))
+    return frozenset(unverified)
 
 
 async def _wire_of(channel: AbstractChannel, tap: Tap | None) -> Wire | PlainWire:

@@ -1,6 +1,7 @@
 """Asks RabbitMQ's management API, as a user that may only look."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
@@ -45,3 +46,30 @@ class ManagementApi:
             response.raise_for_status()
             rows: list[dict[str, Any]] = await response.json()
             return rows
+
+
+def figures(rows: Iterable[dict[str, Any]], queue: str) -> dict[str, Any]:
+    """The row of a queue that has been counted.
+
+    For a broker that counts for administrators alone: passive declarations are refused by
+    RabbitMQ 4.2.6 and 4.3.0 to whoever may not configure a queue.
+
+    Args:
+        rows: Of ``queues``; empty where there is no management API.
+        queue: Its name.
+
+    Raises:
+        BrokerUnavailableError: It is not among them, or has not been counted yet.
+    """
+    row = next((row for row in rows if row["name"] == queue), None)
+    if row is None:
+        raise BrokerUnavailableError(
+            f"The broker does not let this user count {queue}. Its rights are missing"
+            " (./userstream check-broker), or it is RabbitMQ 4.2.6 or 4.3.0, which count for"
+            " administrators alone: set QUEUE_MANAGEMENT_URL, or update it. Nothing has changed."
+        )
+    if "messages_ready" not in row:
+        raise BrokerUnavailableError(
+            f"RabbitMQ has not counted {queue} yet; it does some seconds after its start."
+        )
+    return row

@@ -25,13 +25,7 @@ async def open_publisher(
         str(settings.queue_url),
         service=service,
         exchanges=user.exchanges,
-        # The stream, too: for some moments after a crash the broker confirms what it does not
-        # write there (observed on 3.10).
-        queues=[
-            name
-            for route in user.publishes
-            for name in (route.queue, *([route.log] if route.logged else []))
-        ],
+        queues=user.fed_queues,
         fast=settings.fast_frames,
     ) as publisher:
         readiness.add("publisher", publisher.check)

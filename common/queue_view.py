@@ -1,12 +1,12 @@
 """How many messages of a route are where, and whether its work queue is bound."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from common.errors import BrokerUnavailableError
-from common.management import ManagementApi
+from common.management import ManagementApi, figures
 from common.stream import StreamReader
 from common.topology import Route
 
@@ -63,34 +63,43 @@ class QueueView:
         """
         # What consumers hold comes first: a message that goes from their hands to a retry step
         # or the dead letters meanwhile is seen there.
-        unacknowledged, bound = await self._managed()
+        managed = await self._managed()
         route = self._route
-        ready = await self._reader.count_ready(
-            [route.queue, *route.retries, route.dead_letter_queue]
-        )
+        names = [route.queue, *route.retries, route.dead_letter_queue]
+        ready = await self._reader.count_ready(names)
+        if ready is None:
+            rows = managed.queues.values()
+            ready = {name: figures(rows, name)["messages_ready"] for name in names}
+        work = managed.queues.get(route.queue)
         return QueueLook(
             ready=ready[route.queue],
             retrying=sum(ready[step] for step in route.retries),
             dead=ready[route.dead_letter_queue],
-            unacknowledged=unacknowledged,
-            bound=bound,
+            unacknowledged=work.get("messages_unacknowledged", 0) if work else None,
+            bound=managed.bound,
         )
 
-    async def _managed(self) -> tuple[int | None, bool | None]:
+    async def _managed(self) -> "_Managed":
         if self._management is None:
-            return None, None
+            return _Managed()
         try:
             queues, bindings = await self._management.select("queues", "bindings")
         except BrokerUnavailableError as error:
             log.info("management.unavailable", reason=error.detail)
-            return None, None
-        held = [
-            row.get("messages_unacknowledged", 0)
-            for row in queues
-            if row["name"] == self._route.queue
-        ]
-        return (held[0] if held else None), any(map(self._leads_to_work, bindings))
+            return _Managed()
+        return _Managed(
+            queues={row["name"]: row for row in queues},
+            bound=any(map(self._leads_to_work, bindings)),
+        )
 
     def _leads_to_work(self, binding: dict[str, Any]) -> bool:
         wanted = (self._route.name, self._route.queue, "#")
         return (binding["source"], binding["destination"], binding["routing_key"]) == wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Managed:
+    """What the management API says; nothing where it is not asked or does not answer."""
+
+    queues: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bound: bool | None = None

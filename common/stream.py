@@ -11,6 +11,7 @@ from typing import Generic, Literal, Self, TypeVar
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from aiormq.abc import AbstractChannel as UnderlyingChannel
+from aiormq.exceptions import ChannelAccessRefused
 
 from common.envelope import Delivery
 from common.errors import BrokerUnavailableError, TopologyMissingError
@@ -111,8 +112,10 @@ class StreamReader:
                 reading.acknowledge(wire)
             return reading.items
 
-    async def count_ready(self, queues: Sequence[str]) -> dict[str, int]:
+    async def count_ready(self, queues: Sequence[str]) -> dict[str, int] | None:
         """Messages ready in each queue, at this moment.
+
+        None where the broker refuses to count for a service, as RabbitMQ 4.2.6 and 4.3.0 do.
 
         Raises:
             BrokerUnavailableError: The broker does not answer.
@@ -121,8 +124,15 @@ class StreamReader:
         async with self._one_at_a_time:
             with self._watched():
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    channel = (await self._usable_wire()).channel
-                    return {queue: await _count(channel, queue) for queue in queues}
+                    # A channel of its own: a refusal closes the one on which it was asked.
+                    connection = (await self._usable_wire()).channel.connection
+                    asking = await connection.channel(publisher_confirms=False)
+                    try:
+                        counts = {queue: await _count(asking, queue) for queue in queues}
+                    except ChannelAccessRefused:
+                        return None
+                    await asking.close()
+                    return counts
 
     async def _usable_wire(self) -> Wire | PlainWire:
         while self._wire is None or self._wire.closed:

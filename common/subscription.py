@@ -110,6 +110,7 @@ class Subscription:
         self._ended = False
         self._subscribing = asyncio.Lock()
         self._deliveries = 0
+        self._is_countable = False
         self._background: set[asyncio.Task[None]] = set()
 
     # -- life -------------------------------------------------------------------------------
@@ -151,7 +152,8 @@ class Subscription:
 
         Also during an outage: something has to be in hand that can probe.
         """
-        await check_topology(channel, queues=queues(self._route))
+        unverified = await check_topology(channel, queues=queues(self._route))
+        self._is_countable = self._route.queue not in unverified
         async with self._subscribing:
             self._settler.let_go()
             self.wire, self._reach, self._subscribed = wire, NARROW, 0
@@ -249,7 +251,8 @@ class Subscription:
                 self.renew()
 
     async def _count_waiting(self) -> int:
-        if self.wire is None:
+        # Where the broker refuses to tell, asking would cost the channel.
+        if self.wire is None or not self._is_countable:
             return 0
         with suppress(*_LOST):
             declared = await self.wire.channel.queue_declare(

@@ -116,9 +116,35 @@ class BrokerUser:
         return names
 
     @property
+    def fed_queues(self) -> list[str]:
+        """Queues that must exist for what it publishes to be kept: work queues and streams."""
+        # The stream, too: for some moments after a crash the broker confirms what it does not
+        # write there (observed on 3.10).
+        return [
+            name
+            for route in self.publishes
+            for name in (route.queue, *([route.log] if route.logged else []))
+        ]
+
+    @property
+    def declared_queues(self) -> list[str]:
+        """Queues that it declares passively: to see that they exist, or to count what waits."""
+        consumed = [name for route in self.consumes for name in queues(route)]
+        redriven = [route.dead_letter_queue for route in self.redrives]
+        return list(dict.fromkeys([*self.fed_queues, *consumed, *redriven]))
+
+    @property
     def write(self) -> str:
-        """Permission pattern: the exchanges it publishes to."""
-        return _any_of([*self.exchanges, *(route.return_exchange for route in self.redrives)])
+        """Permission pattern: the exchanges it publishes to, and the queues it only declares.
+
+        A passive declaration needs some right on the queue (since RabbitMQ 4.3.1; see
+        https://github.com/rabbitmq/rabbitmq-server/pull/16272). To write is the least: nobody
+        publishes to a queue, and to read would be to take its messages.
+        """
+        names = [*self.exchanges, *(route.return_exchange for route in self.redrives)]
+        readable = re.compile(self.read)
+        names += [name for name in self.declared_queues if not readable.match(name)]
+        return _any_of(list(dict.fromkeys(names)))
 
     @property
     def read(self) -> str:

@@ -61,8 +61,14 @@ def build_app(settings: Settings) -> web.Application:
                 )
             )
             readiness.add("database_service", database.check)
+            management = settings.queue_management_url
             queues = [
-                DeadLetterQueue(str(settings.queue_url), route, service=SERVICE)
+                DeadLetterQueue(
+                    str(settings.queue_url),
+                    route,
+                    service=SERVICE,
+                    management=ManagementApi(management) if management else None,
+                )
                 for route in BROKER_USERS[SERVICE].redrives
             ]
             app[OFFICE] = DeadLetterOffice(queues=queues, records=database)

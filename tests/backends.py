@@ -50,7 +50,7 @@ START_ATTEMPTS = 3
 
 Started = TypeVar("Started", Broker, Postgres)
 
-IMAGE = "rabbitmq:4-management"
+IMAGE = "rabbitmq:4.3.6-management"
 POSTGRES_IMAGE = "postgres:18-alpine"
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from launcher.services import PYTHON
 from rabbitmq.hand_out import HANDED_OUT
+from tests.backends import IMAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("frontend", "queue_receiver", "sender", "database_service", "report_generator")
@@ -243,3 +244,11 @@ def test_secrets_are_made_once_and_handed_out_again(tmp_path: Path) -> None:
     assert "@rabbitmq:5672/" in first["sender/queue_url"]
     topology = (tmp_path / "definitions" / "topology.json").read_text()
     assert topology.strip() == (ROOT / "rabbitmq" / "definitions.json").read_text().strip()
+
+
+def test_the_broker_is_named_by_its_exact_version_and_tests_take_the_same() -> None:
+    # A floating tag would bring a broker one day that nobody has tried.
+    image = CONTAINERS["rabbitmq"]["image"]
+
+    assert re.fullmatch(r"rabbitmq:\d+\.\d+\.\d+-management", image)
+    assert image == IMAGE

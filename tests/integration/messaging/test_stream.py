@@ -160,5 +160,6 @@ async def test_messages_that_wait_are_counted(
 
     counts = await reader.count_ready([USER_REGISTRATION.queue, *USER_REGISTRATION.retries])
 
+    assert counts is not None
     assert counts.pop(USER_REGISTRATION.queue) == 2
     assert set(counts.values()) == {0}

@@ -109,9 +109,10 @@ def test_every_queue_of_a_route_is_reached(route: Route) -> None:
     assert {kinds[source] for source, _, _ in bindings - {(name, name, "#")}} == {"fanout"}
 
 
-# What each service does at the broker, said a second time by hand.
+# What each service does at the broker, said a second time by hand. A right to write on a queue
+# is for declaring it passively: nobody publishes to a queue.
 RIGHTS: dict[str, tuple[set[str], set[str]]] = {
-    "frontend": ({"user.registration"}, set()),
+    "frontend": ({"user.registration", LOG}, set()),
     "queue_receiver": (
         {
             "email.notifications",
@@ -121,11 +122,14 @@ RIGHTS: dict[str, tuple[set[str], set[str]]] = {
         {"user.registration", LOG, *(f"{route.name}.dlq" for route in ROUTES)},
     ),
     "sender": (
-        {"email.notifications", *republished(EMAIL_NOTIFICATIONS, 6)},
+        {"email.notifications", "email.notifications.dlq", *republished(EMAIL_NOTIFICATIONS, 6)},
         {"email.notifications"},
     ),
     "report_generator": (
-        {"report.requests", "email.notifications", *republished(REPORT_REQUESTS, 3)},
+        {
+            *("report.requests", "report.requests.dlq", "email.notifications"),
+            *republished(REPORT_REQUESTS, 3),
+        },
         {"report.requests"},
     ),
 }
