@@ -53,6 +53,8 @@ _ABOUT_RECIPIENT = frozenset(
     }
 )
 
+_DEAD = frozenset({Refusal.NO_SUCH_ADDRESS, Refusal.NO_SUCH_DOMAIN})
+
 _BY_DETAIL = {
     (1, 0): Refusal.NO_SUCH_ADDRESS,
     (1, 1): Refusal.NO_SUCH_ADDRESS,
@@ -181,16 +183,19 @@ def refusal_of(code: int, status: str, text: str) -> Refusal:
 def refusal_in_report(status: str, diagnostic: str) -> Refusal:
     """What a delivery status notification (RFC 3464) says was in the way.
 
-    The code in the diagnostic counts where it is more precise: it is the word of the server that
-    refused, while ``Status`` may be no more than what another one made of it.
+    ``Status`` counts, and the diagnostic where that says nothing (``5.0.0``). Where ``Status`` says
+    that the address is dead, the diagnostic must not say otherwise: it is the word of the server
+    that refused, and some servers make 5.1.1 of any 550.
     """
     words = diagnostic[:TEXT_LENGTH]
     inner = _STATUS.search(words)
     code = _CODE.search(words)
-    said = inner[0] if inner and not (inner[2] == "0" and inner[3] == "0") else status
-    if code and inner is None and status.endswith(".0.0"):
-        return refusal_of(int(code[1]), "", words)
-    return refusal_of(0, said, words)
+    said = refusal_of(0, status, words)
+    if not status or status.endswith(".0.0"):
+        return refusal_of(int(code[1]) if code else 0, inner[0] if inner else "", words)
+    if said in _DEAD and inner and not inner[0].endswith(".0.0"):
+        return refusal_of(0, inner[0], words)
+    return said
 
 
 def _by_code(about: tuple[int, int], words: str) -> Refusal:

@@ -205,9 +205,9 @@ def _all_suppressed(given: Namespace) -> tuple[Any, list[str]]:
 
 
 def _entry_line(entry: Mapping[str, Any]) -> str:
-    return "  ".join(
-        (entry["suppressedAt"], entry["address"], entry["status"], entry["diagnostic"])
-    ).rstrip()
+    until = f"until {entry['expiresAt']}" if entry.get("expiresAt") else "for good"
+    facts = (entry["suppressedAt"], entry["address"], entry.get("reason", ""), until)
+    return "  ".join(filter(None, (*facts, entry["status"], entry["diagnostic"])))
 
 
 def _person() -> str:

@@ -1,34 +1,23 @@
 """Reads delivery status notifications (RFC 3464): what became of a mail after it was taken.
 
-Anybody can write such a mail, so nothing is trusted: the standard library's parser sees only
-what is within the limits below, and of its result only what stands where RFC 3462 puts it.
+What counts is a part of the type ``message/delivery-status``, wherever in the mail it stands: some
+servers put it into ``multipart/mixed``, and people forward reports. It is read line by line, since
+hardly any two servers write it alike. Anybody can write such a mail, so nothing is trusted, and
+each line costs the same, whatever it says.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesHeaderParser, BytesParser, HeaderParser
-from email.policy import compat32
-from typing import Any, TypeAlias
 from uuid import UUID
 
 from common.contracts.bounces import DIAGNOSTIC_LENGTH
 from common.contracts.notifications import ReportAction
 from common.errors import PermanentError
+from sender.parts import HEADER_LENGTH, Headers, Part, read_parts
 
 MAX_BYTES = 256 * 1024
 """Of a whole report; one of ours with the mail in it is some 15 kB."""
-
-MAX_LINES = 20_000
-MAX_LINE_BYTES = 10_000
-"""RFC 5322, 2.1.1 allows 998; some servers do not fold what others said."""
-
-MAX_TYPES = 20
-"""Headers that say Content-Type. The parser goes one level deeper with each, two at most."""
-
-MAX_TYPE_BYTES = 1_000
-"""Of one such header; taking one apart takes time that grows with the square of its length."""
 
 MAX_RECIPIENTS = 20
 """That one report speaks of; a mail of ours has one."""
@@ -36,23 +25,35 @@ MAX_RECIPIENTS = 20
 MAX_MESSAGE_IDS = 5
 """That are looked up."""
 
-_TYPE_HEADER = re.compile(
-    rb"^content-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*", re.IGNORECASE | re.MULTILINE
-)
+REPORTS = ("message/delivery-status", "message/global-delivery-status")
+
 _MESSAGE_ID = re.compile(
-    r"<\s*([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})@", re.IGNORECASE
+    r"<?\s*([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})@", re.IGNORECASE
 )
 _STATUS = re.compile(r"(?<![0-9.])([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![0-9.])")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_FIELD = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,60})[ \t]*:[ \t]*(.*)", re.DOTALL)
+_WORD = re.compile(r"[a-z]+")
 
-Part: TypeAlias = "Message[Any, Any]"
-"""A mail, a part of one, or a group of fields: all are headers with something below."""
+_RECIPIENTS = ("original-recipient", "final-recipient")
+_FIELDS = frozenset(
+    {
+        *(*_RECIPIENTS, "action", "status", "diagnostic-code", "remote-mta", "final-log-id"),
+        *("last-attempt-date", "will-retry-until", "original-envelope-id", "reporting-mta"),
+        *("dsn-gateway", "received-from-mta", "arrival-date"),
+    }
+)
+"""RFC 3464, 2.2 and 2.3. Any other line goes on with the field before it, unless it begins with
+``X-``: some servers do not fold what others said to them."""
 
-_REPORTS = ("message/delivery-status", "message/global-delivery-status")
-_MAILS = ("message/rfc822", "message/global")
-_HEADERS = ("text/rfc822-headers", "message/global-headers")
-
-_USUAL_STATUS = {ReportAction.FAILED: "5.0.0", ReportAction.DELAYED: "4.0.0"}
+_ACTIONS = {
+    **{action.value: action for action in ReportAction},
+    "failure": ReportAction.FAILED,
+    "expired": ReportAction.FAILED,
+}
+EXPIRED = "expired"
+_USUAL_STATUS = {"failed": "5.0.0", "failure": "5.0.0", EXPIRED: "4.4.7", "delayed": "4.0.0"}
+"""Where neither Status nor the diagnostic has one."""
 
 
 class NotABounceError(PermanentError):
@@ -91,111 +92,106 @@ def read_report(raw: bytes) -> Report:
     """The report in a mail (message/rfc822).
 
     Raises:
-        NotABounceError: There is none, or it is like none that a mail server writes.
+        NotABounceError: There is none, or it is too large.
     """
-    text = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    _check_limits(text)
-    mail = BytesParser(policy=compat32).parsebytes(text)
-    if mail.get_content_type() != "multipart/report":
+    if len(raw) > MAX_BYTES:
         raise NotABounceError(
-            "A delivery status notification is a mail of the type multipart/report (RFC 3462). "
-            "Nothing was changed. Post the whole mail as the mail server sent it."
+            f"A report has at most {MAX_BYTES // 1024} KiB. Nothing was changed. "
+            "Have the mail server return headers only, or cut off the mail that came back."
         )
-    parts = _children(mail)
-    recipients = tuple(
-        report
-        for part in parts[1:]
-        if part.get_content_type() in _REPORTS
-        for report in map(_recipient_report, _blocks(part)[:MAX_RECIPIENTS])
-        if report is not None
-    )[:MAX_RECIPIENTS]
+    parts = list(read_parts(raw, REPORTS))
+    groups = [group for part in parts if part.kind in REPORTS for group in _groups(part.lines)]
+    recipients = tuple(filter(None, map(_recipient_report, groups)))[:MAX_RECIPIENTS]
     if not recipients:
         raise NotABounceError(
-            "There is no message/delivery-status in it that names a recipient and an action "
-            "(RFC 3464, 2.3). Nothing was changed."
+            "There is no part message/delivery-status in it that names an action (RFC 3464, 2.3). "
+            "Nothing was changed. Post the whole mail as the mail server sent it."
         )
-    return Report(message_ids=_message_ids(mail, parts), recipients=recipients)
+    return Report(message_ids=_message_ids(parts, groups), recipients=recipients)
 
 
-def _check_limits(text: bytes) -> None:
-    lines = text.split(b"\n")
-    types = _TYPE_HEADER.findall(text)
-    if (
-        len(text) > MAX_BYTES
-        or len(lines) > MAX_LINES
-        or max(map(len, lines)) > MAX_LINE_BYTES
-        or len(types) > MAX_TYPES
-        or any(len(header) > MAX_TYPE_BYTES for header in types)
-    ):
-        raise NotABounceError(
-            f"A report has at most {MAX_BYTES // 1024} KiB, {MAX_LINES:,} lines of up to "
-            f"{MAX_LINE_BYTES:,} bytes, and {MAX_TYPES} parts with their types in up to "
-            f"{MAX_TYPE_BYTES:,} bytes each. Nothing was changed."
-        )
+def _groups(lines: list[str]) -> list[Headers]:
+    """Fields by name, in a group for each recipient; those about the mail are in the first one."""
+    groups: list[Headers] = [{}]
+    last = ""
+    is_parted = False
+    for line in lines:
+        match = _FIELD.fullmatch(line[:HEADER_LENGTH])
+        name = match[1].lower() if match else ""
+        if match and (name in _FIELDS or name.startswith("x-")):
+            if _begins_group(groups[-1], name, is_parted=is_parted):
+                groups.append({})
+            is_parted = False
+            last = "" if name in groups[-1] else name
+            groups[-1].setdefault(name, match[2].strip())
+        elif not line.strip():
+            is_parted, last = True, ""
+        elif last and len(groups[-1][last]) < HEADER_LENGTH:
+            groups[-1][last] += " " + line.strip()[:HEADER_LENGTH]
+    return groups[: MAX_RECIPIENTS + 1]
 
 
-def _children(mail: Part) -> list[Part]:
-    payload = mail.get_payload()
-    return [part for part in payload if isinstance(part, Message)] if mail.is_multipart() else []
+def _begins_group(group: Headers, name: str, *, is_parted: bool) -> bool:
+    """Whether a field is about another recipient than those before it.
+
+    An empty line alone proves nothing: some servers put one between all fields.
+    """
+    is_whole = "action" in group and any(field in group for field in _RECIPIENTS)
+    if name in _RECIPIENTS:
+        return is_whole or name in group
+    return name in group and (name == "action" or (is_whole and is_parted))
 
 
-def _blocks(part: Part) -> list[Part]:
-    """The groups of fields: the first is about the mail, each other one about a recipient."""
-    blocks = _children(part)
-    if part.get_content_type() == "message/delivery-status" or not blocks:
-        return blocks
-    # The parser knows the plain type only; of the one with UTF-8 it makes a mail.
-    rest = blocks[0].get_payload()
-    more = re.split(r"\n{2,}", rest.strip("\n")) if isinstance(rest, str) else []
-    parse = HeaderParser(policy=compat32).parsestr
-    return [blocks[0], *(parse(block) for block in more[:MAX_RECIPIENTS])]
-
-
-def _recipient_report(block: Part) -> RecipientReport | None:
-    try:
-        action = ReportAction(_field(block, "Action").partition("(")[0].strip().lower())
-    except ValueError:  # the group about the mail has none
+def _recipient_report(group: Headers) -> RecipientReport | None:
+    word = _WORD.match(_text(group, "action").lower())
+    action = _ACTIONS.get(word[0]) if word else None
+    if word is None or action is None:  # of the mail only; or nothing that the standard knows
         return None
-    diagnostic = _field(block, "Diagnostic-Code")
-    status = _STATUS.search(_field(block, "Status")) or _STATUS.search(diagnostic)
-    names = ("Original-Recipient", "Final-Recipient")
-    addresses = (_address(_field(block, name)) for name in names)
+    diagnostic = _text(group, "diagnostic-code")
+    status = _STATUS.search(_text(group, "status")) or _STATUS.search(diagnostic)
+    addresses = (_address(_text(group, name)) for name in _RECIPIENTS)
     return RecipientReport(
         recipients=tuple(dict.fromkeys(address for address in addresses if address)),
         action=action,
-        status=status[1] if status else _USUAL_STATUS.get(action, "2.0.0"),
+        status=status[1] if status else _USUAL_STATUS.get(word[0], "2.0.0"),
         diagnostic=diagnostic.partition(";")[2].strip() or diagnostic,
     )
 
 
-def _field(block: Part, name: str) -> str:
-    """A field on one line, without what no text may hold."""
-    return _UNPRINTABLE.sub(" ", str(block.get(name, "")))[:DIAGNOSTIC_LENGTH].strip()
+def _text(group: Headers, name: str) -> str:
+    """A field without what no text may hold."""
+    return _UNPRINTABLE.sub(" ", group.get(name, ""))[:DIAGNOSTIC_LENGTH].strip()
 
 
 def _address(field: str) -> str:
-    """The address in ``rfc822; ada@example.org``."""
-    kind, _, address = field.partition(";")
+    """The address in ``rfc822; ada@example.org``, or in a field without the type."""
+    kind, is_typed, address = field.partition(";")
+    if not is_typed:
+        return field.strip("<> ") if "@" in field else ""
     return address.strip().strip("<>") if kind.strip().lower() in ("rfc822", "utf-8") else ""
 
 
-def _message_ids(mail: Part, parts: list[Part]) -> tuple[UUID, ...]:
-    """Ids in our form: of the mail that came back, else of what the report answers to."""
-    headers = [header for part in parts[1:] for header in _original_headers(part)]
-    fields = [str(header.get("Message-ID", "")) for header in headers[:1]]
-    fields += [str(mail.get(name, "")) for name in ("In-Reply-To", "References")]
+def _message_ids(parts: list[Part], groups: list[Headers]) -> tuple[UUID, ...]:
+    """Ids in our form: of the mail that came back, else of what the report answers to.
+
+    The mail that came back stands behind the report. What is inside of that is another mail, which
+    somebody forwarded.
+    """
+    kinds = [part.kind in REPORTS for part in parts]
+    report = kinds.index(True)
+    behind = [part.headers for part in parts[report:] if part.kind == "headers"]
+    around = [part.headers for part in parts[:report] if part.kind == "headers"]
+    fields = [*_fields(behind[:1], "message-id", *_ORIGINAL), *_fields(groups, *_ORIGINAL)]
+    fields += _fields(reversed(around), *_ORIGINAL, "in-reply-to", "references")
+    if not behind:
+        fields += _fields(around[1:], "message-id")  # it stands before the report
     found = (UUID(text) for field in fields for text in _MESSAGE_ID.findall(field))
     return tuple(dict.fromkeys(found))[:MAX_MESSAGE_IDS]
 
 
-def _original_headers(part: Part) -> Iterator[Part]:
-    """The headers of the mail that came back, where the part holds them."""
-    kind = part.get_content_type()
-    if kind in _MAILS:
-        yield from _children(part)[:1]
-    elif kind in _HEADERS:
-        inner = part.get_payload(decode=True)
-        if isinstance(inner, bytes):
-            yield BytesHeaderParser(policy=compat32).parsebytes(inner)
-        else:  # message/… is parsed already
-            yield from _children(part)[:1]
+_ORIGINAL = ("x-original-message-id", "original-message-id")
+"""What a server that gives mails ids of its own calls ours."""
+
+
+def _fields(groups: Iterable[Headers], *names: str) -> Iterator[str]:
+    return (group[name] for group in groups for name in names if name in group)

@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 from common.contracts.base import Answer, Body
 from common.contracts.notifications import ReportAction
 from common.contracts.rules import EmailAddress, Instant, Text
+from common.mail_status import Refusal
 
 STATUS_PATTERN = r"^[245]\.[0-9]{1,3}\.[0-9]{1,3}$"
 """An enhanced status code (RFC 3463)."""
@@ -67,14 +68,19 @@ class BounceResults(Answer):
 
 
 class SuppressedAddress(Answer):
-    """An address that gets no more mails."""
+    """An address that gets no mails."""
 
     address: str
     """In lower case."""
 
     status: str
     diagnostic: str
+    reason: Refusal
+    """What kept a mail from it."""
+
     suppressed_at: Instant
+    expires_at: Instant | None
+    """When it gets mails again by itself; None if only a person can say so."""
 
 
 class SuppressedAddresses(Answer):

@@ -1,5 +1,7 @@
 """Bounces: what mail servers report later, and which addresses therefore get no more mails."""
 
+from datetime import timedelta
+from types import MappingProxyType
 from uuid import UUID
 
 import asyncpg
@@ -7,7 +9,23 @@ import asyncpg
 from common.contracts.bounces import BounceRecorded, BounceReport, SuppressedAddress
 from common.contracts.notifications import ReportAction
 from common.errors import NotFoundError
+from common.mail_status import Refusal, refusal_in_report
 from database_service.pool import Connection, Database
+
+SUPPRESSED_FOR = MappingProxyType(
+    {
+        Refusal.NO_SUCH_ADDRESS: None,
+        Refusal.NO_SUCH_DOMAIN: timedelta(days=30),  # forgotten to renew, or it will be somebody's
+        Refusal.MAILBOX_FULL: timedelta(days=7),
+    }
+)
+"""How long an address gets no mails after what kept one from it; None: until a person says so.
+
+Anything else says nothing of the address: a block list, a size, a server that was away.
+"""
+
+LONGEST_RETURN_DAYS = 14
+"""A mail that comes back was sent so many days before, at most: servers give up after five."""
 
 
 class BounceRepository:
@@ -19,13 +37,14 @@ class BounceRepository:
     async def insert_bounce(self, report: BounceReport) -> BounceRecorded:
         """Record a report once, and act on it.
 
-        Where it says that a mail came back, the mail is ``bounced``; where the reason is
-        permanent (5.y.z), its address is suppressed as well. A report that names no mail of
-        ours counts if its recipient is a user: a stranger can not fill the list.
+        Where it says that a mail came back, the mail is ``bounced``; where the reason lies with
+        the address, that is suppressed as well. A report that names no mail of ours, because a
+        server gave it an id of its own, counts if its recipient is a user: it is about the last
+        mail that was sent there. A stranger cannot fill the list.
         """
 
         async def work(connection: Connection) -> BounceRecorded:
-            mail = await connection.fetchrow(SELECT_MAIL_FOR_UPDATE, report.notification_id)
+            mail = await _select_mail(connection, report)
             address = mail["address"] if mail else await self._user_of(connection, report)
             is_new = address is not None and await _insert(connection, report, mail)
             if is_new and report.action is ReportAction.FAILED:
@@ -52,8 +71,8 @@ class BounceRepository:
         return address
 
     SELECT_SUPPRESSIONS_AFTER = """
-          SELECT address, status, diagnostic, suppressed_at
-            FROM suppressed_addresses
+          SELECT address, status, diagnostic, suppressed_at, reason, expires_at
+            FROM suppressions_in_force
            WHERE address > $1
         ORDER BY address
            LIMIT $2
@@ -66,8 +85,8 @@ class BounceRepository:
         return [SuppressedAddress.model_validate(dict(row)) for row in rows]
 
     SELECT_SUPPRESSION = """
-        SELECT address, status, diagnostic, suppressed_at
-          FROM suppressed_addresses
+        SELECT address, status, diagnostic, suppressed_at, reason, expires_at
+          FROM suppressions_in_force
          WHERE address = lower($1)
     """
 
@@ -107,6 +126,19 @@ SELECT_MAIL_FOR_UPDATE = """
        FOR NO KEY UPDATE
 """
 
+SELECT_LAST_MAIL_FOR_UPDATE = """
+    SELECT mail.id, mail.message_id, lower(mail.recipient) AS address
+      FROM users
+      JOIN notification_logs AS mail ON mail.user_id = users.id
+     WHERE lower(users.email) = lower($1)
+       AND lower(mail.recipient) = lower($1)
+       AND mail.status IN ('sent', 'unsure', 'bounced')
+       AND mail.updated_at > now() - make_interval(days => $2)
+  ORDER BY mail.status = 'bounced', mail.id DESC
+     LIMIT 1
+       FOR NO KEY UPDATE OF mail
+"""
+
 INSERT_BOUNCE = """
     INSERT INTO notification_bounces (bounce_id, notification_id, action, status, diagnostic)
          VALUES ($1, $2, $3, $4, $5)
@@ -126,15 +158,33 @@ UPDATE_BOUNCED = """
        AND status IN ('sent', 'unsure', 'deferred', 'sending')
 """
 
+# What ends later counts, and what never ends stays.
 INSERT_SUPPRESSION = """
-    INSERT INTO suppressed_addresses (address, bounce_id, status, diagnostic)
-         VALUES ($1, $2, $3, $4)
-    ON CONFLICT (address) DO NOTHING
+    INSERT INTO suppressed_addresses AS known
+                (address, bounce_id, status, diagnostic, reason, expires_at)
+         VALUES ($1, $2, $3, $4, $5, now() + $6::interval)
+    ON CONFLICT (address) DO UPDATE
+            SET bounce_id = EXCLUDED.bounce_id,
+                status = EXCLUDED.status,
+                diagnostic = EXCLUDED.diagnostic,
+                reason = EXCLUDED.reason,
+                expires_at = EXCLUDED.expires_at,
+                suppressed_at = now()
+          WHERE known.expires_at < coalesce(EXCLUDED.expires_at, 'infinity')
 """
 
 SELECT_IS_SUPPRESSED = """
-    SELECT EXISTS (SELECT FROM suppressed_addresses WHERE address = $1)
+    SELECT EXISTS (SELECT FROM suppressions_in_force WHERE address = $1)
 """
+
+
+async def _select_mail(connection: Connection, report: BounceReport) -> asyncpg.Record | None:
+    """The mail that a report is about."""
+    if report.notification_id is None:
+        return await connection.fetchrow(
+            SELECT_LAST_MAIL_FOR_UPDATE, report.recipient, LONGEST_RETURN_DAYS
+        )
+    return await connection.fetchrow(SELECT_MAIL_FOR_UPDATE, report.notification_id)
 
 
 async def _insert(
@@ -157,7 +207,14 @@ async def _apply(
 ) -> None:
     if mail:
         await connection.execute(UPDATE_BOUNCED, mail["id"], report.status, report.diagnostic)
-    if report.status.startswith("5."):
+    refusal = refusal_in_report(report.status, report.diagnostic)
+    if refusal in SUPPRESSED_FOR:
         await connection.execute(
-            INSERT_SUPPRESSION, address, report.bounce_id, report.status, report.diagnostic
+            INSERT_SUPPRESSION,
+            address,
+            report.bounce_id,
+            report.status,
+            report.diagnostic,
+            refusal,
+            SUPPRESSED_FOR[refusal],
         )

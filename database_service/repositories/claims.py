@@ -119,7 +119,7 @@ INSERT_CLAIMS = """
                            $6::uuid[], $7::boolean[], $9::jsonb[])
                     AS item (message_id, lease_id, template, recipient, user_id,
                              registration_id, is_allowed, content)
-          LEFT JOIN suppressed_addresses AS blocked ON blocked.address = lower(item.recipient)
+          LEFT JOIN suppressions_in_force AS blocked ON blocked.address = lower(item.recipient)
          ),
          mail AS (
              INSERT INTO notification_logs
@@ -196,7 +196,7 @@ UPDATE_CLAIMS = """
                         AS is_free
                FROM notification_logs AS mail
                JOIN asked ON asked.message_id = mail.message_id
-          LEFT JOIN suppressed_addresses AS blocked ON blocked.address = lower(mail.recipient)
+          LEFT JOIN suppressions_in_force AS blocked ON blocked.address = lower(mail.recipient)
            ORDER BY mail.message_id
                 FOR NO KEY UPDATE OF mail
          ),

@@ -61,7 +61,7 @@ class ResendRepository:
                error_message AS reason, recipient, user_id, registration_id, content,
                address IS NOT NULL AS is_suppressed, created_at, updated_at
           FROM page
-     LEFT JOIN suppressed_addresses ON address = lower(recipient)
+     LEFT JOIN suppressions_in_force ON address = lower(recipient)
       ORDER BY page.id
     """
 
@@ -132,7 +132,7 @@ UPDATE_RESENDS = """
                     END AS decision
                FROM unnest($1::uuid[]) AS asked (message_id)
                JOIN notification_logs AS log ON log.message_id = asked.message_id
-          LEFT JOIN suppressed_addresses AS blocked ON blocked.address = lower(log.recipient)
+          LEFT JOIN suppressions_in_force AS blocked ON blocked.address = lower(log.recipient)
            ORDER BY log.message_id
                 FOR NO KEY UPDATE OF log
          ),

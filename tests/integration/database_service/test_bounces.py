@@ -1,5 +1,6 @@
 """A mail that came back is bounced, and its address gets no more mails until somebody says so."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -219,6 +220,105 @@ async def test_without_a_mail_a_user_is_suppressed_and_a_stranger_is_not(
     assert (of_unknown_mail.is_known, of_unknown_mail.suppressed) == (False, False)
     assert await sql.fetchval("SELECT count(*) FROM notification_bounces") == 1
     assert await sql.fetchval("SELECT array_agg(address) FROM suppressed_addresses") == [user.email]
+
+
+WEEK, MONTH = timedelta(days=7), timedelta(days=30)
+
+
+@pytest.mark.parametrize(
+    ("status", "diagnostic", "expected"),
+    [
+        ("5.1.1", "550 5.1.1 no such user", ("no_such_address", None)),
+        ("5.1.10", "550 5.1.10 RESOLVER.ADR.RecipientNotFound", ("no_such_address", None)),
+        ("5.2.1", "550 5.2.1 disabled", ("no_such_address", None)),
+        ("5.0.0", "550 Unknown user", ("no_such_address", None)),
+        ("5.1.2", "", ("no_such_domain", MONTH)),
+        ("5.4.4", "Host or domain name not found", ("no_such_domain", MONTH)),
+        ("5.2.2", "552 5.2.2 mailbox full", ("mailbox_full", WEEK)),
+        ("4.2.2", "452 4.2.2 mailbox full", ("mailbox_full", WEEK)),
+        ("5.7.1", "554 5.7.1 blocked using dnsbl.example", None),
+        ("5.4.316", "550 5.4.316 Message expired", None),
+        ("5.1.8", "550 5.1.8 bad outbound sender", None),
+        ("5.3.4", "552 5.3.4 too big", None),
+        ("5.0.0", "550 Sender verify failed", None),
+        ("5.0.0", "", None),
+    ],
+)
+async def test_only_what_lies_with_the_address_suppresses_it_and_a_full_mailbox_for_a_week(
+    notifications: NotificationRepository,
+    bounces: BounceRepository,
+    status: str,
+    diagnostic: str,
+    expected: tuple[str, timedelta | None] | None,
+) -> None:
+    claim = await a_sent_mail(notifications)
+
+    result = await bounces.insert_bounce(
+        a_report(claim.message_id, status=status, diagnostic=diagnostic)
+    )
+
+    assert result.suppressed is (expected is not None)
+    mail = await notifications.select_notification(claim.message_id)
+    assert mail.status is DeliveryStatus.BOUNCED
+    if expected is not None:
+        entry = await bounces.select_suppression(claim.recipient)
+        ends_after = entry.expires_at - entry.suppressed_at if entry.expires_at else None
+        assert (entry.reason, ends_after) == expected
+
+
+async def test_what_has_run_out_suppresses_no_more(
+    notifications: NotificationRepository,
+    bounces: BounceRepository,
+    resends: ResendRepository,
+    sql: asyncpg.Connection,
+) -> None:
+    claim = await a_sent_mail(notifications)
+    full = {"status": "5.2.2", "diagnostic": "mailbox full"}
+    await bounces.insert_bounce(a_report(claim.message_id, **full))
+    later, last = a_claim(recipient=claim.recipient), a_claim(recipient=claim.recipient)
+
+    assert await claimed(notifications, later) == [Claim.SUPPRESSED]
+    await sql.execute("UPDATE suppressed_addresses SET expires_at = now()")
+
+    assert await claimed(notifications, last) == [Claim.GRANTED]
+    mark = ResendMark(notification_ids=[claim.message_id], force=True)
+    assert (await resends.mark_resends(mark))[0].decision is ResendDecision.OPENED
+    assert await bounces.select_suppressions_after("", 10) == []
+    with pytest.raises(NotFoundError):
+        await bounces.select_suppression(claim.recipient)
+    again = await bounces.insert_bounce(a_report(claim.message_id, **full))
+    assert again.suppressed
+
+
+async def test_what_never_ends_is_not_replaced_by_what_does(
+    notifications: NotificationRepository, bounces: BounceRepository
+) -> None:
+    claim = await a_sent_mail(notifications)
+    for status in ("5.2.2", "5.1.1", "5.2.2"):
+        await bounces.insert_bounce(a_report(claim.message_id, status=status, diagnostic=""))
+
+    entry = await bounces.select_suppression(claim.recipient)
+    assert (entry.status, entry.expires_at) == ("5.1.1", None)
+
+
+async def test_a_report_under_another_id_is_about_the_last_mail_to_that_user(
+    notifications: NotificationRepository, bounces: BounceRepository, users: UserRepository
+) -> None:
+    user = (await users.insert_user(UserRequest(name="A", surname="B", email=an_address()))).user
+    first, last, unsent = (a_claim(recipient=user.email, user_id=user.id) for _ in range(3))
+    for claim in (first, last):
+        await claimed(notifications, claim)
+        await recorded(notifications, claim, DeliveryStatus.SENT)
+    await claimed(notifications, unsent)
+
+    result = await bounces.insert_bounce(a_report(recipient=user.email.upper(), status="5.7.1"))
+
+    assert result.notification_id == last.message_id
+    statuses = [
+        (await notifications.select_notification(claim.message_id)).status
+        for claim in (first, last, unsent)
+    ]
+    assert statuses == [DeliveryStatus.SENT, DeliveryStatus.BOUNCED, DeliveryStatus.SENDING]
 
 
 async def test_a_journey_does_not_tell_that_the_mail_came_back(

@@ -1,15 +1,20 @@
 """Mails sent again by hand, and mails that come back: the whole sender and what is behind it."""
 
 import asyncio
+import base64
+import json
+import quopri
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from common.topology import EMAIL_NOTIFICATIONS
-from tests.amqp import depth, eventually
+from tests.amqp import depth, eventually, publish
 from tests.backends import TestBroker
 from tests.integration.sender.stack import Stack, running_sender, running_stack
 from tests.smtp_server import DROP, Hold
@@ -309,6 +314,61 @@ async def test_a_report_about_nobody_we_know_changes_nothing(stack: Stack) -> No
 
     assert (result["isKnown"], result["suppressed"]) == (False, False)
     await stack.becomes(await ask(stack, address), "sent")
+
+
+SAMPLES = Path(__file__).parents[2] / "reports_of_mail_servers"
+SUPPRESSING = {
+    *("exim_unfolded", "gmail_disabled", "qmail_style_dsn", "encoded_base64"),
+    *("encoded_quoted_printable", "sendmail_replaced_id"),
+}
+
+
+async def test_reports_as_mail_servers_write_them_are_taken_and_mean_what_they_say(
+    stack: Stack,
+) -> None:
+    url = f"{stack.database_url}/api/users"
+    for sample in sorted(SAMPLES.iterdir()):
+        address = an_address()
+        async with stack.http.post(
+            url, json={"name": "A", "surname": "B", "email": address}
+        ) as answer:
+            user_id = (await answer.json())["id"]
+        mail = {"to": address, "template": "welcome", "userId": user_id}
+        notification_id = str(uuid4())
+        await publish(
+            stack.broker.admin_url,
+            EMAIL_NOTIFICATIONS.name,
+            json.dumps(mail).encode(),
+            message_id=notification_id,
+        )
+        await stack.becomes(notification_id, "sent")
+
+        text = _with_ours(sample.read_bytes(), notification_id, address)
+        async with stack.http.post(
+            f"{stack.url}/api/bounces", data=text, headers={"Content-Type": "message/rfc822"}
+        ) as answer:
+            assert answer.status == 200, (sample.name, await answer.text())
+            (result,) = (await answer.json())["results"]
+
+        assert await stack.status_of(notification_id) == "bounced", sample.name
+        assert result["notificationId"] == notification_id, sample.name
+        assert result["suppressed"] is (sample.stem in SUPPRESSING), sample.name
+
+
+def _with_ours(sample: bytes, notification_id: str, address: str) -> bytes:
+    """A sample about a mail of ours, wherever it names one; what is encoded, too."""
+
+    def named(text: bytes) -> bytes:
+        return text.replace(
+            b"0192f7a4-5b7c-5c3e-9f10-2b6d1c3a4e5f", notification_id.encode()
+        ).replace(b"ada@example.org", address.encode())
+
+    def decoded(match: re.Match[bytes]) -> bytes:
+        return match[1] + base64.encodebytes(named(base64.b64decode(match[2]))) + b"\n--"
+
+    if b"quoted-printable" in sample:
+        sample = quopri.decodestring(sample).replace(b"quoted-printable", b"7bit")
+    return re.sub(rb"(base64\n\n)([A-Za-z0-9+/=\n]{120,}?)\n*\n--", decoded, named(sample))
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,13 @@ REPORTS = [
     # qmail
     ("5.1.1", "sorry, no mailbox here by that name. (#5.1.1)", ADDRESS),
     ("5.0.0", "550 sorry, no mailbox here by that name (#5.1.1 - chkuser)", ADDRESS),
+    # Status counts where it says something
+    ("5.7.1", "550 5.1.1 no such user", POLICY),
+    ("5.4.316", "550 5.1.1 no such user", TEMPORARY),
+    ("4.4.7", "550 5.1.1 no such user", TEMPORARY),
+    ("5.1.1", "", ADDRESS),
+    ("", "550 5.1.1 no such user", ADDRESS),
+    ("", "", UNKNOWN),
     # given up
     ("4.4.7", "delivery temporarily suspended: connection refused", TEMPORARY),
     ("5.0.0", "451 4.7.1 greylisted, giving up", TEMPORARY),
