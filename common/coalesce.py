@@ -5,13 +5,17 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from common import metrics
-from common.errors import NeighbourError, PermanentError
+from common.errors import NeighbourError, PermanentError, RowLockedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 REQUESTS_UNDER_WAY = 1
 """Bulk requests at once: while one is answered, the next one fills."""
+
+
+SINGLES_UNDER_WAY = 4
+"""Requests at once where each item is sent alone; less than the connections to the database."""
 
 
 class Coalescer(Generic[Item, Result]):
@@ -41,7 +45,7 @@ class Coalescer(Generic[Item, Result]):
         """The answer to ``item``; raises what the request raised.
 
         If one item makes a whole request fail, each is sent again alone, so that only the bad
-        one fails.
+        one fails. What somebody holds a lock on takes long to fail; the others do not wait for it.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -78,18 +82,29 @@ class Coalescer(Generic[Item, Result]):
             for (_, future), result in list(zip(batch, results, strict=True)):
                 if not future.done():
                     future.set_result(result)
-        except (PermanentError, NeighbourError) as error:
+        except (PermanentError, NeighbourError, RowLockedError) as error:
             if len(batch) == 1:
                 _fail(batch, error)
             else:
-                for single in batch:
-                    await self._run([single])
+                at_once = SINGLES_UNDER_WAY if isinstance(error, RowLockedError) else 1
+                await self._run_singly(batch, at_once=at_once)
         except Exception as error:  # noqa: BLE001 - handed to every caller
             _fail(batch, error)
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()
             raise
+
+    async def _run_singly(
+        self, batch: list[tuple[Item, asyncio.Future[Result]]], *, at_once: int
+    ) -> None:
+        rest = iter(batch)
+
+        async def run_some() -> None:
+            for single in rest:
+                await self._run([single])
+
+        await asyncio.gather(*(run_some() for _ in range(at_once)))
 
 
 def _fail(batch: list[tuple[Item, asyncio.Future[Result]]], error: Exception) -> None:

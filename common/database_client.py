@@ -70,6 +70,7 @@ from common.errors import (
     NeighbourError,
     NeighbourTimeoutError,
     NotFoundError,
+    RowLockedError,
     StaleError,
     UserStreamError,
 )
@@ -328,6 +329,8 @@ def _raise_for(status: int, content_type: str, body: bytes) -> None:
             " DATABASE_SERVICE_URL."
         )
     detail, code = _problem(body) if content_type == "application/problem+json" else ("", "")
+    if code == RowLockedError.code:
+        raise RowLockedError(detail)
     if status == 503:  # noqa: PLR2004
         raise DatabaseServiceUnavailableError(detail)
     if status >= 500:  # noqa: PLR2004

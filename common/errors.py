@@ -59,6 +59,9 @@ class UnavailableError(UserStreamError):
 
     retry_after_seconds: ClassVar[int] = 5
 
+    concerns_all: ClassVar[bool] = False
+    """Whether one message that meets it proves that every other one would."""
+
 
 class UnderWayError(UserStreamError):
     """Somebody else is at this very work: it is put aside for a while and no attempt is counted.
@@ -100,6 +103,7 @@ class UnroutableError(UnavailableError):
     """The broker returned the message: no queue is bound to its exchange."""
 
     code = "unroutable"
+    concerns_all = True
     title = "The message broker has no queue for this message"
 
 
@@ -107,6 +111,7 @@ class TopologyMissingError(UnavailableError):
     """An exchange or queue this service uses does not exist at the broker."""
 
     code = "topology_missing"
+    concerns_all = True
     title = "The message broker lacks an exchange or queue"
 
 
@@ -141,6 +146,20 @@ class NeighbourTimeoutError(TransientError):
     """A neighbour that calls itself ready did not answer in time."""
 
     code = "neighbour_timeout"
+
+
+class RowLockedError(TransientError):
+    """Somebody else's transaction holds the row that this is about, and no other is concerned.
+
+    Answered like an outage, since asking again is all that one can do; but a message that meets
+    it waits in a retry step by itself.
+    """
+
+    code = "row_locked"
+    http_status = 503
+    title = "Somebody else holds a lock on what this is about"
+
+    retry_after_seconds: ClassVar[int] = 5
 
 
 class StorageError(TransientError):

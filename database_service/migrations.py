@@ -97,6 +97,7 @@ async def migrate(connection: "Connection", migrations: list[Migration]) -> int:
         MigrationError: An applied file was changed since, or one can not be applied.
     """
     # Another instance may be migrating for as long as this one may.
+    await connection.execute("SET lock_timeout = 0")
     await connection.execute("SELECT pg_advisory_lock($1)", LOCK, timeout=MIGRATION_SECONDS)
     try:
         await connection.execute(CREATE_MIGRATIONS)
@@ -111,6 +112,7 @@ async def migrate(connection: "Connection", migrations: list[Migration]) -> int:
         raise MigrationError(f"The role DB_USER may not make tables: {_said(error)}.") from error
     finally:
         if not connection.is_closed():
+            await connection.execute("RESET lock_timeout")
             await connection.execute("SELECT pg_advisory_unlock($1)", LOCK)
     return len(pending)
 

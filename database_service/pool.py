@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 
 from common import metrics
-from common.errors import DatabaseUnavailableError, InvalidError
+from common.errors import DatabaseUnavailableError, InvalidError, RowLockedError
 from database_service.migrations import migrate, read_migrations
 from database_service.settings import Settings
 from database_service.translation import LostRaceError, reason, translated
@@ -52,8 +52,23 @@ SESSION = {
     "jit": "off",
     # The locks of a process that was stopped half-way are not held for ever.
     "idle_in_transaction_session_timeout": "30s",
+    # Longer than PostgreSQL takes to find a deadlock (1 s), and far shorter than a statement may
+    # last: who waits for a lock that somebody holds for minutes, holds a connection meanwhile.
+    "lock_timeout": "1500ms",
 }
 
+# By anybody: then it is no single row, and every request would have to wait.
+IS_TABLE_LOCKED = """
+    SELECT EXISTS (
+        SELECT FROM pg_locks
+          JOIN pg_class ON pg_class.oid = pg_locks.relation
+         WHERE pg_locks.locktype = 'relation'
+           AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND pg_class.relnamespace = 'public'::regnamespace
+           AND pg_locks.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+                                 'AccessExclusiveLock')
+    )
+"""
 
 _UNREACHABLE = (
     *(DatabaseUnavailableError, LostRaceError, InvalidError),
@@ -165,6 +180,7 @@ class Database:
             DatabaseUnavailableError: PostgreSQL is away, or no connection became free in time.
             InvalidError: A value can not be stored.
             LostRaceError: A statement was rolled back in favour of another transaction.
+            RowLockedError: Somebody holds a row for long; other rows can be written.
         """
         if (pool := self._pool) is None:
             raise DatabaseUnavailableError(self._waiting_for)
@@ -176,6 +192,13 @@ class Database:
                 # It may hang for good; the pool makes a new one when it needs one.
                 connection.terminate()
                 raise
+            except asyncpg.LockNotAvailableError as error:
+                if await connection.fetchval(IS_TABLE_LOCKED):
+                    raise
+                raise RowLockedError(
+                    "Another transaction holds a lock on a row that this is about. Nothing was "
+                    "stored; ask again later."
+                ) from error
             except asyncpg.InterfaceError as error:
                 if not _is_gone(connection):
                     raise

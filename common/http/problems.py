@@ -12,6 +12,7 @@ from common.errors import (
     MalformedError,
     MethodNotAllowedError,
     NotFoundError,
+    RowLockedError,
     TooLargeError,
     UnavailableError,
     UnsupportedMediaTypeError,
@@ -112,7 +113,7 @@ def _from_http(error: web.HTTPException) -> UserStreamError:
 
 
 def _headers(error: UserStreamError) -> dict[str, str]:
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError | RowLockedError):
         return {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, MethodNotAllowedError):
         return {"Allow": ", ".join(error.allowed_methods)}

@@ -12,7 +12,7 @@ from common.contracts.bounces import (
     SuppressionQuery,
 )
 from common.contracts.rules import EmailAddress
-from common.errors import DatabaseUnavailableError, NotFoundError
+from common.errors import DatabaseUnavailableError, NotFoundError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.bounces import BounceRepository
 from database_service.routes.paging import following, links
@@ -34,7 +34,7 @@ class SuppressionPath(Body):
     "/api/bounces",
     body=BounceReport,
     returns={200: BounceRecorded},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def record_bounce(request: web.Request, *, body: BounceReport) -> web.StreamResponse:
     """Record what a mail server reported later; the same report again changes nothing."""
@@ -73,7 +73,7 @@ async def get_suppression(request: web.Request, *, path: SuppressionPath) -> web
     "/api/suppressions/{address}",
     path=SuppressionPath,
     returns={204: None},
-    raises=(DatabaseUnavailableError, NotFoundError),
+    raises=(DatabaseUnavailableError, RowLockedError, NotFoundError),
 )
 async def remove_suppression(request: web.Request, *, path: SuppressionPath) -> web.StreamResponse:
     """Let an address get mails again, from the next one on."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 from common.canary import is_canary
 from common.contracts.base import Body
 from common.contracts.registrations import CanariesRemoved
-from common.errors import DatabaseUnavailableError
+from common.errors import DatabaseUnavailableError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.canaries import CanaryRepository
 
@@ -34,7 +34,7 @@ class CanaryPath(Body):
     "/api/canaries/{canary_id}",
     path=CanaryPath,
     returns={200: CanariesRemoved},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def delete_canary(request: web.Request, *, path: CanaryPath) -> web.StreamResponse:
     """Remove a canary, and those older than an hour; can remove nothing else."""

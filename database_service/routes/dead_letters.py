@@ -12,7 +12,7 @@ from common.contracts.dead_letters import (
 )
 from common.contracts.registrations import RegistrationsToStore
 from common.contracts.rules import MAX_BIGINT
-from common.errors import DatabaseUnavailableError
+from common.errors import DatabaseUnavailableError, RowLockedError
 from common.http.api import Api, answer
 from database_service.pool import Database
 from database_service.repositories.dead_letters import DeadLetterRepository
@@ -33,7 +33,7 @@ api = Api()
     body=RegistrationsToStore,
     max_body_bytes=MAX_BULK_BYTES,
     returns={200: RehearsedRegistrations},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def rehearse_storing(
     request: web.Request, *, body: RegistrationsToStore
@@ -54,7 +54,7 @@ async def rehearse_storing(
     "/api/dead-letters/discards",
     body=DeadLetterDiscard,
     returns={200: DiscardedDeadLetter},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def record_discard(request: web.Request, *, body: DeadLetterDiscard) -> web.StreamResponse:
     """Keep why a dead letter was discarded; of the same letter again, the new reason."""

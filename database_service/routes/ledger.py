@@ -9,7 +9,7 @@ from common.contracts.ledger import (
     Settlement,
     SettlementRequest,
 )
-from common.errors import DatabaseUnavailableError
+from common.errors import DatabaseUnavailableError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.ledger import LedgerRepository
 
@@ -37,7 +37,7 @@ async def get_position(request: web.Request, *, query: PositionQuery) -> web.Str
     body=LedgerBatch,
     max_body_bytes=MAX_BATCH_BYTES,
     returns={200: LedgerPosition},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def add_entries(request: web.Request, *, body: LedgerBatch) -> web.StreamResponse:
     """Write what was read of a stream, unless another reader was first.
@@ -51,7 +51,7 @@ async def add_entries(request: web.Request, *, body: LedgerBatch) -> web.StreamR
     "/api/ledger/settlements",
     body=SettlementRequest,
     returns={200: Settlement},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def settle(request: web.Request, *, body: SettlementRequest) -> web.StreamResponse:
     """Look again at what is not settled; answers the totals, and who is missing for long."""

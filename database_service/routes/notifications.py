@@ -15,7 +15,7 @@ from common.contracts.notifications import (
     OutcomeResult,
     OutcomeResults,
 )
-from common.errors import DatabaseUnavailableError, NotFoundError
+from common.errors import DatabaseUnavailableError, NotFoundError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.notifications import NotificationRepository
 from database_service.routes.registrations import MAX_BULK_BYTES
@@ -36,7 +36,7 @@ class NotificationPath(Body):
     body=ClaimRequests,
     max_body_bytes=MAX_BULK_BYTES,
     returns={200: ClaimResults},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def claim_notifications(request: web.Request, *, body: ClaimRequests) -> web.StreamResponse:
     """Ask for the right to send mails, or renew it; a lease is 30 s."""
@@ -49,7 +49,7 @@ async def claim_notifications(request: web.Request, *, body: ClaimRequests) -> w
     body=DeliveryOutcomes,
     max_body_bytes=MAX_BULK_BYTES,
     returns={200: OutcomeResults},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def record_outcomes(request: web.Request, *, body: DeliveryOutcomes) -> web.StreamResponse:
     """Say how attempts to send ended."""
@@ -62,7 +62,7 @@ async def record_outcomes(request: web.Request, *, body: DeliveryOutcomes) -> we
     path=NotificationPath,
     body=DeliveryOutcome,
     returns={200: OutcomeResult},
-    raises=(DatabaseUnavailableError, NotFoundError),
+    raises=(DatabaseUnavailableError, RowLockedError, NotFoundError),
 )
 async def record_outcome(
     request: web.Request, *, path: NotificationPath, body: DeliveryOutcome

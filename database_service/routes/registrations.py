@@ -6,7 +6,7 @@ from aiohttp import web
 
 from common.contracts.base import Body
 from common.contracts.registrations import Journey, RegistrationsToStore, StoredRegistrations
-from common.errors import DatabaseUnavailableError
+from common.errors import DatabaseUnavailableError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.registrations import RegistrationRepository
 
@@ -29,7 +29,7 @@ class RegistrationPath(Body):
     body=RegistrationsToStore,
     max_body_bytes=MAX_BULK_BYTES,
     returns={200: StoredRegistrations},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def store_registrations(
     request: web.Request, *, body: RegistrationsToStore

@@ -12,7 +12,7 @@ from common.contracts.reports import (
     ReportRecordRequest,
     ReportRecordUpdate,
 )
-from common.errors import DatabaseUnavailableError, NotFoundError
+from common.errors import DatabaseUnavailableError, NotFoundError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.reports import ReportRepository
 from database_service.routes.paging import following, links, numbered
@@ -32,7 +32,7 @@ class ReportPath(Body):
     "/api/reports",
     body=ReportRecordRequest,
     returns={201: ReportRecord, 200: ReportRecord},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def create_report(request: web.Request, *, body: ReportRecordRequest) -> web.StreamResponse:
     """Record that a report was requested; the same id again changes nothing (200)."""
@@ -46,7 +46,7 @@ async def create_report(request: web.Request, *, body: ReportRecordRequest) -> w
     path=ReportPath,
     body=ReportRecordUpdate,
     returns={200: ReportRecord},
-    raises=(DatabaseUnavailableError, NotFoundError),
+    raises=(DatabaseUnavailableError, RowLockedError, NotFoundError),
 )
 async def update_report(
     request: web.Request, *, path: ReportPath, body: ReportRecordUpdate

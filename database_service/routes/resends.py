@@ -8,7 +8,7 @@ from common.contracts.resends import (
     ResendMark,
     ResendMarks,
 )
-from common.errors import DatabaseUnavailableError
+from common.errors import DatabaseUnavailableError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.resends import ResendRepository
 from database_service.routes.paging import links
@@ -43,7 +43,7 @@ async def list_notifications(
     "/api/notifications/resends",
     body=ResendMark,
     returns={200: ResendMarks},
-    raises=(DatabaseUnavailableError,),
+    raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def mark_resends(request: web.Request, *, body: ResendMark) -> web.StreamResponse:
     """Open mails for one more claim each; whoever asks must then request them again."""

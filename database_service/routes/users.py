@@ -14,6 +14,7 @@ from common.errors import (
     DatabaseUnavailableError,
     DuplicateEmailError,
     NotFoundError,
+    RowLockedError,
     StaleError,
 )
 from common.http.api import Api, answer
@@ -48,7 +49,7 @@ class EmailPath(Body):
     "/api/users",
     body=UserRequest,
     returns={201: User},
-    raises=(DatabaseUnavailableError, DuplicateEmailError),
+    raises=(DatabaseUnavailableError, RowLockedError, DuplicateEmailError),
 )
 async def create_user(request: web.Request, *, body: UserRequest) -> web.StreamResponse:
     """Create a user."""
@@ -150,7 +151,13 @@ async def get_user(request: web.Request, *, path: UserPath) -> web.StreamRespons
     body=UserUpdate,
     headers=IF_MATCH,
     returns={200: User},
-    raises=(DatabaseUnavailableError, DuplicateEmailError, NotFoundError, StaleError),
+    raises=(
+        DatabaseUnavailableError,
+        RowLockedError,
+        DuplicateEmailError,
+        NotFoundError,
+        StaleError,
+    ),
 )
 async def update_user(
     request: web.Request, *, path: UserPath, body: UserUpdate
@@ -165,7 +172,7 @@ async def update_user(
     path=UserPath,
     headers=IF_MATCH,
     returns={204: None},
-    raises=(DatabaseUnavailableError, NotFoundError, StaleError),
+    raises=(DatabaseUnavailableError, RowLockedError, NotFoundError, StaleError),
 )
 async def delete_user(request: web.Request, *, path: UserPath) -> web.StreamResponse:
     """Delete a user; records of registrations and mails stay, without the name."""
