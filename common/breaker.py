@@ -1,30 +1,142 @@
-"""Pauses work while a neighbour is away, and lets one piece of work probe for its return."""
+"""Tells an outage from a message that fails for a reason of its own, and pauses for outages only.
+
+What one message meets proves nothing about a neighbour. An outage is what the neighbour itself
+admits when it is asked, or what a second message meets before any other gets through.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from uuid import UUID
 
 from common.errors import UnavailableError
 
 FIRST_PROBE_SECONDS = 0.5
 LONGEST_PROBE_SECONDS = 30.0
-"""Between probes: doubling from the first to the longest.
+"""Between probes: doubling from the first to the longest, as long as the neighbour is away.
 
 The first is short: where one of two instances was killed, the other one answers at once, and work
-is to go on within a second.
+is to go on within a second. It stays short while the neighbour says that it is well: then only
+messages tell, and the next one may get through.
 """
 
 PATIENCE_SECONDS = 20.0
-"""A probe that has met no outage for so long has got through: longer than every deadline of a
+"""A probe that has met no outage for so long ends the pause: longer than every deadline of a
 neighbour (10 s for an answer, 2 s for its readiness)."""
+
+ASK_SECONDS = 5.0
+"""A neighbour that needs longer to say that it is well is not."""
+
+WITNESSES = 2
+"""So many messages that fail, with none that gets through in between, are an outage."""
+
+CASES = 1000
+"""So many messages that failed are remembered, should they come again."""
+
+Ask = Callable[[], Awaitable[None]]
+"""Returns if the neighbours say that they are well; raises UnavailableError if one is not."""
+
+
+class Verdict(Enum):
+    """What is to become of a delivery that met an unavailable neighbour."""
+
+    HOLD = auto()
+    """Keep it in hand and try again: an outage, or not known yet."""
+
+    OWN = auto()
+    """Its own failure: others get through, or the neighbour is well and nobody else fails."""
+
+    ASIDE = auto()
+    """An outage that only messages show. This one has probed: let another one take its place."""
+
+
+@dataclass(slots=True, eq=False)
+class Case:
+    """A message that may have met an unavailable neighbour, in this hand or in one before."""
+
+    message_id: UUID
+    failures: int = 0
+    failed_at: int = 0
+    """Number of its latest failure, see ``Evidence.failures``."""
+
+
+class Evidence:
+    """Which messages failed, and whether one that began afterwards got through. Without I/O."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        """Counts all; also the clock by which is told what began after what."""
+        self._proven = 0
+        self._cases: OrderedDict[UUID, Case] = OrderedDict()
+        self._witnesses: dict[UUID, int] = {}
+
+    def case(self, message_id: UUID) -> Case:
+        """What is known about a message; one that was put aside is known when it comes again."""
+        case = self._cases.pop(message_id, None) or Case(message_id)
+        self._cases[message_id] = case
+        if len(self._cases) > CASES:
+            self._cases.popitem(last=False)
+        return case
+
+    def got_through(self, begun_at: int) -> None:
+        """Note a success.
+
+        Args:
+            begun_at: ``failures`` when that work began. What failed until then is refuted: the
+                neighbour has worked since.
+        """
+        self._proven = max(self._proven, begun_at)
+        for message_id in [key for key, at in self._witnesses.items() if at <= self._proven]:
+            del self._witnesses[message_id]
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a success would tell anything."""
+        return self._proven < self.failures
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether several messages failed and none has got through since."""
+        return len(self._witnesses) >= WITNESSES
+
+    def failed(self, case: Case) -> bool:
+        """Note a failure; True if another message got through since this one's last.
+
+        Then it is no witness either: whatever it meets may be a matter of its own.
+        """
+        refuted = 0 < case.failed_at <= self._proven
+        self.failures += 1
+        case.failures += 1
+        case.failed_at = self.failures
+        self._witnesses.pop(case.message_id, None)
+        if refuted:
+            return True
+        if len(self._witnesses) >= WITNESSES:  # more would prove no more
+            del self._witnesses[next(iter(self._witnesses))]
+        self._witnesses[case.message_id] = self.failures
+        return False
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    case: Case
+    admitted: asyncio.Future[bool] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """True to probe, False if the pause is over."""
 
 
 class Breaker:
     """Everyone passes while the neighbours answer; otherwise one at a time, after a pause.
 
     Args:
-        on_pause: Called once when the first piece of work finds a neighbour away.
-        on_resume: Called once when a probe has got through.
+        on_pause: Called once when an outage is found.
+        on_resume: Called once when it is over.
+        ask: Asks the neighbours; without it their errors count as their own word.
+        first_pause: Seconds until the first probe.
     """
 
     def __init__(
@@ -32,14 +144,21 @@ class Breaker:
         *,
         on_pause: Callable[[UnavailableError], None],
         on_resume: Callable[[], None],
+        ask: Ask | None = None,
         first_pause: float = FIRST_PROBE_SECONDS,
     ) -> None:
         self._on_pause = on_pause
         self._on_resume = on_resume
+        self._ask = ask
+        self._asking: asyncio.Task[UnavailableError | None] | None = None
         self._first_pause = first_pause
         self._pause = first_pause
-        self._probe: object | None = None
-        self._moved_on = asyncio.Event()
+        self._next_probe_at = 0.0
+        self._paused_at = 0
+        self._timer: asyncio.Handle | None = None
+        self._turns: list[_Turn] = []
+        self._probe: _Turn | None = None
+        self.evidence = Evidence()
         self.failure: UnavailableError | None = None
 
     @property
@@ -47,73 +166,156 @@ class Breaker:
         """Whether a neighbour is away."""
         return self.failure is not None
 
+    # -- turns ------------------------------------------------------------------------------
+
     @asynccontextmanager
-    async def passage(self) -> AsyncIterator[None]:
+    async def passage(self, case: Case) -> AsyncIterator[None]:
         """Do one piece of work inside; waits while paused, until its turn to probe.
 
-        An ``UnavailableError`` from inside pauses everybody. Anything else, failure or not,
-        shows that the neighbours answer.
+        Of those that wait, one that has not failed probes first: the others have told already
+        what they can. Inside, ``got_through``, ``failed`` or ``told_nothing`` says how it went.
         """
-        while self.paused:
-            if self._probe is not None:
-                await self._moved_on.wait()
-                continue
-            probe = self._probe = object()
-            try:
-                await asyncio.sleep(self._pause)
-                async with self._probing(probe):
-                    yield
-            finally:
-                self._end(probe)
+        turn = await self._its_turn(case)
+        if turn is None:
+            yield
             return
+        # A probe may take long for reasons of its own, such as a slow mail server; the others
+        # need not wait for its end once it is plain that the neighbours are there. From then on
+        # it is work like any other: if a new outage has begun when it ends, it is not its probe.
+        patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._outlasted, turn)
         try:
             yield
-        except UnavailableError as error:
-            self.trip(error)
-            raise
-
-    @asynccontextmanager
-    async def _probing(self, probe: object) -> AsyncIterator[None]:
-        """Let the end of the block decide whether the pause is over.
-
-        A probe may take long for reasons of its own, such as a slow mail server; the others
-        need not wait for its end once it is plain that the neighbours are there. From then on
-        it is work like any other: if a new outage has begun when it ends, it is not its probe.
-        """
-        loop = asyncio.get_running_loop()
-        patience = loop.call_later(PATIENCE_SECONDS, self._got_through, probe)
-        try:
-            yield
-        except UnavailableError as error:
-            self.trip(error, longer=self._probe is probe)
-            raise
-        except Exception:
-            self._got_through(probe)
-            raise
-        else:
-            self._got_through(probe)
         finally:
             patience.cancel()
+            self._end(turn)
 
-    def _got_through(self, probe: object) -> None:
-        if self._probe is probe:
-            self.failure = None
-            self._end(probe)
-            self._on_resume()
+    async def _its_turn(self, case: Case) -> _Turn | None:
+        """Wait until the pause is over (None), or until this one may probe."""
+        while self.paused:
+            turn = _Turn(case)
+            self._turns.append(turn)
+            self._schedule()
+            try:
+                if await turn.admitted:
+                    return turn
+            except BaseException:
+                self._end(turn)
+                raise
+            finally:
+                if turn in self._turns:
+                    self._turns.remove(turn)
+        return None
 
-    def _end(self, probe: object) -> None:
+    def _schedule(self) -> None:
+        """Let somebody probe when the time has come."""
+        if self.paused and self._probe is None and self._timer is None and self._turns:
+            self._timer = _call_at(max(_now(), self._next_probe_at), self._admit)
+
+    def _admit(self) -> None:
+        self._timer = None
+        waiting = [turn for turn in self._turns if not turn.admitted.done()]
+        if waiting and self.paused and self._probe is None:
+            self._probe = min(waiting, key=lambda turn: turn.case.failures)
+            self._probe.admitted.set_result(True)
+
+    def _end(self, turn: _Turn) -> None:
         """Let the next one probe, unless that is so already."""
-        if self._probe is probe:
+        if self._probe is turn:
             self._probe = None
-            self._moved_on.set()
-            self._moved_on = asyncio.Event()
+            self._schedule()
 
-    def trip(self, error: UnavailableError, *, longer: bool = False) -> None:
-        """Pause everybody; ``longer`` doubles the wait for the next probe."""
+    def _outlasted(self, turn: _Turn) -> None:
+        if self._probe is turn:
+            self._resume()
+
+    # -- what was met -----------------------------------------------------------------------
+
+    def got_through(self, begun_at: int) -> None:
+        """Note that work which began at ``evidence.failures`` has met no outage.
+
+        What began before the pause does not end it: its answer may have been on the way.
+        """
+        self.evidence.got_through(begun_at)
+        if self.paused and begun_at >= self._paused_at:
+            self._resume()
+
+    async def told_nothing(self, case: Case) -> None:
+        """Note that work ended without a word about the neighbours; a probe has them asked."""
+        if self._is_probe(case) and (self._ask is None or await self._answer() is None):
+            self._resume()
+
+    async def failed(self, case: Case, error: UnavailableError) -> Verdict:
+        """Note that a delivery met an unavailable neighbour, and say what to do with it."""
+        probed = self._is_probe(case)
+        refuted = self.evidence.failed(case)
+        admitted = await self._admitted(error, refuted=refuted)
+        if admitted is not None:
+            self._keep_paused(admitted, probed=probed, admitted=True)
+            return Verdict.HOLD
+        if refuted:
+            return Verdict.OWN
+        if self.evidence.is_enough:
+            self._keep_paused(error, probed=probed, admitted=False)
+            return Verdict.ASIDE if probed else Verdict.HOLD
+        return Verdict.OWN if case.failures > 1 else Verdict.HOLD
+
+    async def _admitted(self, error: UnavailableError, *, refuted: bool) -> UnavailableError | None:
+        """What the neighbours say is wrong with them, if anything."""
+        if error.concerns_all:
+            return error
+        if self._ask is None:
+            return None if refuted else error
+        return await self._answer()
+
+    async def _answer(self) -> UnavailableError | None:
+        """Ask the neighbours; all who want to know at the same time ask once."""
+        if self._asking is None or self._asking.done():
+            assert self._ask is not None  # noqa: S101 - both callers have looked
+            self._asking = asyncio.create_task(_outcome(self._ask))
+        return await asyncio.shield(self._asking)
+
+    def _is_probe(self, case: Case) -> bool:
+        return self._probe is not None and self._probe.case is case
+
+    def _keep_paused(self, error: UnavailableError, *, probed: bool, admitted: bool) -> None:
+        """Pause everybody; a probe that failed says when the next one is due."""
         first = not self.paused
         self.failure = error
-        if longer:
-            self._pause = min(self._pause * 2, LONGEST_PROBE_SECONDS)
+        if first or probed:
+            longer = probed and admitted
+            self._pause = (
+                min(self._pause * 2, LONGEST_PROBE_SECONDS) if longer else (self._first_pause)
+            )
+            self._next_probe_at = _now() + self._pause
         if first:
-            self._pause = self._first_pause
+            self._paused_at = self.evidence.failures
             self._on_pause(error)
+
+    def _resume(self) -> None:
+        self.failure = self._probe = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for turn in self._turns:
+            if not turn.admitted.done():
+                turn.admitted.set_result(False)
+        self._on_resume()
+
+
+async def _outcome(ask: Ask) -> UnavailableError | None:
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            await ask()
+    except UnavailableError as error:
+        return error
+    except TimeoutError:
+        return UnavailableError(f"No answer within {ASK_SECONDS:g} s.")
+    return None
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _call_at(when: float, callback: Callable[[], object]) -> asyncio.Handle:
+    return asyncio.get_running_loop().call_at(when, callback)

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from common import metrics
-from common.breaker import Breaker
+from common.breaker import FIRST_PROBE_SECONDS, Ask, Breaker, Case, Verdict
 from common.context import enter_message
 from common.dispatcher import Dispatcher, Handlers, Outcome
 from common.envelope import Delivery
@@ -31,6 +31,9 @@ DRAIN_SECONDS = 20.0
 LAST_WORDS_SECONDS = 5.0
 """How long cancelled handlers may take to note how far they came."""
 
+ASIDE_LASTS = timedelta(seconds=10)
+"""How long at most a message waits in a retry step, uncounted, while others probe in its place."""
+
 Dispatch = Callable[[Delivery], Awaitable[Outcome]]
 
 
@@ -46,6 +49,7 @@ class Consumer:
         prefetch: int,
         fast: bool,
         notes: Path | None = None,
+        ask: Ask | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._route = dispatcher.route
@@ -54,7 +58,7 @@ class Consumer:
         self._subscription = Subscription(
             url, service=service, route=self._route, prefetch=prefetch, fast=fast, settler=self
         )
-        self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed)
+        self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed, ask=ask)
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
         self._line: deque[tuple[AnyWire, int, Delivery]] = deque()
@@ -96,7 +100,7 @@ class Consumer:
 
     @property
     def is_open(self) -> bool:
-        """Whether deliveries are to come now: not while a neighbour is away."""
+        """Whether deliveries are to come freely: while a neighbour is away, one by one."""
         return not self._breaker.paused
 
     @property
@@ -264,27 +268,77 @@ class Consumer:
     async def _work_off(self, delivery: Delivery, dispatch: Dispatch) -> Outcome:
         """Repeat through outages until there is an outcome."""
         enter_message(str(delivery.id), delivery.sane_correlation_id, delivery.traceparent)
-        while True:
-            try:
-                if self._breaker.paused:
-                    return await self._work_off_in_turn(delivery, dispatch)
-                return await dispatch(delivery)
-            except UnavailableError as error:
-                self._breaker.trip(error)
-                if self._stopping:
-                    raise asyncio.CancelledError from None
+        if self._breaker.paused:
+            return await self._work_off_in_turn(delivery, dispatch, None)
+        evidence = self._breaker.evidence
+        begun_at = evidence.failures
+        try:
+            outcome = await dispatch(delivery)
+        except UnavailableError as error:
+            return await self._work_off_in_turn(delivery, dispatch, error)
+        if outcome is Outcome.HANDLED and evidence.is_doubtful:
+            self._breaker.got_through(begun_at)
+        return outcome
 
-    async def _work_off_in_turn(self, delivery: Delivery, dispatch: Dispatch) -> Outcome:
-        """Hold a delivery until the neighbours are back, or until it is its turn to probe."""
+    async def _work_off_in_turn(
+        self, delivery: Delivery, dispatch: Dispatch, error: UnavailableError | None
+    ) -> Outcome:
+        """Hold a delivery until the neighbours are back, or until it has failed by itself."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - called by a task
+        breaker = self._breaker
+        case = breaker.evidence.case(delivery.id)
+        try:
+            if error is not None and (outcome := await self._judge(delivery, case, error)):
+                return outcome
+            while True:
+                self._waiting.add(task)
+                if case.failures and not breaker.paused:
+                    await asyncio.sleep(FIRST_PROBE_SECONDS)
+                async with breaker.passage(case):
+                    begun_at = breaker.evidence.failures
+                    self._waiting.discard(task)
+                    try:
+                        outcome = await dispatch(delivery)
+                    except UnavailableError as again:
+                        if outcome := await self._judge(delivery, case, again):
+                            return outcome
+                        continue
+                    if outcome is Outcome.HANDLED:
+                        breaker.got_through(begun_at)
+                    else:
+                        await breaker.told_nothing(case)
+                    return outcome
+        finally:
+            self._waiting.discard(task)
+
+    async def _judge(
+        self, delivery: Delivery, case: Case, error: UnavailableError
+    ) -> Outcome | None:
+        """Say what becomes of a delivery that met an unavailable neighbour; None: it is held."""
+        if self._stopping:
+            raise asyncio.CancelledError
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - called by a task
         self._waiting.add(task)
+        verdict = await self._breaker.failed(case, error)
+        if verdict is Verdict.HOLD:
+            return None
+        self._waiting.discard(task)  # from here on it may live on elsewhere
         try:
-            async with self._breaker.passage():
-                self._waiting.discard(task)
-                return await dispatch(delivery)
-        finally:
-            self._waiting.discard(task)
+            if verdict is Verdict.OWN:
+                return await self._retry(delivery, error)
+            return await self._dispatcher.put_aside(delivery, ASIDE_LASTS, code=error.code)
+        except UnavailableError:  # of the broker: held, and the next round will tell
+            self._waiting.add(task)
+            return None
+
+    async def _retry(self, delivery: Delivery, error: UnavailableError) -> Outcome:
+        """To the next retry step, or to the dead letters; if those are full, wait elsewhere."""
+        try:
+            return await self._dispatcher.retry(delivery, error)
+        except UnavailableError as refused:
+            return await self._dispatcher.put_aside(delivery, ASIDE_LASTS, code=refused.code)
 
 
 @asynccontextmanager
@@ -298,6 +352,7 @@ async def consuming(
     retry_delays: Sequence[timedelta],
     fast: bool = True,
     notes: Path | None = None,
+    ask: Ask | None = None,
 ) -> AsyncIterator[Consumer]:
     """Consume the handlers' route until the block is left; then drain.
 
@@ -310,6 +365,7 @@ async def consuming(
         retry_delays: Waits before each retry; at most the route's steps.
         fast: Read and write the busy frames ourselves.
         notes: Folder for notes about messages that may kill their process.
+        ask: Asks the neighbours of the handlers whether they are well.
 
     Raises:
         SettingError: More retries are wanted than the route has steps.
@@ -318,7 +374,13 @@ async def consuming(
         service=service, handlers=handlers, publisher=publisher, retry_delays=retry_delays
     )
     consumer = Consumer(
-        url, service=service, dispatcher=dispatcher, prefetch=prefetch, fast=fast, notes=notes
+        url,
+        service=service,
+        dispatcher=dispatcher,
+        prefetch=prefetch,
+        fast=fast,
+        notes=notes,
+        ask=ask,
     )
     await consumer.start()
     try:

@@ -5,7 +5,8 @@
 | returns                               | ack                                                 |
 | body is not the contract              | to the dead letters with a reason, confirmed, ack   |
 | ``PermanentError``                    | to the dead letters with its code, confirmed, ack   |
-| ``UnavailableError`` of a neighbour   | held by the consumer, which pauses; nothing counted |
+| ``UnavailableError`` of a neighbour   | held by the consumer, nothing counted, unless       |
+|                                       | others get through: then as any other error         |
 | ``UnderWayError``: somebody else's    | put aside in a retry step, not counted as an        |
 |                                       | attempt, confirmed, ack                             |
 | any other error                       | to the next retry step, confirmed, ack; after the   |
@@ -44,7 +45,9 @@ from common.topology import Route
 
 log = structlog.get_logger()
 
-Handler = Callable[[Envelope[Any]], Awaitable[None]]
+Handler = Callable[[Envelope[Any]], Awaitable[bool | None]]
+"""Returns False where nothing was to be done, which tells nothing about the neighbours."""
+
 Handlers = Mapping[type[Contract], Handler]
 """Which handler takes which contract; the first stands for messages that name no type."""
 
@@ -57,6 +60,7 @@ class Outcome(StrEnum):
     """Where a delivery went; in each case it can be acknowledged now."""
 
     HANDLED = "handled"
+    SKIPPED = "skipped"
     RETRIED = "retried"
     PUT_ASIDE = "put_aside"
     DEAD_LETTERED = "dead_lettered"
@@ -94,7 +98,7 @@ class Dispatcher:
         """
         try:
             envelope = read(delivery, self._handlers, len(self._retry_delays))
-            await self._handlers[type(envelope.data)](envelope)
+            done = await self._handlers[type(envelope.data)](envelope)
         except UnavailableError:
             raise
         except UnderWayError as error:
@@ -102,8 +106,8 @@ class Dispatcher:
         except PermanentError as error:
             return await self._dead_letter(delivery, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message is kept
-            return await self._retry(delivery, error)
-        return Outcome.HANDLED
+            return await self.retry(delivery, error)
+        return Outcome.SKIPPED if done is False else Outcome.HANDLED
 
     async def give_up(self, delivery: Delivery, error: PermanentError) -> Outcome:
         """Dead-letter a delivery without handling it.
@@ -153,7 +157,12 @@ class Dispatcher:
         )
         return Outcome.PUT_ASIDE
 
-    async def _retry(self, delivery: Delivery, error: Exception) -> Outcome:
+    async def retry(self, delivery: Delivery, error: Exception) -> Outcome:
+        """Hand a delivery that failed to its next retry step; after the last, dead-letter it.
+
+        Raises:
+            UnavailableError: The broker did not take it; nothing has been decided.
+        """
         known = error if isinstance(error, UserStreamError) else None
         code = known.code if known else type(error).__name__
         if delivery.attempt > len(self._retry_delays):

@@ -3,13 +3,14 @@
 Which exchanges and queues those are stands in ``common.topology.BROKER_USERS``.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from common.broker_check import BrokerCheck
 from common.consumer import consuming
 from common.dispatcher import Handlers
-from common.http.health import Readiness
+from common.http.health import Check, Readiness
 from common.publisher import Publisher
 from common.settings import BrokerSettings, ConsumerSettings
 from common.topology import BROKER_USERS
@@ -42,6 +43,7 @@ async def handling(
     service: str,
     publisher: Publisher,
     readiness: Readiness,
+    neighbours: Sequence[Check] = (),
     retry_factor: int = 2,
 ) -> AsyncIterator[None]:
     """Consume the handlers' route until the block is left; then drain.
@@ -52,11 +54,16 @@ async def handling(
         service: Name that dead letters carry as the failing service.
         publisher: Publishes retries and dead letters.
         readiness: Learns whether the consumer works.
+        neighbours: Ask those that the handlers need, beside the broker, whether they are well.
         retry_factor: By how much each wait is longer than the one before.
 
     Raises:
         SettingError: More retries are wanted than the route has steps.
     """
+
+    async def ask() -> None:
+        await asyncio.gather(publisher.ask(), *(check() for check in neighbours))
+
     async with consuming(
         str(settings.queue_url),
         handlers,
@@ -66,6 +73,7 @@ async def handling(
         fast=settings.fast_frames,
         retry_delays=settings.retry_delays(retry_factor),
         notes=settings.crash_notes_dir,
+        ask=ask,
     ) as consumer:
         readiness.add("consumer", consumer.check)
         yield

@@ -1,6 +1,7 @@
 """Publishes messages: persistent, mandatory, confirmed, within a deadline."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,13 +16,18 @@ from common import metrics
 from common.context import current
 from common.contracts.base import Contract
 from common.envelope import TRACEPARENT
-from common.errors import BrokerUnavailableError, UnroutableError
+from common.errors import BrokerUnavailableError, UnavailableError, UnroutableError
 from common.link import Link, check_topology
 from common.plain_wire import PlainWire
 from common.wire import Wire
 
 CHANNEL_SECONDS = 1.0
 """Longest wait for a lost connection to come back before giving up on this message."""
+
+
+FAILURE_COUNTS_SECONDS = 30.0
+"""So long a message that was not confirmed keeps a publisher from being ready, unless another
+one is: as long as somebody publishes, the latest attempt tells."""
 
 
 class Publisher:
@@ -40,6 +46,7 @@ class Publisher:
         self._exchanges = exchanges
         self._queues = queues
         self._wire: Wire | PlainWire | None = None
+        self._failed_at = -math.inf
         self._link = Link(url, service=service, purpose="publish", setup=self._prepare, fast=fast)
 
     @classmethod
@@ -67,9 +74,21 @@ class Publisher:
             await stack.enter_async_context(publisher._link)
             yield publisher
 
-    async def check(self) -> None:
-        """Raise what keeps it from publishing, if anything does."""
+    async def ask(self) -> None:
+        """Raise BrokerUnavailableError if the broker says that it takes nothing."""
         await self._link.check()
+        if self._link.blocked:
+            raise _blocked()
+
+    async def check(self) -> None:
+        """Raise what keeps it from publishing, if anything does.
+
+        An open connection is not enough: what was published last must have been confirmed.
+        Where nobody publishes, a failure says nothing any more after a while.
+        """
+        await self.ask()
+        if time.monotonic() - self._failed_at < FAILURE_COUNTS_SECONDS:
+            raise BrokerUnavailableError("The broker did not confirm the latest message.")
 
     async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
         """Publish a message of our own; when this returns, the broker has it on disk.
@@ -119,7 +138,12 @@ class Publisher:
                 headers=headers,
                 expiration=expiration,
             )
-            await confirmation
+            try:
+                await confirmation
+            except UnavailableError:
+                self._failed_at = time.monotonic()
+                raise
+            self._failed_at = -math.inf
             outcome = "confirmed"
         except UnroutableError:
             outcome = "returned"
@@ -137,7 +161,7 @@ class Publisher:
             except TimeoutError as error:
                 raise self._link.failure from error
         if self._link.blocked:
-            raise BrokerUnavailableError("The broker takes no messages: memory or disk alarm.")
+            raise _blocked()
         assert self._wire is not None  # noqa: S101 - set before the link hands out its channel
         return self._wire
 
@@ -155,6 +179,10 @@ class Publisher:
     async def _prepare(self, channel: AbstractChannel, wire: Wire | PlainWire) -> None:
         await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
         self._wire = wire
+
+
+def _blocked() -> BrokerUnavailableError:
+    return BrokerUnavailableError("The broker takes no messages: memory or disk alarm.")
 
 
 # Looked up once: a lookup costs as much as counting.

@@ -63,7 +63,7 @@ class Settler(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether deliveries are to come now."""
+        """Whether deliveries are to come freely; else one at a time, held beside the others."""
         ...
 
     @property
@@ -106,7 +106,8 @@ class Subscription:
         self.wire: AnyWire | None = None
         """Where deliveries come from; by any other wire nothing can be acknowledged any more."""
         self._reach = NARROW
-        self._subscribed = 0
+        self._subscribed: tuple[int, bool] | None = None
+        """With which of ``_due`` it is."""
         self._ended = False
         self._subscribing = asyncio.Lock()
         self._deliveries = 0
@@ -136,7 +137,7 @@ class Subscription:
     async def check(self) -> None:
         """Raise BrokerUnavailableError if nothing can come."""
         await self._link.check()
-        if not self._subscribed and self._settler.is_open:
+        if not self._subscribed:
             raise BrokerUnavailableError("The consumer is not subscribed (yet).")
 
     def in_background(self, work: Awaitable[Any]) -> None:
@@ -156,10 +157,10 @@ class Subscription:
         self._is_countable = self._route.queue not in unverified
         async with self._subscribing:
             self._settler.let_go()
-            self.wire, self._reach, self._subscribed = wire, NARROW, 0
+            self.wire, self._reach, self._subscribed = wire, NARROW, None
             wire.channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
-            if not self._ended:
-                await self._consume(wire, NARROW)
+            if (due := self._due) is not None:
+                await self._consume(wire, due)
 
     async def reconcile(self) -> None:
         """Subscribe as is due now, or unsubscribe; one step at a time.
@@ -173,26 +174,33 @@ class Subscription:
                 while (wire := self.wire) and not wire.closed and self._due != self._subscribed:
                     if self._subscribed:
                         await wire.channel.basic_cancel(self._tag, timeout=CANCEL_SECONDS)
-                    self._subscribed = 0
-                    if self._due:
-                        await self._consume(wire, self._due)
+                    self._subscribed = None
+                    if (due := self._due) is not None:
+                        await self._consume(wire, due)
             except _LOST as error:
                 # In doubt about what the broker thinks, begin again on a new channel.
                 log.warning("consumer.unsure", queue=self._route.queue, reason=type(error).__name__)
                 await self._give_up_channel(self.wire)
 
     @property
-    def _due(self) -> int:
-        """The prefetch that is due now; 0 where nothing is to come."""
-        return self._reach if self._settler.is_open and not self._ended else 0
+    def _due(self) -> tuple[int, bool] | None:
+        """The prefetch that is due now, and whether the neighbours are there; None for nothing.
 
-    async def _consume(self, wire: AnyWire, reach: int) -> None:
+        During an outage one delivery more than what is held: if all that is held fails for
+        reasons of its own, somebody else has to show it.
+        """
+        if self._ended:
+            return None
+        is_open = self._settler.is_open
+        return (self._reach if is_open else NARROW), is_open
+
+    async def _consume(self, wire: AnyWire, due: tuple[int, bool]) -> None:
         # A tag of its own each time: where one is used again while deliveries of the first are
         # in hand, a quorum queue of RabbitMQ 3.10 loses count and the broker hangs up (541).
         self._tag = f"{self._service}-{next(self._tags)}"
-        await wire.channel.basic_qos(prefetch_count=reach)
+        await wire.channel.basic_qos(prefetch_count=due[0])
         await wire.consume(self._route.queue, self._tag, partial(self._received, wire))
-        self._subscribed = reach
+        self._subscribed = due
 
     def renew(self) -> None:
         """Begin again on a new channel: the broker delivers all again that is in hand."""

@@ -58,6 +58,7 @@ def build_app(settings: Settings) -> web.Application:
                     service=SERVICE,
                     publisher=publisher,
                     readiness=readiness,
+                    neighbours=[database.check],
                 )
             )
             readiness.add("database_service", database.check)

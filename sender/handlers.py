@@ -79,7 +79,7 @@ async def send_email(
     writer: Writer,
     mailer: Mailer,
     deliveries: Deliveries,
-) -> None:
+) -> bool:
     """Send the e-mail, unless this message was sent before.
 
     What a crash leaves behind, always with the delivery unacknowledged, so that it comes again:
@@ -89,6 +89,9 @@ async def send_email(
     * after the text, before the record: the mail is sent again with the same ``Message-ID``.
       SMTP has no transaction that could prevent it (RFC 5321, 4.5.3.2.6);
     * after the record: the claim answers ``sent``, and nothing is sent.
+
+    Returns:
+        Whether the mail server has taken or refused it.
 
     Raises:
         TemplateDataMissingError: The request can not be made into a mail.
@@ -105,11 +108,12 @@ async def send_email(
     lease = await take_lease(envelope, deliveries)
     if lease is None:
         _emails(template, "skipped").inc()
-        return
+        return False
     async with lease:
         outcome = await _hand_over(mail, mailer, lease)
     _emails(template, "canary" if mailer is CANARY_MAILER else outcome.status).inc()
     _tell(envelope, outcome)
+    return mailer is not CANARY_MAILER
 
 
 async def _hand_over(mail: Mail, mailer: Mailer, lease: Lease) -> Outcome:

@@ -91,6 +91,17 @@ class SmtpMailer:
         except NotConnectedError as error:
             raise _unavailable(str(error)) from error
 
+    async def ask(self) -> None:
+        """Ask the mail server whether it is there.
+
+        Raises:
+            MailServerUnavailableError: It is not.
+        """
+        try:
+            await self._pool.check()
+        except (NotConnectedError, LinkDroppedError) as error:
+            raise _unavailable(str(error)) from error
+
     async def check(self) -> None:
         """Ask the mail server, at most every few seconds, whether it is there.
 
@@ -98,11 +109,11 @@ class SmtpMailer:
             MailServerUnavailableError: It is not.
         """
         if time.monotonic() - self._checked_at >= CHECK_SECONDS:
+            self._check_failure = None
             try:
-                await self._pool.check()
-                self._check_failure = None
-            except (NotConnectedError, LinkDroppedError) as error:
-                self._check_failure = _unavailable(str(error))
+                await self.ask()
+            except MailServerUnavailableError as error:
+                self._check_failure = error
             self._checked_at = time.monotonic()
         if self._check_failure:
             raise self._check_failure

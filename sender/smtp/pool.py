@@ -28,6 +28,10 @@ QUIT_SECONDS = 2.0
 """Longest goodbye; the server's time-out ends what it does not answer."""
 
 
+ANSWER_COUNTS_SECONDS = 5.0
+"""Where all connections are at work, the server was there if it has answered since then."""
+
+
 class _Waiting(NamedTuple):
     """Somebody in the queue."""
 
@@ -51,6 +55,7 @@ class Pool:
         self._opening = asyncio.Lock()
         self._failure = ""
         self._failed_at = 0.0
+        self._answered_at = -ANSWER_COUNTS_SECONDS
 
     @classmethod
     @asynccontextmanager
@@ -77,9 +82,11 @@ class Pool:
         """
         connection = await self._acquire(None if fresh else mail, fresh=fresh)
         try:
-            return await connection.send(
+            answer = await connection.send(
                 mail, before_text=before_text, following=partial(self._take_follower, connection)
             )
+            self._answered_at = _now()
+            return answer
         finally:
             self._pass_on(connection)
 
@@ -99,12 +106,14 @@ class Pool:
                     pass
 
     async def check(self) -> None:
-        """Ask the server whether it is there, unless every connection is at work.
+        """Ask the server whether it is there, on a connection more if all are at work.
 
         Raises:
             NotConnectedError: It is not.
         """
         if self._taken == self._size:
+            if _now() - self._answered_at > ANSWER_COUNTS_SECONDS:
+                await (await Connection.open(self._server)).quit()
             return
         try:
             async with self._connection() as connection:

@@ -15,6 +15,7 @@ from pamqp.commands import Basic
 from prometheus_client import REGISTRY
 
 from common import suspects
+from common.breaker import Ask
 from common.consumer import Consumer, consuming
 from common.contracts.registrations import RegistrationSubmitted
 from common.dispatcher import Dispatcher, Outcome
@@ -47,13 +48,17 @@ class Recorder:
         self.seen: list[Registration] = []
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
+        self.unlucky: set[UUID] = set()
+        """Whose messages meet ``error``; everybody's if there is none."""
+        self.done: list[Registration] = []
 
     async def __call__(self, envelope: Registration) -> None:
         self.seen.append(envelope)
         if self.gate is not None:
             await self.gate.wait()
-        if self.error is not None:
+        if self.error is not None and (not self.unlucky or envelope.id in self.unlucky):
             raise self.error
+        self.done.append(envelope)
 
     @property
     def ids(self) -> list[UUID]:
@@ -67,6 +72,7 @@ async def a_consumer(
     *,
     prefetch: int = 10,
     notes: Path | None = None,
+    ask: Ask | None = None,
 ) -> AsyncIterator[Consumer]:
     url = broker.url("queue_receiver")
     async with (
@@ -81,6 +87,7 @@ async def a_consumer(
             prefetch=prefetch,
             retry_delays=[timedelta(milliseconds=50), timedelta(milliseconds=100)],
             notes=notes,
+            ask=ask,
         ) as consumer,
     ):
         yield consumer
@@ -335,6 +342,128 @@ async def test_only_one_delivery_probes_during_an_outage(empty_broker: TestBroke
         await eventually(lambda: _empty(empty_broker), "working off everything")
 
     assert probes == 7
+
+
+async def is_well() -> None:
+    """A neighbour that says so, whatever it does."""
+
+
+async def test_a_message_that_fails_by_itself_stops_no_other(empty_broker: TestBroker) -> None:
+    handler = Recorder()
+    bad = uuid4()
+    handler.unlucky, handler.error = {bad}, DatabaseServiceUnavailableError("not this one")
+
+    with structlog.testing.capture_logs() as logged:
+        async with a_consumer(empty_broker, handler, ask=is_well):
+            await submit(empty_broker, message_id=str(bad))
+            await eventually(lambda: bad in handler.ids, "meeting the bad one")
+            good = {await submit(empty_broker) for _ in range(20)}
+            await eventually(lambda: {one.id for one in handler.done} == good, "the good ones")
+            dead = await take(empty_broker.admin_url, DEAD)
+
+    assert dead.message_id == str(bad)
+    assert dead.headers["x-error-code"] == "database_service_unavailable"
+    assert dead.headers["x-attempts"] == 3
+    assert "consumer.paused" not in [line["event"] for line in logged]
+
+
+@pytest.mark.parametrize("prefetch", [1, 10])
+async def test_many_that_fail_by_themselves_do_not_stop_the_others_for_long(
+    empty_broker: TestBroker, prefetch: int
+) -> None:
+    handler = Recorder()
+    bad = [uuid4() for _ in range(15)]
+    handler.unlucky, handler.error = set(bad), DatabaseServiceUnavailableError("not these")
+    for message_id in bad:  # all of them before the first good one
+        await submit(empty_broker, message_id=str(message_id))
+    good = {await submit(empty_broker) for _ in range(15)}
+
+    async with a_consumer(empty_broker, handler, prefetch=prefetch, ask=is_well) as consumer:
+        await eventually(lambda: {one.id for one in handler.done} == good, "the good ones")
+        for number in range(40):  # and a good one now and then, so that the bad ones are found out
+            if await depth(empty_broker.admin_url, DEAD) == len(bad):
+                break
+            known = await submit(empty_broker)
+            await eventually(lambda: known in {one.id for one in handler.done}, f"good {number}")  # noqa: B023
+            await asyncio.sleep(0.2)
+        dead = {(await take(empty_broker.admin_url, DEAD)).message_id for _ in bad}
+        await submit(empty_broker)
+        await eventually(lambda: _healthy(consumer), "being ready")
+
+    assert dead == {str(message_id) for message_id in bad}
+
+
+async def test_an_outage_that_only_messages_show_burns_no_attempt(
+    empty_broker: TestBroker,
+) -> None:
+    handler = Recorder()
+    handler.error = DatabaseServiceUnavailableError("gone")
+
+    async with a_consumer(empty_broker, handler, prefetch=3, ask=is_well) as consumer:
+        ids = {await submit(empty_broker) for _ in range(8)}
+        with pytest.raises(UnavailableError):
+            await eventually(consumer.check, "pausing")
+        await eventually(lambda: set(handler.ids) >= ids, "each of them probing")
+        handler.error = None
+        await eventually(lambda: {one.id for one in handler.done} >= ids, "working off everything")
+        await eventually(lambda: _healthy(consumer), "being ready again")
+
+    assert {envelope.attempt for envelope in handler.seen} == {1}
+    assert await depth(empty_broker.admin_url, DEAD) == 0
+
+
+async def test_a_single_message_in_an_outage_that_is_admitted_burns_no_attempt(
+    empty_broker: TestBroker,
+) -> None:
+    handler = Recorder()
+    handler.error = DatabaseServiceUnavailableError("gone")
+
+    async def says_so() -> None:
+        if handler.error:
+            raise DatabaseServiceUnavailableError("I am away.")
+
+    async with a_consumer(empty_broker, handler, ask=says_so) as consumer:
+        one = await submit(empty_broker)
+        await eventually(lambda: len(handler.seen) >= 3, "probing")
+        with pytest.raises(UnavailableError, match="I am away"):
+            await consumer.check()
+        handler.error = None
+        await eventually(lambda: [each.id for each in handler.done] == [one], "handling it")
+        await eventually(lambda: _healthy(consumer), "being ready again")
+
+    assert {envelope.attempt for envelope in handler.seen} == {1}
+
+
+async def test_what_can_not_even_be_dead_lettered_stops_no_other(
+    empty_broker: TestBroker,
+) -> None:
+    """The dead letters are full, and reject what would overflow them."""
+    handler = Recorder()
+    policy = "/api/policies/%2F/no-more-dead-letters"
+    empty_broker.management(
+        "PUT",
+        policy,
+        {
+            "pattern": f"^{DEAD.replace('.', '[.]')}$",
+            "definition": {"max-length": 0, "overflow": "reject-publish"},
+            "priority": 100,
+            "apply-to": "queues",
+        },
+    )
+    try:
+        await eventually(lambda: _rejects(empty_broker), "the dead letters being full")
+        async with a_consumer(empty_broker, handler, prefetch=2, ask=is_well):
+            for _ in range(6):
+                await publish(empty_broker.admin_url, USER_REGISTRATION.name, b"{")
+            good = {await submit(empty_broker) for _ in range(10)}
+            await eventually(lambda: set(handler.ids) == good, "the good ones")
+    finally:
+        empty_broker.management("DELETE", policy)
+
+
+async def _rejects(broker: TestBroker) -> bool:
+    queue = broker.management("GET", f"/api/queues/%2F/{DEAD}")
+    return bool(queue.get("effective_policy_definition", {}).get("max-length") == 0)
 
 
 async def test_consuming_goes_on_after_the_broker_was_killed(empty_broker: TestBroker) -> None:

@@ -127,12 +127,47 @@ async def test_publish_is_refused_without_a_ghost_while_the_broker_is_blocked(
                 await publisher.publish(a_registration(), message_id=uuid4(), correlation_id="c")
             except BrokerUnavailableError:
                 refused += 1
+
+        with pytest.raises(BrokerUnavailableError, match="alarm"):
+            await publisher.check()
     finally:
         empty_broker.native.ctl("set_vm_memory_high_watermark", "absolute", "512MB")
 
     assert refused >= 2
     await eventually(lambda: _published(publisher), "publishing again")
+    await publisher.check()
     assert await depth(empty_broker.admin_url, QUEUE) <= 2
+
+
+async def test_a_publisher_is_not_ready_from_a_message_that_was_not_confirmed_to_one_that_was(
+    publisher: Publisher, empty_broker: TestBroker
+) -> None:
+    binding = f"/api/bindings/%2F/e/{USER_REGISTRATION.name}/q/"
+    route = USER_REGISTRATION
+    for queue in (route.queue, route.log):
+        empty_broker.management("DELETE", f"{binding}{queue}/%23")
+    try:
+        with pytest.raises(UnroutableError):
+            await publisher.publish(a_registration(), message_id=uuid4(), correlation_id="c")
+        with pytest.raises(BrokerUnavailableError, match="latest message"):
+            await publisher.check()
+        await publisher.ask()  # the broker itself says nothing
+    finally:
+        for queue in (route.queue, route.log):
+            empty_broker.management("POST", f"{binding}{queue}", {"routing_key": "#"})
+
+    await eventually(lambda: _published(publisher), "publishing again")
+    await publisher.check()
+
+
+async def test_where_nobody_publishes_a_failure_does_not_count_for_ever(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await eventually(lambda: _published(publisher), "publishing")
+    monkeypatch.setattr("common.publisher.FAILURE_COUNTS_SECONDS", 0.0)
+    publisher._failed_at = time.monotonic()
+
+    await publisher.check()
 
 
 async def test_an_id_whose_confirm_never_came_can_be_published_again(

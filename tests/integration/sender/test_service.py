@@ -215,6 +215,47 @@ async def test_one_odd_recipient_stops_nobody_else(
         assert len(stack.smtp.accepted) == 20
 
 
+async def test_a_server_that_hangs_up_on_everybody_for_a_while_is_an_outage(stack: Stack) -> None:
+    stack.smtp.on("MAIL", "421 4.3.2 shutting down")
+    ids = [await ask(stack, WELCOME | {"to": f"a{n}@example.org"}) for n in range(5)]
+
+    async def says_so() -> bool:
+        _, report = await stack.get("/health/ready")
+        code: str = report["dependencies"]["consumer"].get("code", "")
+        return code == "mail_server_unavailable"
+
+    await eventually(says_so, "readiness saying that the consumer has paused")
+    stack.smtp.forget()
+    for notification_id in ids:
+        await stack.becomes(notification_id, "sent")
+
+    assert await depth(stack.broker.admin_url, DEAD_LETTERS) == 0
+    assert len(stack.smtp.accepted) == 5
+
+
+async def test_a_mail_server_that_hangs_with_every_connection_at_work_is_not_ready(
+    empty_broker: TestBroker, database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sender.smtp.pool.ANSWER_COUNTS_SECONDS", 0.1)
+    async with running_stack(empty_broker, database_dsn, smtp_connections=2) as stack:
+        for point in ("CONNECT", "NOOP", "RSET", "MAIL", "RCPT", "DATA", "TEXT"):
+            stack.smtp.on(point, STALL)
+        for number in range(4):
+            await ask(stack, WELCOME | {"to": f"a{number}@example.org"})
+        await until(lambda: stack.smtp.commands.count("DATA") >= 1 or stack.smtp.sessions >= 2)
+
+        for _ in range(3):  # and it stays so
+
+            async def says_so() -> bool:
+                status, report = await stack.get("/health/ready")
+                return status == 503 and not report["dependencies"]["smtp"]["ready"]
+
+            await eventually(says_so, "readiness naming the mail server")
+        stack.smtp.forget()
+        stack.smtp.hang_up()
+        await eventually(lambda: len(stack.smtp.accepted) == 4, "all of them being sent")
+
+
 async def test_a_stop_in_the_middle_notes_what_is_unsure(
     empty_broker: TestBroker, database_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
