@@ -32,16 +32,10 @@ everything else there for a tenth of a second. Whoever does wait has the next po
 """
 
 FIRST_SECONDS = 3.0
-"""Longest wait for the first message; after it, the stream has none at or after that offset."""
+"""Longest wait for the first message; after it, the broker is asked whether there is one."""
 
 CALM_SECONDS = 0.25
-CALM_MESSAGES = 250
-"""After so long with fewer messages and without a whole portion, the end is taken as reached.
-
-What still comes then is just being published: the broker sends what it has in whole portions,
-however slow it is. Waiting for silence instead would read along with a busy stream for ever, each
-message in the way of the same message in its queue.
-"""
+"""After so long without a whole portion, the broker is asked whether that was the end."""
 
 ANSWER_SECONDS = 5.0
 """Longest wait for the broker to answer a question or the end of a subscription."""
@@ -82,7 +76,9 @@ class StreamReader:
     ) -> list[Item]:
         """What ``take`` makes of the messages from ``start`` on, until the end or the limit.
 
-        Of a stream that grows meanwhile, the end is about where it was when it was reached.
+        Fewer than the limit: that was the end, by the broker's own word (see ``is_at_end``), at
+        some moment after the reading had begun. Silence alone never is: the broker, the network
+        or this process may be slow.
 
         Args:
             stream: Its name.
@@ -93,7 +89,8 @@ class StreamReader:
             gently: Whether to make pauses, because nobody waits for it.
 
         Raises:
-            BrokerUnavailableError: It broke off; read again.
+            BrokerUnavailableError: It broke off, or did not say in time whether there is more;
+                read again.
             TopologyMissingError: There is no such stream.
         """
         async with self._one_at_a_time:
@@ -108,6 +105,8 @@ class StreamReader:
                         arguments={OFFSET: start},
                     )
                 await reading.done(wire)
+                if self._service not in wire.channel.consumers:
+                    raise ConnectionError("The broker ended it: the stream was deleted.")
                 await wire.channel.basic_cancel(self._service, timeout=ANSWER_SECONDS)
                 reading.acknowledge(wire)
             return reading.items
@@ -200,6 +199,8 @@ class _Reading(Generic[Item]):
         self._gently = gently
         self._portion: list[int] = []
         self._whole_portions = 0
+        self._received = 0
+        self._acknowledged = 0
         self._next: asyncio.TimerHandle | None = None
         self._has_begun = asyncio.Event()
         self._is_full = asyncio.Event()
@@ -207,6 +208,7 @@ class _Reading(Generic[Item]):
     def received(self, wire: Wire | PlainWire, tag: int, delivery: Delivery) -> None:
         """Take a message; those before the first belong to the piece that the broker sends."""
         self._portion.append(tag)
+        self._received += 1
         if len(self._portion) == 1:
             loop = asyncio.get_running_loop()
             self._next = loop.call_later(PORTION_SECONDS, self.acknowledge, wire)
@@ -230,22 +232,40 @@ class _Reading(Generic[Item]):
             self._next.cancel()
         for tag in self._portion:
             wire.acknowledge(tag)
+        self._acknowledged += len(self._portion)
         self._portion.clear()
 
     async def done(self, wire: Wire | PlainWire) -> None:
-        """Return when the limit is reached or hardly anything comes any more.
+        """Return when the limit is reached, or the end.
 
         Raises:
             ConnectionError: The channel was lost.
+            TimeoutError: The broker does not answer.
         """
-        goes_on = await _within(FIRST_SECONDS, self._has_begun)
-        while goes_on:
-            left, whole_portions = self._left, self._whole_portions
-            is_full = await _within(CALM_SECONDS, self._is_full)
-            is_calm = left - self._left < CALM_MESSAGES and self._whole_portions == whole_portions
-            goes_on = not (is_full or is_calm)
+        await _within(FIRST_SECONDS, self._has_begun)
+        whole_portions = self._whole_portions
+        while not await _within(CALM_SECONDS, self._is_full):
+            is_calm = self._whole_portions == whole_portions
+            whole_portions = self._whole_portions
+            if is_calm and await self._is_at_end(wire):
+                return
+
+    async def _is_at_end(self, wire: Wire | PlainWire) -> bool:
+        """Whether the broker had no more to give when it was asked.
+
+        It does what it is told on a channel in turn. An ack makes it send at once as many messages
+        as there are, up to the bound; so when it answers a question asked after the ack and has
+        sent fewer than it might, it had come to the end. However slow it is, its answer comes
+        behind its messages.
+        """
+        self.acknowledge(wire)
+        might_be_sent = PREFETCH + self._acknowledged
+        await wire.drain()
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await wire.channel.basic_qos(prefetch_count=PREFETCH)  # any question will do
         if wire.closed:
             raise ConnectionError("The channel was lost.")
+        return self._received < might_be_sent and not self._is_full.is_set()
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from aio_pika import Message
+from yarl import URL
 
 from common.envelope import Delivery
 from common.errors import TopologyMissingError
@@ -47,6 +48,42 @@ async def published(broker: TestBroker, count: int) -> list[UUID]:
     for message_id in ids:
         await publish(broker.admin_url, USER_REGISTRATION.name, b"{}", message_id=str(message_id))
     return ids
+
+
+class StallingProxy:
+    """Hands on what the broker says, with a pause after each few kilobytes."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.stalls = 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[int]:
+        """The port to connect to."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, onward = await asyncio.open_connection("127.0.0.1", self._port)
+        up = asyncio.create_task(self._pump(reader, onward, stall=False))
+        await self._pump(behind, writer, stall=True)
+        up.cancel()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, stall: bool
+    ) -> None:
+        passed = 0
+        while piece := await reader.read(4096):
+            passed += len(piece)
+            if stall and passed > 20_000:
+                self.stalls += 1
+                passed = 0
+                await asyncio.sleep(0.7)
+            writer.write(piece)
+        writer.close()
 
 
 @asynccontextmanager
@@ -125,6 +162,24 @@ async def test_a_stream_that_never_rests_has_an_end_all_the_same(
 
     assert [offset for offset, _ in found + more] == list(range(len(found + more)))
     assert more
+
+
+async def test_what_a_stalling_network_holds_back_is_read_too(fresh_broker: TestBroker) -> None:
+    """Half a second of silence at a time is no end of a stream."""
+    for _ in range(8):
+        await asyncio.gather(*(published(fresh_broker, 20) for _ in range(5)))
+    url = URL(fresh_broker.url("queue_receiver"))
+    stalling = StallingProxy(url.port or 5672)
+    async with (
+        stalling.listening() as port,
+        StreamReader.open(str(url.with_port(port)), service="queue_receiver") as reader,
+    ):
+        found = await reader.read(STREAM, "first", seen, limit=1000)
+        on = await reader.read(STREAM, 799, seen, limit=1000, gently=True)
+
+    assert [offset for offset, _ in found] == list(range(800))
+    assert on == found[-1:]
+    assert stalling.stalls
 
 
 async def test_nothing_is_found_in_an_empty_stream_and_beyond_the_end(

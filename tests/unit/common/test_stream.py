@@ -6,6 +6,7 @@ import pytest
 
 from common import stream
 from common.envelope import Delivery
+from common.errors import BrokerUnavailableError
 from common.line import Received
 from common.stream import OFFSET, PREFETCH, StreamReader
 from common.wire import Wire
@@ -19,16 +20,33 @@ class SlowBroker:
 
     closed = False
 
-    def __init__(self, messages: int, *, seconds: float, apart: float = 0.0) -> None:
+    def __init__(
+        self,
+        messages: int,
+        *,
+        seconds: float,
+        apart: float = 0.0,
+        stall_after: int = 0,
+        stall_seconds: float = 0.0,
+        falls_silent: bool = False,
+    ) -> None:
         self._messages = messages
         self._seconds = seconds
         self._apart = apart
         """Seconds between one message and the next."""
+        self._stall_after = stall_after
+        self._stall_seconds = stall_seconds
+        """Pause after each so many messages."""
+        self._falls_silent = falls_silent
+        """Says nothing any more once all was given."""
         self._given = 0
+        self._planned = 0
         self._next_at = 0.0
         self._in_hand: set[int] = set()
         self.most_in_hand = 0
-        self.channel = SimpleNamespace(basic_cancel=self._cancel)
+        self.channel = SimpleNamespace(
+            basic_cancel=self._cancel, basic_qos=self._answer, consumers={"test": None}
+        )
 
     async def consume(
         self, _queue: str, _tag: str, received: Received, *, arguments: dict[str, Any]
@@ -46,7 +64,10 @@ class SlowBroker:
 
     def _later(self) -> None:
         loop = asyncio.get_running_loop()
+        self._planned += 1
         self._next_at = max(self._next_at + self._apart, loop.time() + self._seconds)
+        if self._stall_after and self._planned % self._stall_after == 0:
+            self._next_at += self._stall_seconds
         loop.call_at(self._next_at, self._give)
 
     def _give(self) -> None:
@@ -55,6 +76,16 @@ class SlowBroker:
             self._in_hand.add(offset)
             self.most_in_hand = max(self.most_in_hand, len(self._in_hand))
             self._received(offset, Delivery(body=b"", routing_key="", headers={OFFSET: offset}))
+
+    async def _answer(self, **_options: int) -> None:
+        """Answer behind all messages that an ack has made place for, as a broker does."""
+        if self._falls_silent:
+            await asyncio.Event().wait()
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(self._next_at, loop.time() + self._seconds) - loop.time() + 0.01)
+
+    async def drain(self) -> None:
+        """Everything leaves at once."""
 
     async def _cancel(self, _tag: str, **_options: float) -> None:
         self._messages = 0
@@ -99,23 +130,69 @@ async def test_the_end_of_a_stream_is_found(messages: int, *, gently: bool) -> N
     assert broker.owed == 0
 
 
-async def test_where_messages_drip_there_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No portion is ever whole in time, and still too many come for the end of a stream."""
-    monkeypatch.setattr(stream, "CALM_MESSAGES", 20)  # of about 120
-    broker = SlowBroker(10_000, seconds=0.001, apart=0.002)
+@pytest.mark.parametrize("gently", [True, False])
+async def test_where_messages_drip_there_is_more(*, gently: bool) -> None:
+    """No portion is ever whole in time."""
+    broker = SlowBroker(10_000, seconds=0.001, apart=0.01)
 
-    found = await read(broker, limit=250, gently=True)
+    found = await read(broker, limit=120, gently=gently)
 
-    assert found == list(range(250))
+    assert found == list(range(120))
 
 
-@pytest.mark.parametrize(("gently", "read_in_time"), [(True, PREFETCH), (False, 400)])
-async def test_only_where_nobody_waits_a_pause_follows_each_portion(
-    monkeypatch: pytest.MonkeyPatch, *, gently: bool, read_in_time: int
+@pytest.mark.parametrize("gently", [True, False])
+@pytest.mark.parametrize("stall_after", [7, 10, PREFETCH])
+async def test_a_broker_that_stalls_has_not_come_to_the_end(
+    stall_after: int, monkeypatch: pytest.MonkeyPatch, *, gently: bool
+) -> None:
+    monkeypatch.setattr(stream, "CALM_SECONDS", 0.02)
+    monkeypatch.setattr(stream, "FIRST_SECONDS", 0.02)
+    broker = SlowBroker(140, seconds=0.001, stall_after=stall_after, stall_seconds=0.1)
+
+    found = await read(broker, limit=1000, gently=gently)
+
+    assert found == list(range(140))
+
+
+@pytest.mark.parametrize("messages", [0, 3, PREFETCH])
+async def test_a_broker_that_falls_silent_has_not_come_to_the_end(
+    messages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "FIRST_SECONDS", 0.02)
+    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.2)
+    broker = SlowBroker(messages, seconds=0.001, falls_silent=True)
+
+    with pytest.raises(BrokerUnavailableError):
+        await read(broker, limit=1000, gently=False)
+
+
+async def test_a_stream_that_is_deleted_meanwhile_has_no_end() -> None:
+    broker = SlowBroker(3, seconds=0.001)
+    broker.channel.consumers.clear()
+
+    with pytest.raises(BrokerUnavailableError):
+        await read(broker, limit=1000, gently=False)
+
+
+async def test_where_nobody_waits_a_pause_follows_each_portion(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stream, "PORTION_SECONDS", 60)
+    monkeypatch.setattr(stream, "CALM_SECONDS", 60)
     broker = SlowBroker(10_000, seconds=0.001)
 
-    found = await read(broker, limit=400, gently=gently)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await read(broker, limit=400, gently=True)
 
-    assert found == list(range(read_in_time))
+    assert broker.most_in_hand == broker.owed == PREFETCH
+
+
+async def test_where_somebody_waits_there_is_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PORTION_SECONDS", 60)
+    monkeypatch.setattr(stream, "CALM_SECONDS", 60)
+    broker = SlowBroker(10_000, seconds=0.001)
+
+    found = await read(broker, limit=400, gently=False)
+
+    assert found == list(range(400))
