@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from aiormq import Connection
 from aiormq.channel import Channel
@@ -21,7 +22,12 @@ from yarl import URL
 
 from common import tolerant_amqp
 from common.envelope import ATTEMPT, FIRST_SEEN, Delivery
-from common.errors import BrokerUnavailableError, ConflictError, TopologyMissingError
+from common.errors import (
+    BrokerUnavailableError,
+    ConflictError,
+    IdReusedError,
+    TopologyMissingError,
+)
 from common.failpoints import failpoint
 from common.link import CONNECT_SECONDS, HEARTBEAT_SECONDS
 from common.management import ManagementApi, figures
@@ -78,7 +84,7 @@ class DeadLetter:
     """Without its body if ``has_body`` is false."""
 
     id: UUID
-    """The identity of the work; it stays the same when it is sent back."""
+    """The identity of the work; see ``id_when_sent_back``."""
 
     size: int
     """Bytes of the body."""
@@ -93,6 +99,17 @@ class DeadLetter:
         reason = last.get("reason") if isinstance(last, dict) else None
         code = self._text(ERROR_CODE) or (reason if isinstance(reason, str) else "")
         return "".join(filter(str.isprintable, code))[:MAX_CODE] or UNKNOWN
+
+    def id_when_sent_back(self, body: bytes | None = None) -> UUID:
+        """Its own id, said anew: of a letter without one, it follows from its first body.
+
+        One whose id is somebody else's gets another, which follows from the id and its body: a
+        crash between publishing and removing it makes two copies of the same message.
+        """
+        if self.code != IdReusedError.code:
+            return self.id
+        content = self.delivery.body if body is None else body
+        return uuid5(self.id, sha256(content).hexdigest())
 
     @property
     def detail(self) -> str:
@@ -174,7 +191,11 @@ class Held:
             letter.route.return_exchange,
             short_text(letter.routing_key),
             letter.delivery.body if body is None else body,
-            properties={**kept_properties(letter.delivery), **_id(letter), **properties},
+            properties={
+                **kept_properties(letter.delivery),
+                "message_id": str(letter.id_when_sent_back(body)),
+                **properties,
+            },
             headers={**kept_headers(letter.delivery), ATTEMPT: 1},
         )
         failpoint("w44")
@@ -358,11 +379,6 @@ class _Counter:
         rows = (await self._management.select("queues"))[0] if self._management else []
         row = figures(rows, self._queue)
         return row["messages_ready"], row["consumers"]
-
-
-def _id(letter: DeadLetter) -> dict[str, str]:
-    # Said anew: of a letter without an id, the id follows from its first body.
-    return {"message_id": str(letter.id)}
 
 
 async def _channel(connection: Connection) -> Channel:

@@ -22,6 +22,9 @@ MAX_BODY_BYTES = 64 * 1024
 FOREIGN_IDS = UUID("c0d8e6c4-6d43-5d3e-9a4c-3a4f1f0f9a51")
 """Namespace of the ids we derive for messages whose own id is no UUID, or missing."""
 
+DERIVED_VERSION = 5
+"""Version of the ids that we derive (RFC 9562, 5.5)."""
+
 REMEMBERED_IDS = 1024
 """Ids of which a process knows the UUID: those in hand, each asked for several times."""
 
@@ -66,6 +69,9 @@ class Envelope(Generic[Data_co]):
     published_at: datetime | None = None
     """What the publisher says."""
 
+    is_id_derived: bool = False
+    """Whether the publisher gave no id, so that the same bytes sent again have this one again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
@@ -86,8 +92,17 @@ class Delivery:
     def id(self) -> UUID:
         """The message's identity, the same for every delivery of the same message."""
         if not isinstance(self.message_id, str) or not self.message_id:
-            return uuid5(FOREIGN_IDS, self.body.hex())
+            return self._id_of_body
         return _identity(self.message_id)
+
+    @property
+    def is_id_derived(self) -> bool:
+        """Whether the id follows from the body; also of a copy, which names it."""
+        return self.id.int >> 76 & 0xF == DERIVED_VERSION and self.id == self._id_of_body
+
+    @property
+    def _id_of_body(self) -> UUID:
+        return uuid5(FOREIGN_IDS, self.body.hex())
 
     @property
     def attempt(self) -> int:
@@ -159,6 +174,7 @@ def read(
         attempt=delivery.attempt,
         last_attempt=delivery.attempt > max_retries,
         published_at=_instant(delivery.timestamp),
+        is_id_derived=delivery.is_id_derived,
     )
 
 

@@ -311,6 +311,14 @@ class ConflictError(PermanentError):
     title = "That can not be done in the present state"
 
 
+class IdReusedError(PermanentError):
+    """A message's id was used before, for a registration of somebody else."""
+
+    code = "id_reused"
+    http_status = 409
+    title = "That id stands for another registration"
+
+
 class GoneError(PermanentError):
     """It was there, and was removed."""
 

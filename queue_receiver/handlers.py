@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import Protocol
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import structlog
 
@@ -51,19 +51,27 @@ async def store_registration(
     The unacknowledged delivery is the note of what is still to do: a crash anywhere repeats
     the step. Storing the same id again gives the same answer, and the mail's id derives
     from the registration's, so the sender recognises the request.
+
+    Raises:
+        IdReusedError: The id was somebody else's before.
     """
     failpoint("w10")
     data = registration.data
-    stored = await registrations.store(
-        # Constructed, not validated: the contract has just been asked the same.
-        RegistrationToStore.model_construct(
-            registration_id=registration.id,
-            name=data.name,
-            surname=data.surname,
-            email=data.email,
-            received_at=data.timestamp or registration.published_at or datetime.now(UTC),
-        )
+    # Constructed, not validated: the contract has just been asked the same.
+    item = RegistrationToStore.model_construct(
+        registration_id=registration.id,
+        name=data.name,
+        surname=data.surname,
+        email=data.email,
+        received_at=data.timestamp or registration.published_at or datetime.now(UTC),
     )
+    stored = await registrations.store(item)
+    while registration.is_id_derived and not stored.user_exists:
+        # The same bytes, without an id, after the user was deleted: somebody registers again.
+        # The id follows from the deleted user's, so a repetition of this has it, too.
+        again = uuid5(item.registration_id, str(stored.user_id))
+        item = item.model_copy(update={"registration_id": again})
+        stored = await registrations.store(item)
     failpoint("w14")
     template = MAIL_FOR[stored.outcome]
     await publisher.publish(
@@ -71,9 +79,9 @@ async def store_registration(
             to=data.email,
             template=template,
             user_id=stored.user_id,
-            registration_id=registration.id,
+            registration_id=item.registration_id,
         ),
-        message_id=notification_id(registration.id, template),
+        message_id=notification_id(item.registration_id, template),
         correlation_id=registration.correlation_id,
     )
     failpoint("w16")

@@ -98,7 +98,7 @@ class DeadLetterOffice:
         raise _no_letter(letter_id)
 
     async def resend(self, letter_id: UUID, body: Mapping[str, object]) -> SentBack:
-        """Send a letter back with another body; it keeps its id.
+        """Send a letter back with another body; it keeps its id, if that is its own.
 
         Raises:
             NotFoundError: There is none with that id.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from common.contracts.registrations import RegistrationSubmitted, RegistrationTo
 from common.contracts.reports import ReportRequested
 from common.dead_letters import DeadLetter, DeadLetterQueue
 from common.envelope import Envelope, read
-from common.errors import InvalidError, PermanentError, UserStreamError
+from common.errors import IdReusedError, InvalidError, PermanentError, UserStreamError
 from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
 
 CONTRACTS: Mapping[str, tuple[type[Contract], ...]] = {
@@ -84,20 +85,21 @@ async def _stored(
     """All together, as they would meet each other; each alone where one is refused."""
     if not items:
         return []
-    with suppress(InvalidError):
+    with suppress(InvalidError, IdReusedError):
         return [*await records.rehearse_registrations(items)]
     results: list[RehearsedRegistration | UserStreamError] = []
     for item in items:
         try:
             results += await records.rehearse_registrations([item])
-        except InvalidError as error:
+        except (InvalidError, IdReusedError) as error:
             results.append(error)
     return results
 
 
 def _checked(letter: DeadLetter) -> Envelope[Contract] | UserStreamError:
     try:
-        return read(letter.delivery, CONTRACTS[letter.route.name], 0)
+        envelope = read(letter.delivery, CONTRACTS[letter.route.name], 0)
+        return replace(envelope, id=letter.id_when_sent_back())
     except PermanentError as error:
         return error
 

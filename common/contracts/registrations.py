@@ -98,6 +98,8 @@ class StoredRegistration(Answer):
     registration_id: UUID
     outcome: Outcome
     user_id: int
+    user_exists: bool = True
+    """Whether the user was still there; the answer stays the same after it was deleted."""
 
 
 class StoredRegistrations(Answer):

@@ -1,6 +1,7 @@
 """Registrations: stored exactly once, and followed on their way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from uuid import UUID
 
 import asyncpg
@@ -12,6 +13,7 @@ from common.contracts.registrations import (
     RegistrationToStore,
     StoredRegistration,
 )
+from common.errors import IdReusedError
 from common.failpoints import failpoint
 from database_service.pool import Connection, Database
 
@@ -35,27 +37,31 @@ class RegistrationRepository:
 
         Raises:
             DatabaseUnavailableError: Not stored, or stored and not told: ask again.
+            IdReusedError: One of the ids stands for other content; nothing was stored.
             InvalidError: A value can not be stored; nothing was.
         """
         distinct: dict[UUID, RegistrationToStore] = {}
         for item in registrations:
             distinct.setdefault(item.registration_id, item)
+        people = [item for item in distinct.values() if not is_canary(item.registration_id)]
+        digests = {item.registration_id: content_digest(item) for item in people}
+        if len(distinct) < len(registrations):
+            _check_reuse(registrations, digests)
+        canaries = [item for item in distinct.values() if is_canary(item.registration_id)]
         is_repeated = False
 
         async def work(connection: Connection) -> dict[UUID, StoredRegistration]:
-            # Hardly ever is an id known. The first try does not ask; if one is, it loses the
-            # race against whoever stored it, and the second try looks.
+            # Hardly ever is a canary known. The first try does not ask; if one is, it loses
+            # the race against whoever stored it, and the second try looks.
             nonlocal is_repeated
-            answers = await _select_answers(connection, list(distinct)) if is_repeated else {}
+            ids = [item.registration_id for item in canaries]
+            answers = await _select_answers(connection, ids) if canaries and is_repeated else {}
             is_repeated = True
-            unknown = [item for key, item in distinct.items() if key not in answers]
             failpoint("w12")
-            people = [item for item in unknown if not is_canary(item.registration_id)]
             if people:
-                answers |= await _insert_people(connection, people)
-            if len(people) < len(unknown):
-                canaries = [item for item in unknown if is_canary(item.registration_id)]
-                answers |= await _insert_unknown(connection, canaries, STORE_CANARIES)
+                answers |= await _insert_people(connection, people, digests)
+            if unknown := [item for item in canaries if item.registration_id not in answers]:
+                answers |= await _insert_canaries(connection, unknown)
             return answers
 
         answers = await self._database.by_statements(work)
@@ -104,6 +110,33 @@ _JOURNEY = {
     "failed": JourneyStatus.MAIL_FAILED,
 }
 
+
+def content_digest(item: RegistrationToStore) -> bytes:
+    """What an id stands for: 16 bytes that follow from the id and who is registered.
+
+    Letters and digits alone count, whatever their case: a publisher that writes a space or the
+    address in another way, or a release of ours that cleans names in another way, means the
+    same person. When it happened is left out: the same message may say it anew.
+    """
+    content = "\0".join((_letters(item.name), _letters(item.surname), item.email.lower()))
+    return sha256(item.registration_id.bytes + content.encode()).digest()[:16]
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text)).casefold()
+
+
+def _check_reuse(items: Iterable[RegistrationToStore], known: Mapping[UUID, bytes]) -> None:
+    """Raise IdReusedError where an id comes with other content than the one that is known."""
+    for item in items:
+        digest = known.get(item.registration_id)
+        if digest is not None and digest != content_digest(item):
+            raise IdReusedError(
+                f"Registration {item.registration_id} is somebody else's: its name or address "
+                "was another one. Nothing was stored; send it under an id of its own."
+            )
+
+
 SELECT_ANSWERS = """
     SELECT registration_id, outcome, user_id
       FROM registrations
@@ -117,23 +150,43 @@ async def _select_answers(
     return _answers(await connection.fetch(SELECT_ANSWERS, registration_ids))
 
 
-# Nothing, if the address is known: then it takes the function, which looks again.
+# What is known already; or somebody new. Nothing, if the address is known under another id: then
+# it takes the function. An insertion that meets a conflict uses up a user id, so it looks first;
+# not with EXISTS, which may be planned as reading all of users.
 STORE_SOMEBODY_NEW = """
-    WITH made AS (
+    WITH known AS (
+             SELECT registration_id, outcome, user_id, content_digest,
+                    (SELECT true FROM users WHERE users.id = registrations.user_id) IS NOT NULL
+                        AS user_exists
+               FROM registrations
+              WHERE registration_id = $1
+         ),
+         made AS (
              INSERT INTO users (name, surname, email)
-             VALUES ($2, $3, $4)
+             SELECT $2, $3, $4
+              WHERE NOT EXISTS (SELECT FROM known)
+                AND (SELECT true FROM users WHERE lower(email) = lower($4)) IS NULL
         ON CONFLICT (lower(email)) DO NOTHING
           RETURNING id
+         ),
+         stored AS (
+             INSERT INTO registrations
+                         (registration_id, outcome, user_id, received_at, content_digest)
+             SELECT $1, 'stored', id, $5, $6
+               FROM made
+          RETURNING registration_id, outcome, user_id, content_digest
          )
-    INSERT INTO registrations (registration_id, outcome, user_id, received_at)
-    SELECT $1, 'stored', id, $5
-      FROM made
- RETURNING registration_id, outcome, user_id
+    SELECT registration_id, outcome, user_id, content_digest, user_exists
+      FROM known
+ UNION ALL
+    SELECT registration_id, outcome, user_id, content_digest, true
+      FROM stored
 """
 
+# See sql/0009_content_digests.sql.
 STORE_REGISTRATIONS = """
-    SELECT registration_id, outcome, user_id
-      FROM store_registrations($1, $2, $3, $4, $5)
+    SELECT registration_id, outcome, user_id, content_digest, user_exists
+      FROM store_registrations($1, $2, $3, $4, $5, $6)
 """
 
 # See sql/0008_store_canaries.sql: through store_registrations, but their users stay unseen.
@@ -144,50 +197,60 @@ STORE_CANARIES = """
 
 
 async def _insert_people(
-    connection: Connection, people: Sequence[RegistrationToStore]
+    connection: Connection, people: Sequence[RegistrationToStore], digests: Mapping[UUID, bytes]
 ) -> dict[UUID, StoredRegistration]:
-    """Store registrations as ``_insert_unknown`` does.
+    """Store registrations with distinct ids; those that are known get the answer that they got.
 
     A single one of somebody new, as nearly all are on a quiet system, in three quarters of the
     time.
 
     Raises:
-        asyncpg.SerializationError: As there.
+        asyncpg.SerializationError: An id was stored, or a user removed, just meanwhile;
+            nothing was stored, see ``sql/0009_content_digests.sql``.
+        IdReusedError: An id stands for other content; nothing was stored.
     """
+    rows: list[asyncpg.Record] = []
     if len(people) == 1:
         (one,) = people
         try:
             rows = await connection.fetch(
                 STORE_SOMEBODY_NEW,
                 *(one.registration_id, one.name, one.surname, one.email, one.received_at),
+                digests[one.registration_id],
             )
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "registrations_pkey":
                 raise
             raise asyncpg.SerializationError("the id is known") from error
-        if rows:
-            return _answers(rows)
-    return await _insert_unknown(connection, people, STORE_REGISTRATIONS)
+    if not rows:
+        rows = await connection.fetch(
+            STORE_REGISTRATIONS, *_columns(people), [digests[one.registration_id] for one in people]
+        )
+    stored = {row["registration_id"]: row["content_digest"] for row in rows}
+    if any(digest not in (digests[key], None) for key, digest in stored.items()):
+        _check_reuse(people, stored)
+    return _answers(rows)
 
 
-async def _insert_unknown(
-    connection: Connection, items: Sequence[RegistrationToStore], statement: str
+async def _insert_canaries(
+    connection: Connection, canaries: Sequence[RegistrationToStore]
 ) -> dict[UUID, StoredRegistration]:
-    """Store registrations with distinct ids that seem to be unknown.
+    """Store canaries with distinct ids that seem to be unknown.
 
     Raises:
-        asyncpg.SerializationError: One of them is known, or a user was removed meanwhile;
-            nothing was stored, see ``sql/0004_store_registrations.sql``.
+        asyncpg.SerializationError: One of them is known; none was stored.
     """
-    rows = await connection.fetch(
-        statement,
+    return _answers(await connection.fetch(STORE_CANARIES, *_columns(canaries)))
+
+
+def _columns(items: Sequence[RegistrationToStore]) -> Sequence[Sequence[object]]:
+    return (
         [item.registration_id for item in items],
         [item.name for item in items],
         [item.surname for item in items],
         [item.email for item in items],
         [item.received_at for item in items],
     )
-    return _answers(rows)
 
 
 def _answers(rows: list[asyncpg.Record]) -> dict[UUID, StoredRegistration]:

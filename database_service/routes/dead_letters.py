@@ -12,7 +12,7 @@ from common.contracts.dead_letters import (
 )
 from common.contracts.registrations import RegistrationsToStore
 from common.contracts.rules import MAX_BIGINT
-from common.errors import DatabaseUnavailableError, RowLockedError
+from common.errors import DatabaseUnavailableError, IdReusedError, RowLockedError
 from common.http.api import Api, answer
 from database_service.pool import Database
 from database_service.repositories.dead_letters import DeadLetterRepository
@@ -33,7 +33,7 @@ api = Api()
     body=RegistrationsToStore,
     max_body_bytes=MAX_BULK_BYTES,
     returns={200: RehearsedRegistrations},
-    raises=(DatabaseUnavailableError, RowLockedError),
+    raises=(DatabaseUnavailableError, IdReusedError, RowLockedError),
 )
 async def rehearse_storing(
     request: web.Request, *, body: RegistrationsToStore

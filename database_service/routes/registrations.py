@@ -6,7 +6,7 @@ from aiohttp import web
 
 from common.contracts.base import Body
 from common.contracts.registrations import Journey, RegistrationsToStore, StoredRegistrations
-from common.errors import DatabaseUnavailableError, RowLockedError
+from common.errors import DatabaseUnavailableError, IdReusedError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.registrations import RegistrationRepository
 
@@ -29,14 +29,15 @@ class RegistrationPath(Body):
     body=RegistrationsToStore,
     max_body_bytes=MAX_BULK_BYTES,
     returns={200: StoredRegistrations},
-    raises=(DatabaseUnavailableError, RowLockedError),
+    raises=(DatabaseUnavailableError, IdReusedError, RowLockedError),
 )
 async def store_registrations(
     request: web.Request, *, body: RegistrationsToStore
 ) -> web.StreamResponse:
     """Store registrations, each id once; the same id again gets the same answer.
 
-    Stored whole or not at all. Without an answer nobody knows: ask again.
+    Stored whole or not at all. Without an answer nobody knows: ask again. With `id_reused` an id
+    of the request stands for somebody else; send each alone to see which.
     """
     results = await request.app[REGISTRATIONS].insert_registrations(body.registrations)
     return answer(StoredRegistrations(results=results))

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -19,7 +20,7 @@ from common.contracts.registrations import (
     StoredRegistration,
 )
 from common.contracts.users import UserRequest
-from common.errors import InvalidError
+from common.errors import IdReusedError, InvalidError
 from database_service.pool import Database
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
@@ -58,17 +59,91 @@ async def test_the_same_id_again_gets_the_same_answer(
     assert await sql.fetchval("SELECT count(*) FROM users") == 2
 
 
-async def test_the_same_id_with_another_address_gets_the_first_answer_and_makes_nobody(
+OTHERS = [{"email": "grace@example.org"}, {"name": "Grace"}, {"surname": "Hopper"}]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
+@pytest.mark.parametrize("company", [0, 3])
+async def test_an_id_that_stands_for_somebody_else_is_refused_and_stores_nothing(
+    registrations: RegistrationRepository,
+    sql: asyncpg.Connection,
+    other: dict[str, str],
+    company: int,
+) -> None:
+    item = a_registration()
+    (first,) = await registrations.insert_registrations([item])
+    somebody_else = item.model_copy(update=other)
+    batch = [*(a_registration() for _ in range(company)), somebody_else]
+
+    with pytest.raises(IdReusedError):
+        await registrations.insert_registrations(batch)
+
+    assert await sql.fetchval("SELECT count(*) FROM users") == 1
+    assert await registrations.insert_registrations([item]) == [first]
+
+
+async def test_two_people_under_one_id_in_one_batch_are_refused(
+    registrations: RegistrationRepository, sql: asyncpg.Connection
+) -> None:
+    item = a_registration()
+    other = a_registration(registration_id=item.registration_id)
+
+    with pytest.raises(IdReusedError):
+        await registrations.insert_registrations([item, other])
+
+    assert await sql.fetchval("SELECT count(*) FROM users") == 0
+
+
+async def test_the_same_person_written_in_another_way_is_no_other_one(
+    registrations: RegistrationRepository,
+) -> None:
+    item = a_registration()
+    (first,) = await registrations.insert_registrations([item])
+    changes = {"email": item.email.upper(), "name": "ADA", "received_at": datetime.now(UTC)}
+
+    assert await registrations.insert_registrations([item.model_copy(update=changes)]) == [first]
+
+
+async def test_what_was_stored_before_there_were_digests_takes_any_content(
     registrations: RegistrationRepository, sql: asyncpg.Connection
 ) -> None:
     item = a_registration()
     (first,) = await registrations.insert_registrations([item])
-
+    await sql.execute("UPDATE registrations SET content_digest = NULL")
     other = a_registration(registration_id=item.registration_id)
-    (again,) = await registrations.insert_registrations([other])
 
-    assert again == first
-    assert await sql.fetchval("SELECT count(*) FROM users") == 1
+    for batch in ([other], [a_registration(), other]):
+        assert (await registrations.insert_registrations(batch))[-1] == first
+
+
+async def test_two_registrations_of_one_person_have_nothing_in_common(
+    registrations: RegistrationRepository, sql: asyncpg.Connection
+) -> None:
+    address = an_address()
+    await registrations.insert_registrations([a_registration(address), a_registration(address)])
+
+    digests = await sql.fetch("SELECT content_digest FROM registrations")
+
+    assert len({row["content_digest"] for row in digests}) == 2
+
+
+@pytest.mark.parametrize("company", [0, 1])
+async def test_a_known_address_uses_up_no_user_id(
+    registrations: RegistrationRepository, sql: asyncpg.Connection, company: int
+) -> None:
+    """Nor does a known id: after a crash whole batches come again."""
+    known = [a_registration() for _ in range(company + 1)]
+    users = [one.user_id for one in await registrations.insert_registrations(known)]
+    for _ in range(10):
+        again = [a_registration(item.email) for item in known]
+        await registrations.insert_registrations(again)
+        await registrations.insert_registrations(again)
+        await registrations.insert_registrations([*known, again[0]])
+
+    (new,) = await registrations.insert_registrations([a_registration()])
+
+    assert new.user_id == max(users) + 1
+    assert await sql.fetchval("SELECT count(*) FROM users") == company + 2
 
 
 async def test_a_known_address_in_another_case_is_a_duplicate_of_the_same_user(
@@ -93,9 +168,10 @@ async def test_the_answer_stays_the_same_after_the_user_was_deleted(
     (answer,) = await registrations.insert_registrations([item])
     await users.delete_user(answer.user_id, versions=None)
 
-    again = await registrations.insert_registrations([item])
+    (again,) = await registrations.insert_registrations([item])
+    (_, among_others) = await registrations.insert_registrations([a_registration(), item])
 
-    assert again == [answer]
+    assert again == among_others == answer.model_copy(update={"user_exists": False})
 
 
 async def test_an_address_can_be_registered_again_after_its_user_was_deleted(
@@ -147,8 +223,13 @@ async def test_batches_answer_like_one_registration_after_the_other(
     addresses = [an_address() for _ in range(5)]
     answers: dict[UUID, tuple[Outcome, int]] = {}
     owners: dict[int, UUID] = {}
+    address_of: dict[int, int] = {}
 
-    for batch in given_batches:
+    for drawn in given_batches:
+        # An id stands for one person: its address is the one that it came with first.
+        batch = [
+            (name, address_of.setdefault(name, address), loud) for name, address, loud in drawn
+        ]
         items = [
             a_registration(
                 addresses[address].upper() if shouted else addresses[address],

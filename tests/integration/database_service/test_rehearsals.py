@@ -1,6 +1,8 @@
 import asyncpg
+import pytest
 
 from common.contracts.registrations import Outcome, RegistrationToStore, StoredRegistration
+from common.errors import IdReusedError
 from database_service.pool import Database
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.rehearsals import rehearse_registrations
@@ -24,7 +26,7 @@ async def test_somebody_new_would_be_stored_and_is_not(
 async def test_whoever_is_known_gets_the_answer_from_before(
     database: Database, registrations: RegistrationRepository, sql: asyncpg.Connection
 ) -> None:
-    """By id whatever the address is, and by address whatever the id is."""
+    """By id and content, and by address whatever the id is."""
     item = a_registration()
     (known,) = await registrations.insert_registrations([item])
 
@@ -32,8 +34,9 @@ async def test_whoever_is_known_gets_the_answer_from_before(
     same_address = a_registration(item.email)
 
     assert await rehearsed(database, item) == [known]
-    assert await rehearsed(database, same_id) == [known]
+    with pytest.raises(IdReusedError):
+        await rehearsed(database, same_id)
     (duplicate,) = await rehearsed(database, same_address)
     assert (duplicate.outcome, duplicate.user_id) == (Outcome.DUPLICATE, known.user_id)
-    assert await rehearsed(database, same_id, same_address) == [known, duplicate]
+    assert await rehearsed(database, item, same_address) == [known, duplicate]
     assert await sql.fetchval("SELECT count(*) FROM users") == 1

@@ -147,10 +147,11 @@ def _held(hospital: Hospital, count: int) -> Callable[[], Awaitable[bool]]:
 async def test_a_crash_between_confirm_and_ack_duplicates_nothing(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [letter_id] = await hospital.fill(a_body())
+    body = a_body()
+    [letter_id] = await hospital.fill(body)
     with monkeypatch.context() as dying:
         dying.setattr(Held, "remove", _no_ack)
-        await hospital.post(f"/{letter_id}/resend", {"body": json.loads(a_body())})
+        await hospital.post(f"/{letter_id}/resend", {"body": json.loads(body)})
     await eventually(_held(hospital, 1), "the first of the two being stored")
     assert await hospital.waiting() == [letter_id]  # in both, as after a kill
 
@@ -162,6 +163,23 @@ async def test_a_crash_between_confirm_and_ack_duplicates_nothing(
     assert await hospital.sql.fetchval("SELECT count(*) FROM users") == 1
     assert len({request.message_id for request in requests}) == 1  # so the sender sends one mail
     assert await hospital.waiting() == []
+
+
+async def test_after_a_crash_amid_a_correction_the_uncorrected_one_is_still_for_a_person(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [letter_id] = await hospital.fill(a_body())
+    with monkeypatch.context() as dying:
+        dying.setattr(Held, "remove", _no_ack)
+        await hospital.post(f"/{letter_id}/resend", {"body": json.loads(a_body())})
+    await eventually(_held(hospital, 1), "the corrected one being stored")
+
+    redrive = await hospital.redrive(ids=[str(letter_id)])
+
+    assert redrive["state"] == "failed_again"
+    assert await hospital.stored() == {letter_id}
+    [letter] = (await hospital.get(""))["letters"]
+    assert (letter["id"], letter["code"]) == (str(letter_id), "id_reused")
 
 
 def _no_ack(_self: Held, _letter: DeadLetter) -> None:

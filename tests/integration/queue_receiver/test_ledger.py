@@ -1,81 +1,24 @@
 """The receiver's ledger, with a real broker and a real database behind it."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
-import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 
 from common.contracts.registrations import RegistrationSubmitted
 from common.publisher import Publisher
 from common.topology import USER_REGISTRATION, definitions
 from launcher.broker import FLUSH_TABLES
-from queue_receiver.app import build_app
-from queue_receiver.settings import Settings
 from tests.amqp import a_registration, depth, eventually, publish
 from tests.backends import TestBroker
-from tests.integration.database_service.builders import serving, settings_for
+from tests.integration.queue_receiver.receivers import (
+    a_receiver,
+    is_ready,
+    the_ledger,
+    until_stored,
+)
 
 NAME, LOG = USER_REGISTRATION.name, USER_REGISTRATION.log
-
-
-@pytest.fixture
-def fresh_broker(empty_broker: TestBroker) -> TestBroker:
-    """The broker with empty queues, an empty stream and every binding."""
-    empty_broker.management("DELETE", f"/api/queues/%2F/{LOG}")
-    empty_broker.management("POST", "/api/definitions", definitions())
-    return empty_broker
-
-
-@pytest.fixture
-async def database_url(database_dsn: str) -> AsyncIterator[str]:
-    """database_service, ready."""
-    async with serving(settings_for(database_dsn)) as client:
-        await eventually(lambda: _is_ready(client), "database_service being ready")
-        yield str(client._base_url)
-
-
-@asynccontextmanager
-async def a_receiver(
-    broker: TestBroker, database_url: str, **settings: Any
-) -> AsyncIterator[ClientSession]:
-    """The receiver as it runs in production, but reading the ledger only when asked."""
-    given: dict[str, Any] = {
-        "queue_url": broker.url("queue_receiver"),
-        "queue_management_url": broker.monitor_url,
-        "database_service_url": database_url,
-        "ledger_interval_seconds": 0,
-        "ledger_lost_after_seconds": 0,
-        "max_retry_attempts": 0,
-    }
-    app = build_app(Settings.model_validate(given | settings))
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        async with ClientSession(f"http://{host}:{port}") as client:
-            yield client
-    finally:
-        await runner.cleanup()
-
-
-async def _is_ready(client: ClientSession) -> bool:
-    async with client.get("/health/ready") as response:
-        return response.status == 200
-
-
-async def the_ledger(receiver: ClientSession) -> dict[str, Any]:
-    async with receiver.get("/api/ledger") as response:
-        ledger: dict[str, Any] = await response.json()
-        assert response.status == 200, ledger
-    totals = ledger["totals"]
-    parts = totals["stored"] + totals["duplicates"] + totals["missing"] + ledger["rejected"]
-    assert totals["accepted"] == parts
-    return ledger
 
 
 async def repaired(receiver: ClientSession) -> dict[str, Any]:
@@ -104,23 +47,6 @@ async def _connected(publisher: Publisher) -> bool:
     except Exception:  # noqa: BLE001 - asked again
         return False
     return True
-
-
-async def until_stored(database_dsn: str, ids: list[UUID]) -> None:
-    async def all_stored() -> bool:
-        return await count_stored(database_dsn, ids) == len(ids)
-
-    await eventually(all_stored, "storing")
-
-
-async def count_stored(database_dsn: str, ids: list[UUID]) -> int:
-    connection = await asyncpg.connect(database_dsn)
-    try:
-        statement = "SELECT count(*) FROM registrations WHERE registration_id = ANY ($1)"
-        found: int = await connection.fetchval(statement, ids)
-        return found
-    finally:
-        await connection.close()
 
 
 def unbind(broker: TestBroker) -> None:
@@ -196,7 +122,7 @@ async def test_without_a_management_api_the_ledger_itself_notices_a_missing_bind
             "unknown",
             None,
         )
-        await eventually(lambda: _is_ready(receiver), "being ready")
+        await eventually(lambda: is_ready(receiver), "being ready")
         unbind(fresh_broker)
         stranded = list(await accepted(fresh_broker, 1))
 

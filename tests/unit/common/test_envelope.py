@@ -1,13 +1,13 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import pytest
 
 from common.contracts.base import Contract
 from common.contracts.registrations import RegistrationSubmitted
 from common.encoding import is_plain_text
-from common.envelope import MAX_BODY_BYTES, Delivery, read
+from common.envelope import FOREIGN_IDS, MAX_BODY_BYTES, Delivery, read
 from common.errors import MalformedError, TooLargeError, UnknownVersionError
 from common.topology import USER_REGISTRATION, Route
 
@@ -196,3 +196,22 @@ def test_a_correlation_id_that_may_not_be_logged_is_replaced(odd: object) -> Non
 def test_a_trace_context_of_odd_form_is_dropped(odd: object) -> None:
     assert a_delivery(headers={"traceparent": TRACE}).traceparent == TRACE
     assert a_delivery(headers={"traceparent": odd}).traceparent == ""
+
+
+@pytest.mark.parametrize(
+    ("message_id", "is_derived"),
+    [
+        (None, True),
+        ("", True),
+        (str(uuid5(FOREIGN_IDS, b"{}".hex())), True),  # a copy, which names what it had not
+        ("order-17", False),
+        (str(uuid4()), False),
+        (str(uuid5(FOREIGN_IDS, "order-17")), False),
+    ],
+)
+def test_an_id_that_follows_from_the_body_is_known_as_one(
+    message_id: str | None, *, is_derived: bool
+) -> None:
+    delivery = Delivery(body=b"{}", routing_key="", message_id=message_id, headers={})
+
+    assert delivery.is_id_derived == is_derived

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -29,23 +30,30 @@ class FakeRegistrations:
 
     def __init__(self) -> None:
         self.stored: dict[UUID, RegistrationToStore] = {}
+        self.answers: dict[UUID, StoredRegistration] = {}
         self.error: UserStreamError | None = None
+        self.deleted: set[int] = set()
+        """Users that are gone."""
 
     async def store(self, registration: RegistrationToStore) -> StoredRegistration:
         if self.error is not None:
             raise self.error
-        known = [
-            number
-            for number, (registration_id, other) in enumerate(self.stored.items())
-            if other.email == registration.email and registration_id != registration.registration_id
-        ]
-        self.stored.setdefault(registration.registration_id, registration)
-        number = known[0] if known else list(self.stored).index(registration.registration_id)
-        return StoredRegistration(
-            registration_id=registration.registration_id,
-            outcome=Outcome.DUPLICATE if known else Outcome.STORED,
-            user_id=number + 1,
-        )
+        key = registration.registration_id
+        if key not in self.answers:
+            users = {
+                self.stored[other].email: answer.user_id
+                for other, answer in self.answers.items()
+                if answer.user_id not in self.deleted
+            }
+            known = users.get(registration.email)
+            self.stored[key] = registration
+            self.answers[key] = StoredRegistration(
+                registration_id=key,
+                outcome=Outcome.DUPLICATE if known else Outcome.STORED,
+                user_id=known or len(self.stored),
+            )
+        answer = self.answers[key]
+        return answer.model_copy(update={"user_exists": answer.user_id not in self.deleted})
 
 
 class FakePublisher:
@@ -224,3 +232,18 @@ async def test_a_crash_between_storing_and_asking_is_made_good_by_the_next_deliv
 
 def test_every_outcome_has_its_mail() -> None:
     assert set(MAIL_FOR) == set(Outcome)
+
+
+@pytest.mark.parametrize("is_derived", [True, False])
+async def test_only_what_came_without_an_id_registers_somebody_deleted_again(
+    receiver: Receiver, *, is_derived: bool
+) -> None:
+    registration = replace(a_registration(), is_id_derived=is_derived)
+    await receiver.handle(registration)
+    receiver.registrations.deleted.add(1)
+
+    for _ in range(2):  # twice: the second time as after a crash
+        await receiver.handle(registration)
+
+    mails = {message_id for _, message_id, _ in receiver.publisher.published}
+    assert len(mails) == len(receiver.registrations.stored) == 1 + is_derived
