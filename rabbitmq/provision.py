@@ -22,6 +22,9 @@ ADMINISTRATOR = "userstream"
 
 TAGS = {ADMINISTRATOR: "administrator", MONITOR: "monitoring"}
 
+CONFIGURATION = Path(__file__).resolve().parent
+"""What compose and the launcher share: rabbitmq.conf, advanced.config, enabled_plugins."""
+
 SECRET_BYTES = 24
 """192 random bits per secret."""
 
@@ -88,6 +91,22 @@ def _write(path: Path, text: str, *, mode: int = 0o600) -> None:
     fresh.replace(path)
 
 
+def configure(directory: Path, *, memory: str) -> None:
+    """Write what a broker in a container of its own reads from its ``/etc/rabbitmq``.
+
+    Args:
+        directory: Is mounted there.
+        memory: How much the container may use, as in ``1g``; by itself RabbitMQ takes that of
+            the machine, and is killed before it thinks that its memory is short.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    shared = (CONFIGURATION / "rabbitmq.conf").read_text()
+    own = f"log.console = true\ntotal_memory_available_override_value = {memory}\n"
+    _write(directory / "rabbitmq.conf", f"{shared}\n# In a container:\n{own}", mode=0o644)
+    for name in ("advanced.config", "enabled_plugins"):
+        _write(directory / name, (CONFIGURATION / name).read_text(), mode=0o644)
+
+
 def main() -> None:
     """Read the command line and provision."""
     parser = argparse.ArgumentParser(prog="rabbitmq.provision", description=__doc__)
@@ -97,6 +116,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5672)
     parser.add_argument("--management-port", type=int, default=15672)
     parser.add_argument("--hand-out", type=Path, help="where each container has its own volume")
+    parser.add_argument("--configuration", type=Path, help="the broker's /etc/rabbitmq")
+    parser.add_argument(
+        "--memory",
+        default=os.environ.get("BROKER_MEMORY", "1g"),
+        help="what the broker may use (with --configuration; default: BROKER_MEMORY, or 1g)",
+    )
     given = parser.parse_args()
     provision(
         definitions=given.definitions,
@@ -110,6 +135,8 @@ def main() -> None:
         json.dumps(topology_definitions(), indent=2),
         mode=0o644,
     )
+    if given.configuration:
+        configure(given.configuration, memory=given.memory)
     if given.hand_out:
         hand_out(given.secrets, given.hand_out)
 

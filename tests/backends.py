@@ -10,6 +10,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import pytest
+import yaml
 
 from common.topology import (
     BROKER_USERS,
@@ -50,8 +52,8 @@ START_ATTEMPTS = 3
 
 Started = TypeVar("Started", Broker, Postgres)
 
-IMAGE = "rabbitmq:4.3.6-management"
-POSTGRES_IMAGE = "postgres:18-alpine"
+LOOPBACK = ("127.0.0.1",)
+"""Where an engine publishes a port, at one that is free: its own default is every interface."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -324,16 +326,37 @@ def _provisioned(url: str, management_url: str) -> TestBroker:
     return broker
 
 
+def compose_image(name: str) -> str:
+    """The image that compose takes for a part, so that tests run against the same."""
+    compose = yaml.safe_load((CONFIGURATION.parent / "docker-compose.yml").read_text())
+    image: str = compose["services"][name]["image"]
+    return image
+
+
+def _container(name: str, *ports: int) -> Any:
+    """A part of compose in a container of its own, reached from this machine alone."""
+    # Both need an engine.
+    from testcontainers.core.config import testcontainers_config  # noqa: PLC0415
+    from testcontainers.core.container import DockerContainer  # noqa: PLC0415
+
+    # It would run beside the containers with the engine's socket, published to the network.
+    testcontainers_config.ryuk_disabled = True
+    container = DockerContainer(compose_image(name))
+    # Its own methods know ports alone; the engine's client, which gets this, addresses too.
+    bound: Any = {f"{port}/tcp": LOOPBACK for port in ports}
+    container.ports = bound
+    return container
+
+
 @contextmanager
 def _broker_in_docker() -> Iterator[TestBroker]:
-    from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - needs an engine
-
-    container = DockerContainer(IMAGE).with_exposed_ports(5672, 15672)
-    container.with_volume_mapping(
-        str(CONFIGURATION / "enabled_plugins"), "/etc/rabbitmq/enabled_plugins"
-    )
+    container = _container("rabbitmq", 5672, 15672)
+    # Not mounted: the broker's user may not be allowed to read the checkout.
+    container.with_env("PLUGINS", (CONFIGURATION / "enabled_plugins").read_text())
+    write = 'printf %s "$PLUGINS" >/etc/rabbitmq/enabled_plugins'
+    container.with_command(["bash", "-c", f"{write} && exec docker-entrypoint.sh rabbitmq-server"])
     with container:
-        host = container.get_container_host_ip()
+        host = LOOPBACK[0]
         port = int(container.get_exposed_port(5672))
         management = f"http://{host}:{container.get_exposed_port(15672)}"
         deadline = time.monotonic() + 90
@@ -345,17 +368,16 @@ def _broker_in_docker() -> Iterator[TestBroker]:
 
 @contextmanager
 def _postgres_in_docker() -> Iterator[TestPostgres]:
-    from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - needs an engine
-    from testcontainers.core.waiting_utils import wait_for_logs  # noqa: PLC0415
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy  # noqa: PLC0415
 
+    # Once for the server that initialises, once for the one that stays.
+    twice = re.compile(r"(?s)ready to accept.*ready to accept")
     container = (
-        DockerContainer(POSTGRES_IMAGE)
+        _container("postgres", 5432)
         .with_env("POSTGRES_PASSWORD", "test")
-        .with_exposed_ports(5432)
         .with_command("postgres -c fsync=off")
+        .waiting_for(LogMessageWaitStrategy(twice))
     )
     with container:
-        # Once for the server that initialises, once for the one that stays.
-        wait_for_logs(container, r"(?s)ready to accept.*ready to accept", timeout=60)
-        address = f"{container.get_container_host_ip()}:{container.get_exposed_port(5432)}"
+        address = f"{LOOPBACK[0]}:{container.get_exposed_port(5432)}"
         yield TestPostgres(dsn=f"postgresql://postgres:test@{address}/postgres")

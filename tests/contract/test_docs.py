@@ -95,7 +95,8 @@ def test_every_module_that_the_docs_run_exists() -> None:
 
 def test_every_address_of_the_docs_is_one_where_something_listens() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
-    published = {port.split(":")[1] for part in compose for port in part.get("ports", ())}
+    ports = (port for part in compose for port in part.get("ports", ()))
+    published = {port.rsplit(":-")[1].split("}")[0] for port in ports}
     known = {str(port) for port in BASE_PORTS.values()} | published
 
     for page in PAGES:
