@@ -21,7 +21,8 @@ from launcher.rabbitmq_programs import RabbitPrograms
 from rabbitmq.provision import ADMINISTRATOR, provision
 
 CONFIGURATION = Path(__file__).resolve().parent.parent / "rabbitmq"
-"""What compose and the launcher share: rabbitmq.conf, enabled_plugins, definitions.json."""
+"""What compose and the launcher share: rabbitmq.conf, advanced.config, enabled_plugins,
+definitions.json."""
 
 AMQP_HEADER = b"AMQP\0\0\x09\x01"
 
@@ -67,7 +68,8 @@ class Broker:
             management_port=self.ports.management,
         )
         shutil.copyfile(CONFIGURATION / "definitions.json", imported / "topology.json")
-        shutil.copyfile(CONFIGURATION / "enabled_plugins", self.directory / "enabled_plugins")
+        for name in ("enabled_plugins", "advanced.config"):
+            shutil.copyfile(CONFIGURATION / name, self.directory / name)
         shared = (CONFIGURATION / "rabbitmq.conf").read_text()
         (self.directory / "rabbitmq.conf").write_text(f"{shared}\n{self._private_settings()}")
         cookie = self.directory / ".erlang.cookie"
@@ -235,6 +237,7 @@ class Broker:
             "ERL_EPMD_PORT": str(self.ports.epmd),
             "ERL_EPMD_ADDRESS": HOST,
             "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.directory / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
             "RABBITMQ_LOG_BASE": str(self.log_directory),

@@ -10,7 +10,6 @@ import base64
 import http.client
 import json
 import os
-import re
 import socket
 import sys
 import time
@@ -368,16 +367,16 @@ def _broker_in_docker() -> Iterator[TestBroker]:
 
 @contextmanager
 def _postgres_in_docker() -> Iterator[TestPostgres]:
-    from testcontainers.core.wait_strategies import LogMessageWaitStrategy  # noqa: PLC0415
-
-    # Once for the server that initialises, once for the one that stays.
-    twice = re.compile(r"(?s)ready to accept.*ready to accept")
     container = (
         _container("postgres", 5432)
         .with_env("POSTGRES_PASSWORD", "test")
         .with_command("postgres -c fsync=off")
-        .waiting_for(LogMessageWaitStrategy(twice))
     )
     with container:
+        deadline = time.monotonic() + 90
+        # Over TCP: while it initialises, the server answers on its socket alone.
+        while container.exec(["pg_isready", "--host=127.0.0.1"]).exit_code != 0:
+            assert time.monotonic() < deadline, "PostgreSQL in Docker was not ready after 90 s"
+            time.sleep(0.1)
         address = f"{LOOPBACK[0]}:{container.get_exposed_port(5432)}"
         yield TestPostgres(dsn=f"postgresql://postgres:test@{address}/postgres")

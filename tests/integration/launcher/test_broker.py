@@ -19,6 +19,15 @@ def test_broker_has_the_whole_topology(broker: TestBroker) -> None:
     assert list(policies) == sorted(policy["name"] for policy in definitions()["policies"])  # type: ignore[attr-defined]
 
 
+def test_broker_keeps_a_small_part_of_its_log_in_memory(broker: TestBroker) -> None:
+    if broker.native is None:
+        pytest.skip("asks the node itself (USERSTREAM_TEST_BACKEND=native)")
+
+    size = "maps:get(wal_max_size_bytes, ra_system:fetch(quorum_queues))."
+
+    assert broker.native.ctl("eval", size).strip() == str(64 * 1024 * 1024)
+
+
 async def test_broker_lets_the_frontend_publish_registrations(empty_broker: TestBroker) -> None:
     connection = await aio_pika.connect(empty_broker.url("frontend"))
     async with connection:
