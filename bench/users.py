@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -20,7 +19,7 @@ from bench.procfs import forget_peak, measuring, peak_rss
 from common.http.client import Answer
 from launcher.errors import LauncherError
 from launcher.ports import HOST
-from launcher.postgres import DATABASE, server_programs
+from launcher.postgres import DATABASE
 from launcher.processes import run_briefly
 
 PSQL = r"psql \copy"
@@ -177,8 +176,8 @@ def _copy(arena: Arena, psql: str, number: int) -> Run:
 
 def _psql(arena: Arena) -> str:
     """The client that came with the server, or the system's."""
-    servers = server_programs(arena.stack.environment)
-    beside = servers[max(servers)] / "psql" if servers else Path()
+    servers = arena.postgres.programs
+    beside = servers[max(servers)] / "psql"
     found = str(beside) if beside.is_file() else shutil.which("psql")
     if not found:
         raise LauncherError(

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher import checks, dead_letters, ledger, mails, running, watching
+from launcher import checks, dead_letters, ledger, mails, running, versions, watching
 from launcher.arguments import parser
 from launcher.environment import PROJECT, ensure_environment
 from launcher.errors import LauncherError
@@ -147,6 +147,10 @@ def _test(given: Namespace) -> int:
     return checks.run(given.pytest, Terminal(sys.stdout))
 
 
+def _test_versions(given: Namespace) -> int:
+    return versions.run(given.versions, given.pytest, Terminal(sys.stdout))
+
+
 COMMANDS = {
     "demo": _demo,
     "up": _up,
@@ -160,6 +164,7 @@ COMMANDS = {
     "chaos": _chaos,
     "dead-letters": _dead_letters,
     "test": _test,
+    "test-versions": _test_versions,
 }
 
 if __name__ == "__main__":

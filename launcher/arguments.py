@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.arguments import add_arguments
 from chaos.arguments import add_arguments as add_chaos_arguments
-from launcher import dead_letters, ledger, mails
+from launcher import dead_letters, ledger, mails, versions
 
 COMMANDS = {
     "demo": "set up and start everything, show where it is, stop with Ctrl-C",
@@ -21,6 +21,7 @@ COMMANDS = {
     "chaos": "break everything that can break while people register, and count what is lost",
     "dead-letters": "show messages that were given up, send them back, correct or discard them",
     "test": "check and test everything; what follows goes to pytest",
+    "test-versions": "test on other versions of RabbitMQ, PostgreSQL and Python",
 }
 
 Add = Callable[[argparse.ArgumentParser, argparse.ArgumentParser], None]
@@ -29,6 +30,7 @@ ACTIONS: Mapping[str, Add] = {
     "dead-letters": dead_letters.add_arguments,
     "ledger": ledger.add_arguments,
     "mails": mails.add_arguments,
+    "test-versions": versions.add_arguments,
 }
 """Commands with actions below them, and what adds those to the command; it gets the options
 that every command knows, too."""

@@ -68,18 +68,32 @@ def _fingerprint(lock: Path) -> str:
 
 
 def _install(lock: Path, target: Path, tools: Path) -> None:
-    uv = [_uv(tools)]
-    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", **_indexes()}
-    environment.pop("VIRTUAL_ENV", None)
-    install = ["install", "--require-hashes", "-r", str(lock)]
     run_briefly(
-        [*uv, "venv", "-q", "--python", sys.executable, str(target)], environment=environment
+        [_uv(tools), "venv", "-q", "--python", sys.executable, str(target)],
+        environment=_uv_environment(),
     )
-    python = str(target / "bin" / "python")
+    install_packages(lock, [], tools, python=str(target / "bin" / "python"))
+
+
+def install_packages(
+    lock: Path, options: list[str], tools: Path, *, python: str = sys.executable
+) -> None:
+    """Install what a lock file names, with uv or else with pip.
+
+    Args:
+        lock: The file.
+        options: More of what ``install`` takes; both know ``--target`` and ``--no-deps``.
+        tools: Where uv is kept.
+        python: For which Python, and into its environment unless ``options`` say where.
+
+    Raises:
+        LauncherError: Neither could.
+    """
+    install = ["install", "--require-hashes", "-r", str(lock), *options]
     try:
         run_briefly(
-            [*uv, "pip", *install, "-q", "--python", python],
-            environment=environment,
+            [_uv(tools), "pip", *install, "-q", "--python", python],
+            environment=_uv_environment(),
             timeout=INSTALL_TIMEOUT,
         )
     except LauncherError as error:
@@ -87,6 +101,12 @@ def _install(lock: Path, target: Path, tools: Path) -> None:
             _pip(["--python", python, *install, "-q"], tools)
         except LauncherError as again:
             raise LauncherError(f"{error}\n\nand with pip:\n{again}") from again
+
+
+def _uv_environment() -> dict[str, str]:
+    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", **_indexes()}
+    environment.pop("VIRTUAL_ENV", None)
+    return environment
 
 
 def _uv(tools: Path) -> str:

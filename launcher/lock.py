@@ -15,6 +15,8 @@ LOCKS = {
     "bench": ["pyproject.toml", "--extra", "bench"],
     "test": ["pyproject.toml", "--extra", "native", "--extra", "test"],
     "uv": ["requirements/uv.in"],
+    "postgres": ["requirements/postgres.in", "--no-deps"],
+    "postgres-2": ["requirements/postgres-2.in", "--no-deps"],
 }
 """Lock file to what it is made from."""
 

