@@ -75,6 +75,7 @@ from common.errors import (
     UserStreamError,
 )
 from common.failpoints import failpoint
+from common.http.circuit import Circuit
 from common.http.client import HttpClient, MalformedAnswerError
 
 REQUEST_SECONDS = 10.0
@@ -102,6 +103,8 @@ class DatabaseClient:
     """Asks database_service; what is streamed comes by a session of its own."""
 
     def __init__(self, client: HttpClient, session: aiohttp.ClientSession) -> None:
+        self.circuit = Circuit("database_service", is_ready=self._is_ready)
+        self._away = DatabaseServiceUnavailableError()
         self._client = client
         self._session = session
         self._store = Coalescer(self._store_all, name="registrations", max_items=MAX_BULK)
@@ -118,12 +121,18 @@ class DatabaseClient:
             HttpClient.open(base) as client,
             aiohttp.ClientSession(base_url=base, timeout=timeout) as session,
         ):
-            yield cls(client, session)
+            asks = cls(client, session)
+            try:
+                yield asks
+            finally:
+                await asks.circuit.aclose()
 
     async def check(self) -> None:
         """Raise DatabaseServiceUnavailableError unless it calls itself ready."""
-        if not await self._is_ready():
-            raise DatabaseServiceUnavailableError("database_service does not call itself ready.")
+        self._require_closed_circuit()
+        away = DatabaseServiceUnavailableError("database_service does not call itself ready.")
+        if await self._is_away(away):
+            raise away
 
     # -- registrations ----------------------------------------------------------------------
 
@@ -234,6 +243,7 @@ class DatabaseClient:
     async def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:
         """The report's text, piece by piece; ends only when it is whole."""
         parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
+        self._require_closed_circuit()
         try:
             async with self._session.get(
                 "api/users/report",
@@ -269,6 +279,7 @@ class DatabaseClient:
         return await self._ask(method, path, data, answer)
 
     async def _ask(self, method: str, path: str, data: bytes | None, answer: type[Model]) -> Model:
+        self._require_closed_circuit()
         try:
             said = await self._client.request(
                 method, path, body=data, headers=outgoing_headers(), seconds=REQUEST_SECONDS
@@ -280,10 +291,16 @@ class DatabaseClient:
                 f"database_service answered something unexpected: {error}."
             ) from error
         except OSError as error:
-            raise DatabaseServiceUnavailableError(
+            away = DatabaseServiceUnavailableError(
                 f"database_service can not be reached: {type(error).__name__}."
-            ) from error
-        _raise_for(said.status, said.content_type, said.body)
+            )
+            await self._is_away(away)
+            raise away from error
+        try:
+            _raise_for(said.status, said.content_type, said.body)
+        except DatabaseServiceUnavailableError as error:
+            await self._is_away(error)
+            raise
         failpoint("w11")
         try:
             return answer.model_validate_json(said.body)
@@ -292,15 +309,29 @@ class DatabaseClient:
 
     async def _slow_or_away(self) -> UserStreamError:
         """A time-out counts as an outage only if the neighbour does not call itself ready."""
-        if await self._is_ready():
-            return NeighbourTimeoutError(f"No answer within {REQUEST_SECONDS:g} s.")
-        return DatabaseServiceUnavailableError("database_service does not answer.")
+        away = DatabaseServiceUnavailableError("database_service does not answer.")
+        if await self._is_away(away):
+            return away
+        return NeighbourTimeoutError(f"No answer within {REQUEST_SECONDS:g} s.")
 
     async def _broken_or_away(self) -> UserStreamError:
         """A stream that always breaks off is no outage: it would hold up all other reports."""
+        away = DatabaseServiceUnavailableError("The stream of users broke off.")
+        if await self._is_away(away):
+            return away
+        return NeighbourError("The stream of users broke off.")
+
+    def _require_closed_circuit(self) -> None:
+        if not self.circuit.is_closed:
+            raise DatabaseServiceUnavailableError(self._away.detail)
+
+    async def _is_away(self, error: DatabaseServiceUnavailableError) -> bool:
+        """Whether it does not call itself ready; then everybody gets ``error`` until it does."""
         if await self._is_ready():
-            return NeighbourError("The stream of users broke off.")
-        return DatabaseServiceUnavailableError("The stream of users broke off.")
+            return False
+        self._away = error
+        self.circuit.open()
+        return True
 
     async def _is_ready(self) -> bool:
         try:

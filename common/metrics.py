@@ -116,6 +116,11 @@ LEDGER_UNREAD = Gauge(
 LEDGER_AGE = Gauge(
     "userstream_ledger_age_seconds", "Time since the ledger was last reconciled here."
 )
+CIRCUIT_STATE = Gauge(
+    "userstream_circuit_state",
+    "0 while requests are made, 1 while a service is asked whether it is back, 2 while it is away.",
+    ["upstream"],
+)
 DATABASE_CONNECTED = Gauge("userstream_database_connected", "1 while PostgreSQL answers.")
 DATABASE_RACES = Counter(
     "userstream_database_races_total",

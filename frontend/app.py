@@ -33,6 +33,7 @@ def build_app(settings: Settings) -> web.Application:
             app[DATABASE] = await stack.enter_async_context(
                 DatabaseClient.open(settings.database_service_url)
             )
+            readiness.show("database_service", app[DATABASE].circuit)
             app[PUBLISHER] = await stack.enter_async_context(
                 open_publisher(settings, service=SERVICE, readiness=readiness)
             )

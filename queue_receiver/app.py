@@ -62,6 +62,7 @@ def build_app(settings: Settings) -> web.Application:
                 )
             )
             readiness.add("database_service", database.check)
+            readiness.show("database_service", database.circuit)
             management = settings.queue_management_url
             queues = [
                 DeadLetterQueue(

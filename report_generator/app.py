@@ -59,6 +59,7 @@ def build_app(settings: Settings) -> web.Application:
             )
             app[DATABASE], app[PUBLISHER], app[DIRECTORY] = database, publisher, directory
             readiness.add("database_service", database.check)
+            readiness.show("database_service", database.circuit)
             readiness.add("output_directory", partial(asyncio.to_thread, directory.check))
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 

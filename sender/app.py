@@ -64,6 +64,7 @@ def build_app(settings: Settings) -> web.Application:
             app[DATABASE] = database
             app[PUBLISHER] = publisher
             readiness.add("database_service", database.check)
+            readiness.show("database_service", database.circuit)
             readiness.add("smtp", mailer.check)
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 

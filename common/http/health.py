@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 
 from common.errors import UserStreamError
+from common.http.circuit import Circuit
 
 log = structlog.get_logger()
 
@@ -40,6 +41,7 @@ class Readiness:
 
     checks: dict[str, Check] = field(default_factory=dict)
     notes: dict[str, Callable[[], Note]] = field(default_factory=dict)
+    circuits: dict[str, Circuit] = field(default_factory=dict)
 
     def add(self, name: str, check: Check) -> None:
         """Ask ``check`` whenever somebody asks whether the service is ready."""
@@ -48,6 +50,10 @@ class Readiness:
     def note(self, name: str, note: Callable[[], Note]) -> None:
         """Show ``note`` in ``/health``; it never makes a service not ready."""
         self.notes[name] = note
+
+    def show(self, name: str, circuit: Circuit) -> None:
+        """Show a circuit's state; it never makes a service not ready."""
+        self.circuits[name] = circuit
 
     def noted(self) -> dict[str, Any]:
         """Every note as ``/health`` shows it."""
@@ -62,7 +68,9 @@ class Readiness:
         results = await asyncio.gather(*(_result(check) for check in self.checks.values()))
         dependencies = dict(zip(self.checks, results, strict=True))
         ready = all(result["ready"] for result in results)
-        return {"ready": ready, "dependencies": dependencies}
+        circuits = {name: circuit.state.value for name, circuit in self.circuits.items()}
+        shown = {"circuits": circuits} if circuits else {}
+        return {"ready": ready, "dependencies": dependencies, **shown}
 
 
 async def _result(check: Check) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def add_health(app: web.Application, name: str, version: str, readiness: Readine
                 "version": version,
                 "status": "ready" if report["ready"] else "waiting",
                 "uptimeSeconds": round(time.time() - started),
-                "dependencies": report["dependencies"],
+                **{key: value for key, value in report.items() if key != "ready"},
                 "notes": readiness.noted(),
             }
         )

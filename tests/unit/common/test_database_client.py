@@ -13,8 +13,10 @@ from common.errors import (
     DatabaseServiceUnavailableError,
     InvalidError,
     NeighbourError,
+    NeighbourTimeoutError,
     NotFoundError,
 )
+from tests.polling import until
 
 
 async def break_off(request: web.Request) -> web.StreamResponse:
@@ -106,3 +108,94 @@ async def test_what_is_no_http_counts_against_the_neighbour_and_is_no_outage() -
     async with server, DatabaseClient.open(f"http://127.0.0.1:{port}") as client:
         with pytest.raises(NeighbourError, match="unexpected"):
             await client.select_journey(uuid4())
+
+
+class Frozen:
+    """A database_service that answers while it is thawed; counts what it was asked beside that."""
+
+    def __init__(self) -> None:
+        self.thawed = asyncio.Event()
+        self.requests = 0
+        self.ready = 200
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.path != "/health/ready":
+            self.requests += 1
+        await self.thawed.wait()
+        if request.path == "/health/ready":
+            return web.Response(status=self.ready)
+        if self.ready != 200:
+            return web.json_response({"code": "database_unavailable"}, status=503)
+        return web.json_response({"registrationId": str(uuid4()), "status": "pending"})
+
+
+@pytest.fixture
+async def frozen(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Frozen, DatabaseClient]]:
+    monkeypatch.setattr("common.database_client.REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr("common.database_client.READINESS_SECONDS", 0.2)
+    service = Frozen()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", service.answer)
+    async with TestServer(app) as server, DatabaseClient.open(str(server.make_url("/"))) as client:
+        yield service, client
+        service.thawed.set()
+
+
+async def test_a_frozen_neighbour_costs_the_first_caller_a_time_out_and_nobody_else(
+    frozen: tuple[Frozen, DatabaseClient],
+) -> None:
+    service, client = frozen
+    for _ in range(30):
+        with pytest.raises(DatabaseServiceUnavailableError):
+            await client.select_journey(uuid4())
+    with pytest.raises(DatabaseServiceUnavailableError):
+        await client.check()
+    with pytest.raises(DatabaseServiceUnavailableError):
+        async for _ in client.stream_users(UserReportQuery()):
+            pass
+
+    assert service.requests == 1  # who does not ask, does not wait
+
+    service.thawed.set()
+    await until(lambda: client.circuit.is_closed, "closing the circuit")
+    await client.select_journey(uuid4())
+    await client.check()
+
+
+async def test_one_slow_answer_of_a_neighbour_that_is_ready_opens_no_circuit(
+    frozen: tuple[Frozen, DatabaseClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, client = frozen
+
+    async def ready() -> bool:
+        return True
+
+    monkeypatch.setattr(client, "_is_ready", ready)
+    with pytest.raises(NeighbourTimeoutError):
+        await client.select_journey(uuid4())
+
+    assert client.circuit.is_closed
+
+
+async def test_a_neighbour_that_cannot_work_opens_the_circuit_until_it_can(
+    frozen: tuple[Frozen, DatabaseClient],
+) -> None:
+    service, client = frozen
+    service.thawed.set()
+    service.ready = 503
+    for _ in range(10):
+        with pytest.raises(DatabaseServiceUnavailableError):
+            await client.select_journey(uuid4())
+    assert service.requests == 1
+
+    service.ready = 200
+    await until(lambda: client.circuit.is_closed, "closing the circuit")
+    await client.select_journey(uuid4())
+
+
+async def test_a_refused_connection_opens_the_circuit() -> None:
+    async with DatabaseClient.open("http://127.0.0.1:9") as client:
+        with pytest.raises(DatabaseServiceUnavailableError):
+            await client.select_journey(uuid4())
+
+        assert not client.circuit.is_closed

@@ -10,6 +10,7 @@ from common.errors import DatabaseUnavailableError
 from common.http import health
 from common.http.api import Api
 from common.http.app import base_app
+from common.http.circuit import Circuit
 from common.http.health import Note, Readiness
 from tests.services import serving
 
@@ -93,6 +94,25 @@ async def test_a_service_lives_and_sums_up_even_while_dependencies_are_away(
     assert await get(client, "/health/live") == (200, {"status": "live"})
     status, summary = await get(client, "/health")
     assert (status, summary["service"], summary["status"]) == (200, "test", "waiting")
+
+
+async def test_a_circuit_is_shown_and_keeps_nobody_from_being_ready() -> None:
+    readiness = Readiness()
+
+    async def never() -> bool:
+        return False
+
+    circuit = Circuit("test", is_ready=never)
+    readiness.show("database_service", circuit)
+    async with serving(base_app("test", Api(), description="", readiness=readiness)) as client:
+        assert (await get(client, "/health/ready"))[1]["circuits"] == {"database_service": "closed"}
+        circuit.open()
+        status, report = await get(client, "/health/ready")
+        _, summary = await get(client, "/health")
+        await circuit.aclose()
+
+    assert (status, report["circuits"]) == (200, {"database_service": "open"})
+    assert summary["circuits"] == report["circuits"]
 
 
 async def test_a_note_is_shown_and_keeps_nobody_from_being_ready() -> None:
