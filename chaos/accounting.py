@@ -4,7 +4,7 @@ Nothing here talks to anything; see ``chaos/evidence.py`` for how the facts are 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -20,6 +20,9 @@ ENDED = frozenset({"sent", "failed", "suppressed", "bounced"})
 
 UNRECORDED = frozenset({"sending", "unsure"})
 """How an attempt stands whose 250, if there was one, nobody could write down."""
+
+ROW_LOCKED = "row_locked"
+"""Code of what met a row that somebody held through all retries."""
 
 EXHAUSTED = frozenset({"mail_deferred", "mail_unsure", "lease_lost"})
 """Codes of mails that were put off to the end of the retry steps."""
@@ -92,6 +95,8 @@ class Evidence:
     """Report and its status."""
     stray_files: Sequence[str] = ()
     """Half-made files that nobody will finish."""
+    locked: Collection[str] = ()
+    """Addresses, in lower case, of users whose rows somebody held for a while."""
 
 
 @dataclass(slots=True)
@@ -203,9 +208,13 @@ def dlq_unexplained(evidence: Evidence) -> Iterator[str]:
         expected = reasons.get(letter.message_id)
         if letter.route == REGISTRATIONS and expected == letter.code:
             continue
+        accepted = evidence.journal.accepted.get(letter.message_id, "")
+        if letter.code == ROW_LOCKED and accepted.lower() in evidence.locked:
+            continue
         mail = mails.get(letter.message_id) if letter.route == MAILS else None
         put_off = evidence.put_off.get(mail.recipient, 0) if mail else 0
-        if letter.code in EXHAUSTED and put_off > MAIL_STEPS:
+        was_locked = mail is not None and mail.recipient.lower() in evidence.locked
+        if letter.code in (*EXHAUSTED, ROW_LOCKED) and (put_off > MAIL_STEPS or was_locked):
             continue
         yield f"{letter.route}: {letter.message_id} ({letter.code}, expected {expected})"
 

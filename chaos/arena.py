@@ -59,6 +59,8 @@ class Arena:
     clock: Clock
     numbers: dict[str, int]
     """Instance to its port."""
+    locked: set[str] = field(default_factory=set)
+    """Addresses of users whose rows a transaction held for a while."""
     notes: list[str] = field(default_factory=list)
     """What this machine does not allow."""
 

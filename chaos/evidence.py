@@ -125,7 +125,7 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
     finally:
         await connection.close()
     put_off: Counter[str] = Counter()
-    for trick in (Trick.DEFER, Trick.DROP_IN_TEXT, Trick.DROP_AFTER_DOT):
+    for trick in (Trick.DEFER, Trick.DROP_IN_TEXT, Trick.DROP_AFTER_DOT, Trick.HANG_UP):
         put_off += sink.tricked.get(trick, Counter())
     return Evidence(
         journal=journal,
@@ -143,6 +143,7 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
         taken=[(mail.message_id, mail.recipient) for mail in sink.accepted],
         put_off=put_off,
         refused=sink.tricked.get(Trick.REFUSE, Counter()),
+        locked=arena.locked,
         dead=await dead_letters(arena),
         waiting=await asyncio.to_thread(waiting, arena),
         reports=[(UUID(int=row["report_id"].int), row["status"]) for row in reports],

@@ -23,6 +23,15 @@ POLL_SECONDS = 0.03
 MEMORY_LIMIT = "0.4"
 """RabbitMQ's default share of the memory at which it blocks publishers."""
 
+LOCK_NEWEST_USERS = """
+      SELECT lower(email) AS email
+        FROM users
+    ORDER BY id DESC
+       LIMIT 10
+         FOR UPDATE SKIP LOCKED
+"""
+"""Their mails are just being claimed; and some of them register again."""
+
 
 @dataclass(slots=True)
 class Happened:
@@ -105,6 +114,8 @@ class Injector:
                 await self._for_a_while(
                     self.arena.disk.fill, self.arena.disk.clear, fault, happened
                 )
+            case Kind.ROW_LOCK:
+                await self._lock_rows(fault, happened)
             case Kind.CLOCK_JUMP:
                 clock = self.arena.clock
                 await self._for_a_while(
@@ -166,6 +177,24 @@ class Injector:
             happened.skipped = "there was no connection"
             return
         os.kill(pid, signal.SIGKILL)
+
+    async def _lock_rows(self, fault: Fault, happened: Happened) -> None:
+        """Hold the rows of the newest users in a transaction, as somebody in psql does."""
+        arena = self.arena
+        try:
+            connection = await asyncpg.connect(arena.postgres.dsn(), timeout=2)
+        except (OSError, TimeoutError, asyncpg.PostgresError):
+            happened.skipped = "PostgreSQL was down"
+            return
+        try:
+            async with connection.transaction():
+                rows = await connection.fetch(LOCK_NEWEST_USERS)
+                arena.locked |= {row["email"] for row in rows}
+                await asyncio.sleep(fault.lasts)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            pass  # PostgreSQL was ended meanwhile, and the locks with it
+        finally:
+            connection.terminate()
 
     async def _break_link(self, fault: Fault) -> None:
         proxies = self.arena.links(fault.target)

@@ -24,8 +24,11 @@ WATCH_SECONDS = 0.05
 QUIET_BEFORE, QUIET_AFTER = 3.0, 2.0
 """Seconds around a kill in which no outage may be, for it to count as the only fault."""
 
-OTHERS_ALONE = (Kind.KILL, Kind.FREEZE, Kind.ROLLING_RESTART, Kind.DISK_FULL, Kind.CLOCK_JUMP)
-"""Faults that other services do not feel, because an instance is left."""
+OTHERS_ALONE = (
+    *(Kind.KILL, Kind.FREEZE, Kind.ROLLING_RESTART),
+    *(Kind.DISK_FULL, Kind.CLOCK_JUMP, Kind.ROW_LOCK),
+)
+"""Faults that other services do not feel, because an instance is left, or other rows."""
 
 CALM_AFTER = 5.0
 """Seconds after the end of an outage from which on everything must go on without a stop: breakers

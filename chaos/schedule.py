@@ -39,6 +39,7 @@ class Kind(StrEnum):
     ROLLING_RESTART = "rolling_sigterm"
     DISK_FULL = "disk_full"
     CLOCK_JUMP = "clock_jump"
+    ROW_LOCK = "row_lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,10 @@ FREEZE_SECONDS = 38.0
 SECONDS_PER_KILL = 2.0
 """Of the kill -9 of services, all through the run."""
 
+SECONDS_PER_LOCK = 35.0
+LOCK_SECONDS = 30.0
+"""A transaction of somebody's that holds some rows; longer than all retries of a registration."""
+
 MODES = ("cut", "blackhole", "throttle", "reset_after")
 JUMPS = (3600, -3600)
 
@@ -113,7 +118,10 @@ def plan(seed: int, seconds: float) -> list[Fault]:
     chance = random.Random(f"userstream chaos {seed}")
     outages = list(_one_after_the_other(chance, seconds))
     kills = list(_kills(chance, seconds, [fault for fault in outages if _freezes(fault)]))
-    return sorted([*outages, *kills], key=lambda fault: (fault.at, fault.kind, fault.target))
+    locks = list(_locks(chance, seconds))
+    return sorted(
+        [*outages, *kills, *locks], key=lambda fault: (fault.at, fault.kind, fault.target)
+    )
 
 
 def doses(faults: Sequence[Fault]) -> dict[str, int]:
@@ -209,6 +217,14 @@ def _link_fault(chance: random.Random, link: str, mode: str, *, at: float, lasts
 
 def _freezes(fault: Fault) -> bool:
     return fault.kind is Kind.FREEZE
+
+
+def _locks(chance: random.Random, seconds: float) -> Iterator[Fault]:
+    """Locks on rows, nearly all the time: they are no outage, and whatever else breaks, goes on."""
+    now = FIRST_FAULT_SECONDS + chance.uniform(0.0, SECONDS_PER_LOCK - LOCK_SECONDS)
+    while now + LOCK_SECONDS <= seconds:
+        yield Fault(at=now, kind=Kind.ROW_LOCK, lasts=LOCK_SECONDS)
+        now += SECONDS_PER_LOCK
 
 
 def _kills(chance: random.Random, seconds: float, frozen: Sequence[Fault]) -> Iterator[Fault]:

@@ -34,6 +34,8 @@ class Trick(StrEnum):
     """Closes the connection while the text is on its way: not taken."""
     DROP_AFTER_DOT = "dropped_after_dot"
     """Takes the mail and closes without the 250: nobody can know."""
+    HANG_UP = "hung_up"
+    """421 to the recipient and the end of the session, whenever that one comes."""
 
 
 SHARES = (
@@ -46,8 +48,14 @@ SHARES = (
 """How many of the mails meet which trick."""
 
 
+HUNG_UP_SHARE = 0.01
+"""How many of the recipients are hung up on for as long as the server misbehaves."""
+
+
 def trick_for(seed: int, recipient: str, time_seen: int) -> Trick | None:
     """What happens to this mail, the ``time_seen``-th time that it comes; None: it is taken."""
+    if random.Random(f"{seed} {recipient}").random() < HUNG_UP_SHARE:
+        return Trick.HANG_UP
     dice = random.Random(f"{seed} {recipient} {time_seen}").random()
     for trick, share in SHARES:
         if dice < share:
@@ -136,6 +144,9 @@ class _Session:
                 await self._say("250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8")
             case b"RCPT":
                 await self._say(self._recipient(argument))
+                if self.trick is Trick.HANG_UP:
+                    self.sink.note(self.trick, self.recipient)
+                    return False
             case b"DATA":
                 return await self._text()
             case b"QUIT":
@@ -151,6 +162,8 @@ class _Session:
     def _recipient(self, argument: bytes) -> str:
         self.recipient = argument.partition(b"<")[2].partition(b">")[0].decode()
         self.trick = self.sink.next_trick(self.recipient)
+        if self.trick is Trick.HANG_UP:
+            return "421 4.3.2 not now"
         # Half of what is put off or refused is so at RCPT, the rest after the text.
         if self.trick in (Trick.DEFER, Trick.REFUSE) and hash_of(self.recipient) % 2:
             reply = self._negative(self.trick)

@@ -172,6 +172,28 @@ def test_a_mail_that_was_put_off_to_the_end_is_explained() -> None:
     assert broken(found) == {}
 
 
+def test_a_registration_whose_row_was_locked_is_explained() -> None:
+    lost_row = evidence(
+        registrations=evidence().registrations[:1],
+        mails=evidence().mails[:1],
+        taken=evidence().taken[:1],
+        users={"ada@example.org": 1},
+        dead=[*evidence().dead, DeadLetter("user.registration", BOB, "row_locked")],
+    )
+
+    assert broken(replace(lost_row, locked={"bob@example.org"})) == {}
+    assert list(broken(replace(lost_row, locked={"ada@example.org"}))) == ["dlq_unexplained"]
+
+
+def test_a_mail_whose_users_row_was_locked_may_be_given_up() -> None:
+    found = a_dead_letter("mail_deferred")
+    deferred = replace(found.mails[1], status="deferred")
+    found = replace(found, mails=[found.mails[0], deferred], taken=found.taken[:1])
+
+    assert broken(replace(found, locked={"bob@example.org"})) == {}
+    assert "dlq_unexplained" in broken(found)
+
+
 def test_a_refused_mail_is_explained_by_the_reply() -> None:
     refused = Attempt(status="failed", started_at=1.0, reply_code=550)
 

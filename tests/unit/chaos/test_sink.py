@@ -65,6 +65,18 @@ def test_tricks_are_as_frequent_as_they_should_be() -> None:
         assert played.count(trick) / len(played) == pytest.approx(share, abs=0.01)
 
 
+async def test_some_are_hung_up_on_whenever_they_come(sink: Sink) -> None:
+    recipient = recipient_with(Trick.HANG_UP)
+
+    replies = [await send(sink, recipient) for _ in range(3)]
+
+    assert {reply[-1] for reply in replies} == {"421 4.3.2 not now\r\n"}
+    assert sink.tricked[Trick.HANG_UP][recipient] == 3
+    assert sink.accepted == []
+    played = [trick_for(1, f"p{n}@example.org", 1) for n in range(20_000)]
+    assert played.count(Trick.HANG_UP) / len(played) == pytest.approx(0.01, abs=0.003)
+
+
 async def test_a_mail_is_taken_and_known_by_its_id(sink: Sink) -> None:
     recipient = recipient_with(None)
 
