@@ -19,7 +19,8 @@ from pamqp.header import ContentHeader
 
 from common.contracts.registrations import RegistrationSubmitted
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
+"""Long enough for a machine with a load of 20; only a failing test waits it out."""
 
 BODY_FRAME_BYTES = 100_000
 """Less than the 128 KiB that client and broker agree on for a frame."""

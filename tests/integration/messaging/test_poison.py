@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from common.suspects import DEATHS, SUSPECT_AFTER
 from common.topology import USER_REGISTRATION
 from tests.amqp import a_registration, depth, eventually, opened, take
 from tests.backends import TestBroker
-from tests.mortal_consumer import LEASED_POISON, POISON
+from tests.mortal_consumer import LEASED_POISON, POISON, deaths_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +25,8 @@ QUEUE = USER_REGISTRATION.queue
 DEAD = USER_REGISTRATION.dead_letter_queue
 
 PREFETCH = 20
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
+"""Less than pytest's own deadline; only a failing test waits it out."""
 
 
 @dataclass(slots=True)
@@ -33,7 +35,11 @@ class Instances:
 
     notes: Path
     journal: Path
-    deaths: int = 0
+
+    @property
+    def deaths(self) -> int:
+        deaths = deaths_of(self.journal)
+        return deaths.stat().st_size if deaths.exists() else 0
 
     @property
     def handled(self) -> set[UUID]:
@@ -48,17 +54,18 @@ class Instances:
         arguments = [url, str(PREFETCH), str(self.notes), str(self.journal)]
         command = [sys.executable, "-m", "tests.mortal_consumer", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        while True:
-            process = await asyncio.create_subprocess_exec(
-                *command, cwd=ROOT, env=environment, stdout=asyncio.subprocess.DEVNULL
-            )
-            try:
-                await process.wait()
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-            self.deaths += 1
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=ROOT,
+            env=environment,
+            stdout=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            await process.wait()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
 
 @asynccontextmanager
