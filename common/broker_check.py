@@ -1,17 +1,23 @@
 """Compares the broker with ``common.topology``: what is missing, what differs."""
 
+import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import AnyHttpUrl
 
 from common import topology
-from common.errors import TopologyMissingError
+from common.errors import BrokerUnavailableError, TopologyMissingError
 from common.management import ManagementApi
 
 SECONDS_BETWEEN = 15.0
 """How long one answer is believed; the management API is not free."""
+
+
+ALARM_SECONDS = 5.0
+"""How long "no alarm" is believed."""
 
 
 class BrokerCheck:
@@ -41,6 +47,30 @@ class BrokerCheck:
     async def _compare(self) -> list[str]:
         queues, bindings = await self._management.select("queues", "bindings")
         return differences(queues, bindings, self._routes)
+
+
+class AlarmCheck:
+    """Asks the management API whether the broker takes messages at all.
+
+    A connection is told of an alarm when it publishes: one on which nobody does would call
+    itself able until the first message is refused.
+    """
+
+    def __init__(self, url: AnyHttpUrl | str) -> None:
+        self._management = ManagementApi(url)
+        self._checked_at = -math.inf
+        self._alarms: list[str] = []
+
+    async def check(self) -> None:
+        """Raise BrokerUnavailableError naming what it is short of; not if nobody can be asked."""
+        if time.monotonic() - self._checked_at > ALARM_SECONDS or self._alarms:
+            with suppress(BrokerUnavailableError):
+                self._alarms = await self._management.select_alarms()
+            self._checked_at = time.monotonic()
+        if self._alarms:
+            raise BrokerUnavailableError(
+                f"The broker takes no messages: {'; '.join(self._alarms)}."
+            )
 
 
 def differences(

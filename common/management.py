@@ -15,6 +15,9 @@ REQUEST_SECONDS = 2.0
 """Longest wait for all that is asked at once."""
 
 
+OK = 200
+
+
 class ManagementApi:
     """The management API behind ``QUEUE_MANAGEMENT_URL``."""
 
@@ -38,6 +41,31 @@ class ManagementApi:
                 return [await self._rows(session, kind) for kind in kinds]
         except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
             raise BrokerUnavailableError("The broker's management API does not answer.") from error
+
+    async def select_alarms(self) -> list[str]:
+        """Which resource each node is short of, so that the broker takes no messages: in words.
+
+        Empty also where this user may not see nodes.
+
+        Raises:
+            BrokerUnavailableError: It does not answer.
+        """
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        url = URL(f"{str(self._url).rstrip('/')}/api/nodes")
+        try:
+            async with (
+                aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session,
+                session.get(url) as response,
+            ):
+                nodes = await response.json() if response.status == OK else []
+        except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
+            raise BrokerUnavailableError("The broker's management API does not answer.") from error
+        return [
+            f"{node['name']} is short of {resource}"
+            for node in nodes
+            for alarm, resource in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space"))
+            if node.get(alarm)
+        ]
 
     async def _rows(self, session: aiohttp.ClientSession, kind: str) -> list[dict[str, Any]]:
         vhost = topology.VHOST.replace("/", "%2F")

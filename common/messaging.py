@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from common.broker_check import BrokerCheck
+from common.broker_check import AlarmCheck, BrokerCheck
 from common.consumer import consuming
 from common.dispatcher import Handlers
 from common.http.health import Check, Readiness
@@ -29,7 +29,14 @@ async def open_publisher(
         queues=user.fed_queues,
         fast=settings.fast_frames,
     ) as publisher:
-        readiness.add("publisher", publisher.check)
+        alarms = AlarmCheck(url) if (url := settings.queue_management_url) else None
+
+        async def check() -> None:
+            await publisher.check()
+            if alarms is not None:
+                await alarms.check()
+
+        readiness.add("publisher", check)
         if settings.queue_management_url:
             readiness.add("topology", BrokerCheck(settings.queue_management_url, service).check)
         yield publisher

@@ -6,6 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
+from common.broker_check import AlarmCheck
+from common.errors import BrokerUnavailableError
 from common.topology import USER_REGISTRATION, definitions
 from rabbitmq import check
 from rabbitmq.management import Management
@@ -78,6 +80,40 @@ async def test_who_may_not_see_all_compares_what_may_be_seen(
 
     assert check.main([url]) == check.ALIKE
     assert "users were not compared: only an administrator" in capsys.readouterr().out
+
+
+async def test_an_alarm_is_known_before_anybody_publishes(broker: TestBroker) -> None:
+    if broker.native is None:
+        pytest.skip("needs a broker that the tests may stop (USERSTREAM_TEST_BACKEND=native)")
+    alarms = AlarmCheck(broker.monitor_url)
+    await alarms.check()
+    broker.native.ctl("set_vm_memory_high_watermark", "0")
+    try:
+
+        async def names_it() -> bool:
+            try:
+                await AlarmCheck(broker.monitor_url).check()
+            except BrokerUnavailableError as error:
+                return "short of memory" in error.detail
+            return False
+
+        await eventually(names_it, "naming the alarm")
+    finally:
+        broker.native.ctl("set_vm_memory_high_watermark", "absolute", "512MB")
+
+    async def is_over() -> bool:
+        try:
+            await alarms.check()
+        except BrokerUnavailableError:
+            return False
+        return True
+
+    await eventually(is_over, "the end of the alarm")
+
+
+async def test_who_may_not_see_nodes_or_cannot_be_asked_stops_nobody(broker: TestBroker) -> None:
+    await AlarmCheck(url_of(broker, "nobody", "nothing")).check()
+    await AlarmCheck("http://guest:guest@127.0.0.1:9").check()
 
 
 def test_a_wrong_password_is_no_comparison(
