@@ -16,6 +16,7 @@ from common.http.address import OwnAddress
 from common.http.api import Api
 from common.http.documentation import add_documentation
 from common.http.health import Readiness, add_health
+from common.http.index import add_index
 from common.http.openapi import openapi
 from common.http.problems import (
     RESPONSE_STARTED,
@@ -100,6 +101,7 @@ def base_app(
         lambda: json.dumps(openapi(name, description, VERSION, api)).encode(),
     )
     app.router.add_get("/metrics", _metrics)
+    add_index(app, name, description, VERSION, api)
     return app
 
 
