@@ -12,7 +12,7 @@ from bench.mails import Mails
 from bench.peer_system import peer_programs, peer_system, prepare_peer
 from bench.systems import System
 from launcher.broker import Broker
-from launcher.environment import PROJECT
+from launcher.cache import PROJECT, RUN_DIRECTORY
 from launcher.errors import LauncherError
 from launcher.ports import HOST, ports
 from launcher.postgres import Postgres
@@ -26,7 +26,7 @@ from launcher.private import (
 from launcher.processes import Program
 from launcher.running import start_parts
 from launcher.services import SETTINGS
-from launcher.stack import RUN_DIRECTORY, Stack, build_stack
+from launcher.stack import Stack, build_stack
 from launcher.supervisor import Part, Supervisor
 from launcher.terminal import Terminal
 

@@ -62,7 +62,7 @@ def _libraries(python: Path) -> str:
 
 def _first(file: str, key: str) -> str:
     """The value of the first line ``key : value``."""
-    for line in Path(file).read_text().splitlines():
+    for line in Path(file).read_text("utf-8").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == key:
             return value.strip()

@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.comparison import Comparison
 from bench.goals import Verdict
 from bench.table import figures_table, goals_table, markdown, usage_table
-from launcher.environment import PROJECT
+from launcher.cache import PROJECT
 from launcher.errors import LauncherError
 
 PAGE = PROJECT / "docs" / "performance.md"

@@ -10,7 +10,7 @@ import asyncpg
 
 from bench.systems import System, has_consumer
 from launcher.broker import Broker
-from launcher.environment import PROJECT
+from launcher.cache import PROJECT
 from launcher.ports import HOST
 from launcher.postgres import Postgres
 from launcher.processes import Program

@@ -51,7 +51,9 @@ def all_processes() -> dict[int, Stat]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with suppress(OSError):  # it ended meanwhile
-                found[int(folder.name)] = parse_stat((folder / "stat").read_text())
+                found[int(folder.name)] = parse_stat(
+                    (folder / "stat").read_text("utf-8", "replace")
+                )
     return found
 
 
@@ -73,12 +75,12 @@ def family(root: int, processes: Mapping[int, Stat]) -> set[int]:
 def forget_peak(pid: int) -> None:
     """Let ``peak_rss`` count from now on; where that is forbidden it counts from the start."""
     with suppress(OSError):
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        Path(f"/proc/{pid}/clear_refs").write_text("5", "utf-8")
 
 
 def peak_rss(pid: int) -> int:
     """The most resident memory that one process had at any moment, in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines():
         name, _, value = line.partition(":")
         if name == "VmHWM":
             return int(value.split()[0]) * 1024

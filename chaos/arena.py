@@ -16,13 +16,15 @@ from chaos.proxy import Proxy
 from chaos.schedule import instances, instances_of, links_of, service_of
 from chaos.sink import Sink
 from launcher.broker import Broker
+from launcher.cache import RUN_DIRECTORY
+from launcher.invocation import Invocation
 from launcher.ports import HOST, ports, require_free
 from launcher.postgres import Postgres
 from launcher.private import free_offset, make_folder, remove_folder, without_addresses
 from launcher.processes import Program
 from launcher.running import start_infrastructure
 from launcher.services import READY, answers_ok, service_program
-from launcher.stack import RUN_DIRECTORY, Stack, build_stack
+from launcher.stack import Stack, build_stack
 from launcher.supervisor import Part, Supervisor
 from launcher.terminal import Terminal
 
@@ -140,7 +142,7 @@ async def _start(
     proxies = await _proxies(stack.broker, stack.postgres, where, sink)
     for proxy in proxies.values():
         running.push_async_callback(proxy.stop)
-    require_free(where, offset=offset)
+    require_free(where, invocation=Invocation(offset=offset, data=folder))
     disk = SmallDisk.made(folder / "reports")
     clock = await asyncio.to_thread(Clock.made, folder / "clock")
     supervisor = _QuietSupervisor(terminal=terminal, on_change=lambda _: None)

@@ -30,7 +30,7 @@ class SmallDisk:
         if os.geteuid() != 0 or shutil.which("mount") is None:
             return cls(folder, "disk full: not injected, only root may mount a small disk")
         command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "chaos", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
         if done.returncode != 0:
             return cls(folder, f"disk full: not injected, {done.stderr.strip()}")
         return cls(folder)

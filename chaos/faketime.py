@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Self
 
 from launcher import apt
+from launcher.environment import tools_directory
 from launcher.errors import LauncherError
 from launcher.locks import waiting_for
-from launcher.stack import RUN_DIRECTORY
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the library itself puts it
 
@@ -27,7 +27,7 @@ class Clock:
     def made(cls, file: Path) -> Self:
         """A clock that is right so far; fetches the library where the system has none."""
         try:
-            library = _library(RUN_DIRECTORY / "tools")
+            library = _library(tools_directory())
         except LauncherError as error:
             return cls(
                 file, {}, f"clock jumps: not injected, there is no libfaketime here ({error})"
@@ -49,7 +49,7 @@ class Clock:
         """Set it so far ahead (or back) of the machine's; False where that can not be done."""
         if self.why_not:
             return False
-        self.file.write_text(f"{seconds:+d}\n")
+        self.file.write_text(f"{seconds:+d}\n", "utf-8")
         return True
 
     def remove(self) -> None:

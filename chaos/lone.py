@@ -9,13 +9,15 @@ from pathlib import Path
 
 from common.failpoints import KILLED
 from launcher.broker import Broker
+from launcher.cache import RUN_DIRECTORY
+from launcher.invocation import Invocation
 from launcher.ports import require_free
 from launcher.postgres import Postgres
 from launcher.private import free_offset, make_folder, remove_folder, without_addresses
 from launcher.processes import Program, describe_exit, start
 from launcher.running import start_infrastructure
 from launcher.services import SETTINGS
-from launcher.stack import RUN_DIRECTORY, Stack, build_stack
+from launcher.stack import Stack, build_stack, listening_ports
 from launcher.supervisor import Supervisor
 from launcher.terminal import Terminal
 
@@ -146,7 +148,9 @@ async def running_lone(
     )
     if stack.broker is None or stack.postgres is None:
         raise AssertionError("no address is handed on, so both are the stack's own")
-    require_free(stack.listening(), offset=offset)
+    require_free(
+        listening_ports(stack.given, offset), invocation=Invocation(offset=offset, data=folder)
+    )
     supervisor = Supervisor(terminal=terminal, on_change=lambda _: None)
     lone = Lone(stack, stack.broker, stack.postgres, supervisor)
     failed = True

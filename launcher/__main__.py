@@ -8,15 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher import checks, dead_letters, ledger, mails, running, versions, watching
+from launcher import checks, dead_letters, ledger, logs, mails, running, versions, watching
 from launcher.arguments import parser
-from launcher.environment import PROJECT, ensure_environment
+from launcher.asking import invocation_of, nothing_runs
+from launcher.cache import PROJECT
+from launcher.environment import ensure_environment
 from launcher.errors import LauncherError
+from launcher.invocation import default_data
 from launcher.ports import ports
 from launcher.private import own_mounts
-from launcher.stack import RUN_DIRECTORY, default_data
 from launcher.table import overview, status_lines
-from launcher.terminal import STDERR, Terminal
+from launcher.terminal import STDERR, Terminal, write_in_any_encoding
 from rabbitmq import check
 
 OK, FAILED = 0, 1
@@ -26,7 +28,12 @@ USAGE = 2
 
 def main(argv: list[str]) -> int:
     """Run the command and return the exit code."""
-    given = parser().parse_args(argv)
+    write_in_any_encoding()
+    options = parser()
+    given = options.parse_args(argv)
+    if given.command is None:
+        options.print_help()
+        return OK
     try:
         ports(given.port_offset)
     except LauncherError as error:
@@ -36,6 +43,10 @@ def main(argv: list[str]) -> int:
     if given.data.resolve() == PROJECT:
         STDERR.fail("--data: this folder holds the program; take one of its own for the data.")
         return USAGE
+    return _run(given)
+
+
+def _run(given: Namespace) -> int:
     try:
         return COMMANDS[given.command](given)
     except LauncherError as error:
@@ -59,58 +70,68 @@ def _lies_in(file: object, folder: Path) -> bool:
 
 
 def _demo(given: Namespace) -> int:
-    def announce(connections: dict[str, Any]) -> None:
-        print(
-            overview(connections, data=given.data), "Ctrl-C stops everything.", sep="\n", flush=True
-        )
+    invocation = invocation_of(given)
 
-    _runner(given, Terminal(sys.stdout)).run(announce)
+    def announce(connections: dict[str, Any]) -> None:
+        print(overview(connections, invocation), "Ctrl-C stops everything.", sep="\n", flush=True)
+
+    running.Runner(invocation=invocation, terminal=Terminal(sys.stdout)).run(announce)
     return OK
 
 
 def _up(given: Namespace) -> int:
+    invocation = invocation_of(given)
+
     def announce(connections: dict[str, Any]) -> None:
         if given.json:
             print(json.dumps(connections), flush=True)
         elif not given.background:
-            print(overview(connections, data=given.data), flush=True)
+            print(overview(connections, invocation), flush=True)
 
     if given.detach:
-        announce(running.detach(offset=given.port_offset, data=given.data, terminal=STDERR))
+        announce(running.detach(invocation, STDERR))
     else:
-        _runner(given, STDERR).run(announce)
+        terminal = Terminal(sys.stderr, is_log=given.background)
+        running.Runner(invocation=invocation, terminal=terminal).run(announce)
     return OK
 
 
-def _runner(given: Namespace, terminal: Terminal) -> running.Runner:
-    return running.Runner(offset=given.port_offset, data=given.data, terminal=terminal)
-
-
 def _status(given: Namespace) -> int:
-    found = watching.status(given.data)
+    invocation = invocation_of(given)
+    found = watching.status(invocation)
     if given.json:
         print(json.dumps({"running": found is not None, **(found or {})}))
-    elif found is None:
-        print(f"Nothing runs with the data in {given.data}. `./userstream demo` starts it.")
-    else:
+    elif found is not None:
         print("\n".join(status_lines(found)))
+    elif invocation.urls:
+        print(f"No service answers at {' '.join(invocation.urls)}.")
+    else:
+        print(nothing_runs(invocation))
     return OK if found else FAILED
 
 
 def _down(given: Namespace) -> int:
-    if not watching.down(given.data, STDERR):
+    if not watching.down(invocation_of(given), STDERR):
         print(f"Nothing runs with the data in {given.data}.", file=sys.stderr)
     return OK
 
 
 def _logs(given: Namespace) -> int:
     with suppress(KeyboardInterrupt):  # the way to end --follow
-        watching.show_logs(given.data, given.part, Terminal(sys.stdout), follow=given.follow)
+        logs.show(
+            given.data / "logs",
+            given.part,
+            Terminal(sys.stdout),
+            lines=given.lines,
+            follow=given.follow,
+            as_json=given.json,
+        )
     return OK
 
 
 def _check_broker(given: Namespace) -> int:
-    url = given.url or os.environ.get("QUEUE_MANAGEMENT_URL") or watching.management_url(given.data)
+    url = given.broker or os.environ.get("QUEUE_MANAGEMENT_URL")
+    url = url or watching.management_url(invocation_of(given))
     return check.run(url, machine_readable=given.json)
 
 
@@ -123,18 +144,24 @@ def _ledger(given: Namespace) -> int:
     return OK if ledger.run(given, Terminal(sys.stdout)) else FAILED
 
 
+def _environment() -> dict[str, str]:
+    """Of a tool that this process becomes; it prints whatever the locale is."""
+    encoding = f"{sys.stdout.encoding or 'utf-8'}:replace"
+    return {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": encoding}
+
+
 def _bench(_given: Namespace) -> NoReturn:
     """Become the benchmark, which reads the same command line in its own environment."""
-    python = ensure_environment("bench", RUN_DIRECTORY, STDERR) / "bin" / "python"
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    python = ensure_environment("bench", STDERR) / "bin" / "python"
+    environment = _environment()
     command = [str(python), "-P", "-m", "bench", *sys.argv[1:]]
     os.execve(python, command, environment)  # noqa: S606 - becoming it is the purpose
 
 
 def _chaos(_given: Namespace) -> NoReturn:
     """Become the fault bench, with mounts of its own where the system lets it have them."""
-    python = ensure_environment("demo", RUN_DIRECTORY, STDERR) / "bin" / "python"
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    python = ensure_environment("demo", STDERR) / "bin" / "python"
+    environment = _environment()
     command = [*own_mounts(), str(python), "-P", "-m", "chaos", *sys.argv[1:]]
     os.execvpe(command[0], command, environment)  # noqa: S606 - becoming it is the purpose
 

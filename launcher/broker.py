@@ -15,6 +15,7 @@ from typing import Any
 
 from common.topology import MONITOR, ROUTES, definitions, queues
 from launcher.errors import LauncherError
+from launcher.plain_paths import plain
 from launcher.ports import HOST
 from launcher.processes import Program, Running, run_briefly, start, tail
 from launcher.rabbitmq_programs import RabbitPrograms
@@ -70,12 +71,14 @@ class Broker:
         shutil.copyfile(CONFIGURATION / "definitions.json", imported / "topology.json")
         for name in ("enabled_plugins", "advanced.config"):
             shutil.copyfile(CONFIGURATION / name, self.directory / name)
-        shared = (CONFIGURATION / "rabbitmq.conf").read_text()
-        (self.directory / "rabbitmq.conf").write_text(f"{shared}\n{self._private_settings()}")
+        shared = (CONFIGURATION / "rabbitmq.conf").read_text("utf-8")
+        (self.directory / "rabbitmq.conf").write_text(
+            f"{shared}\n{self._private_settings()}", "utf-8"
+        )
         cookie = self.directory / ".erlang.cookie"
         if not cookie.exists():
             cookie.touch(mode=0o600)
-            cookie.write_text(secrets.token_hex(20))
+            cookie.write_text(secrets.token_hex(20), "utf-8")
 
     def epmd(self) -> Program:
         """Erlang's port mapper; the node's own, or one that nobody stops would stay behind."""
@@ -117,9 +120,9 @@ class Broker:
         marker = self.directory / "flushed"
         imported = (self.directory / "definitions" / "topology.json").read_bytes()
         digest = hashlib.sha256(imported).hexdigest()
-        if not marker.exists() or marker.read_text() != digest:
+        if not marker.exists() or marker.read_text("utf-8") != digest:
             self.ctl("eval", FLUSH_TABLES)
-            marker.write_text(digest)
+            marker.write_text(digest, "utf-8")
 
     def missing(self) -> list[str]:
         """What ``common/topology.py`` has and the broker has not, as ``kind name``."""
@@ -162,7 +165,7 @@ class Broker:
 
     def password(self, user: str) -> str:
         """The password of a broker user."""
-        return (self.secrets_directory / f"{user}.password").read_text()
+        return (self.secrets_directory / f"{user}.password").read_text("utf-8")
 
     def url(self, user: str = ADMINISTRATOR) -> str:
         """AMQP URL with the rights of a service, or of the administrator."""
@@ -224,11 +227,16 @@ class Broker:
             else:
                 return
 
+    @property
+    def _home(self) -> Path:
+        """The folder as the node is told of it."""
+        return plain(self.directory)
+
     def _environment(self) -> dict[str, str]:
         """All that the node and rabbitmqctl get; enough to keep the system's files out."""
         return {
             "LANG": "C.UTF-8",
-            "HOME": str(self.directory),
+            "HOME": str(self._home),
             **self.programs.environment,
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             # The data belongs to this name; each node has its own epmd, so names may repeat.
@@ -236,14 +244,14 @@ class Broker:
             "RABBITMQ_DIST_PORT": str(self.ports.distribution),
             "ERL_EPMD_PORT": str(self.ports.epmd),
             "ERL_EPMD_ADDRESS": HOST,
-            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.directory / "advanced.config"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
-            "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
-            "RABBITMQ_LOG_BASE": str(self.log_directory),
+            "RABBITMQ_CONFIG_FILE": str(self._home / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self._home / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._home / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self._home / "data"),
+            "RABBITMQ_LOG_BASE": str(plain(self.log_directory)),
             # Without it other machines can reach the port over which nodes talk.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            "ERL_CRASH_DUMP": str(self.directory / "erl_crash.dump"),
+            "ERL_CRASH_DUMP": str(self._home / "erl_crash.dump"),
             # The wrapper script becomes the node instead of waiting for it, so that the
             # process id and the exit code are the node's.
             "detached": "1",
@@ -251,7 +259,7 @@ class Broker:
 
     def _private_settings(self) -> str:
         return f"""# This node's own.
-definitions.local.path = {self.directory / "definitions"}
+definitions.local.path = {self._home / "definitions"}
 listeners.tcp.1 = {HOST}:{self.ports.amqp}
 management.tcp.ip = {HOST}
 management.tcp.port = {self.ports.management}

@@ -4,10 +4,10 @@ import os
 import shutil
 import subprocess
 
-from launcher.environment import PROJECT, ensure_environment
+from launcher.cache import PROJECT
+from launcher.environment import ensure_environment
 from launcher.errors import LauncherError
 from launcher.processes import run_briefly
-from launcher.stack import RUN_DIRECTORY
 from launcher.terminal import Terminal
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -30,9 +30,10 @@ A file stays on one worker, so that each starts its own broker and database only
 
 def run(pytest_arguments: list[str], terminal: Terminal) -> int:
     """Run all checks, pytest last, and return 0 if all of them passed."""
-    environment = ensure_environment("test", RUN_DIRECTORY, terminal)
+    environment = ensure_environment("test", terminal)
     variables = {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     variables.pop("PYTHONPATH", None)
+    variables["PYTHONUTF8"] = "1"  # whatever the locale: files of the project are UTF-8
     if os.environ.get("CI") == "true":
         variables["USERSTREAM_REQUIRE_BROWSER"] = "1"
     _provide_browser(terminal)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from launcher.asking import ask
+from launcher.asking import add_url, ask
 from launcher.errors import LauncherError
-from launcher.terminal import STDERR, Terminal
+from launcher.terminal import STDERR, Terminal, printable
 
 API = "/api/dead-letters"
 
@@ -29,6 +29,7 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
     """What stands behind ``dead-letters``; ``options`` are those of every command."""
     _add_filter(command, default=None)
     command.add_argument("--json", action="store_true", help="JSON on stdout")
+    add_url(command)
     actions = command.add_subparsers(dest="action", metavar="ACTION")
 
     def action(name: str, text: str) -> ArgumentParser:
@@ -36,6 +37,7 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
             name, help=text, description=text, parents=[options], allow_abbrev=False
         )
         added.add_argument("--json", action="store_true", default=SUPPRESS, help="JSON on stdout")
+        add_url(added, default=SUPPRESS)
         return added
 
     _add_filter(action("list", "show all, grouped by reason (also without an action)"))
@@ -83,11 +85,6 @@ def run(given: Namespace, terminal: Terminal) -> bool:
         for line in lines:
             terminal.say(printable(line))
     return given.action != "redrive" or bool(result["state"] == DONE)
-
-
-def printable(text: str) -> str:
-    """The text without what would move the cursor: it may come from anybody."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _list(given: Namespace) -> tuple[Any, list[str]]:
@@ -241,7 +238,7 @@ def _selection(given: Namespace) -> dict[str, Any]:
 
 
 def _ask(given: Namespace, method: str, path: str, body: object = None) -> Any:
-    return ask(given.data, "queue_receiver", method, API + path, body)
+    return ask(given, "queue_receiver", method, API + path, body)
 
 
 def _query(values: Mapping[str, Any]) -> str:

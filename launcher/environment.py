@@ -7,15 +7,16 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from launcher import apt
+from launcher.cache import PROJECT, RUN_DIRECTORY, cache_directory, is_personal
 from launcher.errors import LauncherError
 from launcher.locks import waiting_for
 from launcher.processes import run_briefly
 from launcher.terminal import Terminal
 
-PROJECT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = PROJECT / "requirements"
 
 INSTALL_TIMEOUT = 1800
@@ -36,29 +37,47 @@ PIP_TO_UV = {
 """uv does not read pip's configuration: where this machine says packages come from."""
 
 
-def ensure_environment(name: str, run_directory: Path, terminal: Terminal) -> Path:
+def ensure_environment(name: str, terminal: Terminal) -> Path:
     """The environment of ``requirements/<name>.lock``, made if it is not there yet.
 
     Its folder is named by what it is made of, so a changed lock makes a new one and never
-    touches one that is in use. Two launchers may ask at once; the second waits.
+    touches one that is in use, and all copies of the project share it; ``.run/python/`` has a
+    link to it. Two launchers may ask at once; the second waits.
 
     Raises:
         LauncherError: It could not be made.
     """
     lock = REQUIREMENTS / f"{name}.lock"
-    target = run_directory / "python" / f"{name}-{_fingerprint(lock)}"
+    target = cache_directory() / "python" / f"{name}-{_fingerprint(lock)}"
     complete = target / "complete"
     if complete.exists():
-        return target
+        return _linked(target)
     with waiting_for(target.with_suffix(".lock")):
         if not complete.exists():
             with terminal.step(f"Installing the packages of requirements/{name}.lock"):
                 shutil.rmtree(target, ignore_errors=True)
                 try:
-                    _install(lock, target, run_directory / "tools")
+                    _install(lock, target, tools_directory())
                 except LauncherError as error:
                     raise LauncherError(f"{error}\n{ADVICE}") from error
                 complete.touch()
+    return _linked(target)
+
+
+def tools_directory() -> Path:
+    """Where fetched programs are kept."""
+    return cache_directory() / "tools"
+
+
+def _linked(target: Path) -> Path:
+    """The environment, with a link to it in this copy of the project, for people and editors."""
+    link = RUN_DIRECTORY / "python" / target.name
+    if link.parent != target.parent:
+        with suppress(OSError):  # the project may be read-only, or another launcher was faster
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_dir():
+                link.unlink(missing_ok=True)
+                link.symlink_to(target)
     return target
 
 
@@ -105,6 +124,8 @@ def install_packages(
 
 def _uv_environment() -> dict[str, str]:
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", **_indexes()}
+    if not is_personal(cache_directory(), os.environ):  # nor could uv write to its own
+        environment.setdefault("UV_CACHE_DIR", str(cache_directory() / "uv"))
     environment.pop("VIRTUAL_ENV", None)
     return environment
 
@@ -119,9 +140,13 @@ def _uv(tools: Path) -> str:
         else:
             return found
     folder = tools / f"uv-{_fingerprint(REQUIREMENTS / 'uv.lock')}"
-    if not (folder / "bin" / "uv").exists():
-        lock = str(REQUIREMENTS / "uv.lock")
-        _pip(["install", "-q", "--require-hashes", "--target", str(folder), "-r", lock], tools)
+    complete = folder / "complete"
+    with waiting_for(folder.with_suffix(".lock")):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            lock = str(REQUIREMENTS / "uv.lock")
+            _pip(["install", "-q", "--require-hashes", "--target", str(folder), "-r", lock], tools)
+            complete.touch()
     return str(folder / "bin" / "uv")
 
 
@@ -151,7 +176,11 @@ def _pip_wheel(tools: Path) -> Path:
             "This Python has no pip, and without it nothing can be installed. Install uv or pip"
             f" for {sys.executable} and start again."
         )
-    apt.unpack(["python3-pip-whl"], tools / "pip")
+    with waiting_for(tools / "pip.lock"):
+        if not (tools / "pip").exists():
+            apt.unpack(["python3-pip-whl"], tools / "pip")
+    if not any((tools / "pip" / "usr" / bundled).glob("pip-*.whl")):
+        raise LauncherError("Debian's package python3-pip-whl holds no pip; install python3-pip.")
     return _pip_wheel(tools)
 
 
@@ -190,7 +219,7 @@ def pip_configuration(environment: Mapping[str, str]) -> dict[str, str]:
         Path(environment.get("PIP_CONFIG_FILE", "/nonexistent")),
     ]
     parser = configparser.RawConfigParser(strict=False)
-    parser.read(files)
+    parser.read(files, encoding="utf-8")
     found: dict[str, str] = {}
     for section in ("global", "install"):
         if parser.has_section(section):

@@ -6,7 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher.asking import ask
+from launcher.asking import add_url, ask, invocation_of
+from launcher.invocation import Invocation
 from launcher.terminal import STDERR, Terminal
 
 SERVICE = "queue_receiver"
@@ -22,6 +23,7 @@ Row = tuple[str, int, str]
 
 def add_arguments(command: ArgumentParser, _options: ArgumentParser) -> None:
     """What stands behind ``ledger``."""
+    add_url(command)
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
     command.add_argument(
         "--repair",
@@ -43,7 +45,7 @@ def run(given: Namespace, terminal: Terminal) -> bool:
     else:
         for line in [*(repair_lines(repair) if repair else []), *ledger_lines(ledger)]:
             terminal.say(line)
-        _conclude(ledger, terminal)
+        _conclude(ledger, terminal, invocation_of(given))
     return not ledger["lost"]
 
 
@@ -51,7 +53,7 @@ def _read(given: Namespace) -> dict[str, Any]:
     """The ledger up to the end of the stream, or as far as it can be read."""
     before = -1
     while True:
-        ledger: dict[str, Any] = ask(given.data, SERVICE, "GET", "/api/ledger")
+        ledger: dict[str, Any] = ask(given, SERVICE, "GET", "/api/ledger")
         if ledger["caughtUp"] or ledger["readUpTo"] == before:
             return ledger
         before = ledger["readUpTo"]
@@ -61,7 +63,7 @@ def _read(given: Namespace) -> dict[str, Any]:
 def _repair(given: Namespace) -> dict[str, Any]:
     """Repair, and wait until what was sent again is stored."""
     _read(given)
-    repair: dict[str, Any] = ask(given.data, SERVICE, "POST", "/api/ledger/repairs")
+    repair: dict[str, Any] = ask(given, SERVICE, "POST", "/api/ledger/repairs")
     if repair["republished"]:
         with STDERR.step(f"Sent {repair['republished']:,} registrations to the work queue"):
             deadline = time.monotonic() + STORED_WITHIN
@@ -137,7 +139,7 @@ def _table(rows: Iterator[Row] | list[Row]) -> list[str]:
     ]
 
 
-def _conclude(ledger: Mapping[str, Any], terminal: Terminal) -> None:
+def _conclude(ledger: Mapping[str, Any], terminal: Terminal, invocation: Invocation) -> None:
     if ledger["workBinding"] == "missing":
         terminal.fail(
             "The work queue is not bound: what is accepted reaches the stream and nobody else."
@@ -149,8 +151,8 @@ def _conclude(ledger: Mapping[str, Any], terminal: Terminal) -> None:
         terminal.fail(f"The stream dropped {unread:,} messages before they were read.")
     if ledger["lost"]:
         terminal.fail(
-            f"{ledger['lost']:,} registrations are lost. ./userstream ledger --repair brings back"
-            " what the stream still has."
+            f"{ledger['lost']:,} registrations are lost. {invocation.line('ledger --repair')}"
+            " brings back what the stream still has."
         )
     else:
         terminal.heading("Nothing is lost.")

@@ -7,7 +7,8 @@ platform and name no index, so that each machine may use its own.
 import subprocess
 import sys
 
-from launcher.environment import PROJECT, REQUIREMENTS
+from launcher.cache import PROJECT
+from launcher.environment import REQUIREMENTS
 
 LOCKS = {
     "runtime": ["pyproject.toml"],

@@ -11,7 +11,7 @@ from pathlib import Path
 def waiting_for(path: Path) -> Iterator[None]:
     """Hold the lock; whoever comes second waits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -21,7 +21,7 @@ def take(path: Path) -> bool:
 
     Its file names the holder.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -35,7 +35,7 @@ def take(path: Path) -> bool:
 def holder(path: Path) -> int | None:
     """The process that holds the lock, None if nobody does."""
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from launcher.asking import ask
+from launcher.asking import add_url, ask, invocation_of
 from launcher.errors import LauncherError
 from launcher.terminal import STDERR, Terminal
 
@@ -18,6 +18,7 @@ PAGE = 1000
 
 def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
     """What stands behind ``mails``; ``options`` are those of every command."""
+    add_url(command)
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, text: str) -> ArgumentParser:
@@ -25,6 +26,7 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
             name, help=text, description=text, parents=[options], allow_abbrev=False
         )
         added.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        add_url(added, default=argparse.SUPPRESS)
         return added
 
     show = action("show", "show a mail: every attempt, who sent it again, what came back")
@@ -78,7 +80,7 @@ def run(given: Namespace, terminal: Terminal) -> None:
 
 
 def _show(given: Namespace) -> tuple[Any, list[str]]:
-    mail = ask(given.data, "sender", "GET", f"/api/notifications/{quote(given.id, safe='')}")
+    mail = ask(given, "sender", "GET", f"/api/notifications/{quote(given.id, safe='')}")
     return mail, mail_lines(mail)
 
 
@@ -125,8 +127,9 @@ def _resend_one(given: Namespace) -> tuple[Any, list[str]]:
         )
     body = {"askedBy": _person(), "reason": given.reason, "force": given.force}
     path = f"/api/notifications/{quote(given.id, safe='')}/resend"
-    accepted = ask(given.data, "sender", "POST", path, body)
-    hint = f"`./userstream mails show {accepted['notificationId']}` tells how it goes."
+    accepted = ask(given, "sender", "POST", path, body)
+    show = invocation_of(given).line(f"mails show {accepted['notificationId']}")
+    hint = f"`{show}` tells how it goes."
     return accepted, [f"On its way again; it was {accepted['statusBefore']}. {hint}"]
 
 
@@ -149,7 +152,7 @@ def _resend_many(given: Namespace) -> tuple[Any, list[str]]:
     while True:
         size = min(PAGE, given.limit - total["found"]) if given.limit else PAGE
         asked = {**body, "after": after, "limit": size}
-        page = ask(given.data, "sender", "POST", "/api/notifications/resend", asked)
+        page = ask(given, "sender", "POST", "/api/notifications/resend", asked)
         total = {name: count + page[name] for name, count in total.items()}
         after = page["nextAfter"]
         if after is None or total["found"] == given.limit:
@@ -184,9 +187,9 @@ def _suppressed(given: Namespace) -> tuple[Any, list[str]]:
         return _all_suppressed(given)
     path = f"/api/suppressions/{quote(given.address, safe='')}"
     if given.remove:
-        ask(given.data, "database_service", "DELETE", path)
+        ask(given, "database_service", "DELETE", path)
         return {"address": given.address, "removed": True}, ["It gets mails again."]
-    entry = ask(given.data, "database_service", "GET", path)
+    entry = ask(given, "database_service", "GET", path)
     return entry, [_entry_line(entry)]
 
 
@@ -195,7 +198,7 @@ def _all_suppressed(given: Namespace) -> tuple[Any, list[str]]:
     query: dict[str, Any] = {"limit": 500}
     while True:
         path = f"/api/suppressions?{urlencode(query)}"
-        page = ask(given.data, "database_service", "GET", path)
+        page = ask(given, "database_service", "GET", path)
         entries += page["addresses"]
         if page["nextAfter"] is None:
             break

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from launcher.errors import LauncherError
+from launcher.invocation import Invocation
 
 HOST = "127.0.0.1"
 """Everything listens here, and nothing beyond this machine."""
@@ -46,7 +47,7 @@ def ports(offset: int) -> dict[str, int]:
     return {name: port + offset for name, port in BASE_PORTS.items()}
 
 
-def require_free(wanted: Mapping[str, int], *, offset: int) -> None:
+def require_free(wanted: Mapping[str, int], *, invocation: Invocation) -> None:
     """Return if every port can be listened on.
 
     Raises:
@@ -54,12 +55,15 @@ def require_free(wanted: Mapping[str, int], *, offset: int) -> None:
     """
     taken = [f"  {port} (for {name})" for name, port in wanted.items() if not is_free(port)]
     if taken:
-        other = offset + 100 if offset + 100 <= LARGEST_OFFSET else 0
+        other = invocation.offset + 100
+        if other > LARGEST_OFFSET:
+            other = 0
         raise LauncherError(
             "These ports are in use by another program:\n"
             + "\n".join(taken)
-            + "\nEither end that program (is another UserStream running? `./userstream down` ends"
-            f" it),\nor take other ports for all parts: --port-offset {other}"
+            + "\nEither end that program (is another UserStream running?"
+            f" `{invocation.line('down')}` ends it),"
+            f"\nor take other ports for all parts: --port-offset {other}"
         )
 
 

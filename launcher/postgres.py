@@ -8,6 +8,7 @@ import socket
 import struct
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,17 @@ from rabbitmq.provision import keep_secret
 
 DATABASE = "userstream"
 """The database and the role that owns it."""
+
+DISCREET = (
+    # No DETAIL, which quotes rows ("Key (lower(email))=(…) already exists"), and no statements.
+    "log_error_verbosity=terse",
+    "log_min_error_statement=panic",
+    "log_timezone=UTC",
+)
+"""Settings of every server: no address of a person gets into its log."""
+
+ELSEWHERE = (Path("/var/lib/userstream"), Path("/var/tmp"))  # noqa: S108 - mkdtemp in both
+"""Where root's PostgreSQL keeps data that its user could not reach; nothing tidies up the first."""
 
 UNSAFE_BUT_FAST = ("fsync=off", "full_page_writes=off")
 """Settings for tests: safe against a killed process, not against a power cut."""
@@ -87,7 +99,7 @@ class Postgres:
         argv = [str(self._programs() / "postgres"), "-D", str(data), "-h", HOST, "-p"]
         # No socket in the file system: its path may be too long, and TCP is enough.
         argv += [str(self.port), "-c", "unix_socket_directories="]
-        for setting in self.settings:
+        for setting in (*DISCREET, *self.settings):
             argv += ["-c", setting]
         return Program(
             name="postgres",
@@ -144,13 +156,15 @@ class Postgres:
     def _make_reachable(self) -> None:
         """Put the data elsewhere where the user that root drops to can not come here.
 
-        The folder becomes a link to one below /var/tmp, so that it is found again.
+        The folder becomes a link to it, so that it is found again.
         """
         if self.directory.is_symlink() or not (owner := unprivileged_owner()):
             return
-        if not _reachable(self.directory.parent) and not any(self.directory.glob("*")):
+        if not _reachable(self.directory.parent):
+            elsewhere = _elsewhere()
+            for entry in self.directory.iterdir():  # of a start when it could be reached
+                shutil.move(entry, elsewhere)
             self.directory.rmdir()
-            elsewhere = tempfile.mkdtemp(prefix="userstream-", dir="/var/tmp")
             self.directory.symlink_to(elsewhere)
         os.chown(self._home, owner.uid, owner.gid)
         self._home.chmod(0o700)
@@ -159,7 +173,7 @@ class Postgres:
         """The programs of the version that made the data, or of the newest there is."""
         available = self.programs
         made_by = self._home / "data" / "PG_VERSION"
-        major = int(made_by.read_text()) if made_by.exists() else max(available)
+        major = int(made_by.read_text("utf-8")) if made_by.exists() else max(available)
         if major not in available:
             raise LauncherError(
                 f"The data in {self.directory} was made by PostgreSQL {major}, and this machine"
@@ -190,6 +204,7 @@ class Postgres:
                         symlinks=True,
                         ignore=shutil.ignore_patterns("include", "*.a"),
                     )
+            _open_to_all(fresh)
             fresh.replace(copy)
         return copy / programs.relative_to(packages)
 
@@ -219,6 +234,25 @@ def serves_postgres(port: int) -> bool:
             return connection.recv(1) == b"R"  # AuthenticationRequest; an error is "E"
     except OSError:
         return False
+
+
+def _elsewhere() -> Path:
+    """A new folder that every user may come to, though only its owner into it."""
+    for parent in ELSEWHERE:
+        with suppress(OSError):
+            if not parent.exists():
+                parent.mkdir()
+                parent.chmod(0o711)
+            return Path(tempfile.mkdtemp(prefix="userstream-", dir=parent))
+    raise LauncherError(f"Neither {' nor '.join(map(str, ELSEWHERE))} can be written.")
+
+
+def _open_to_all(folder: Path) -> None:
+    """Let every user read and run what its owner may, whatever the umask was."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode & 0o777
+            path.chmod(mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6)
 
 
 def _reachable(path: Path) -> bool:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.errors import LauncherError
+from launcher.logs import last_lines
 
 GUARD = Path(__file__).with_name("guard.py")
 
@@ -20,6 +22,9 @@ POLL_INTERVAL = 0.05
 
 LOG_TAIL = 15
 """Lines of a log that are shown when its program fails."""
+
+_BRIEF_RUNS: set[subprocess.Popen[str]] = set()
+"""What ``run_briefly`` waits for, in whichever thread."""
 
 # The kernel ties a child to the *thread* that started it. All are started by this one,
 # which lives as long as the process, so that it does not matter who asks.
@@ -51,8 +56,10 @@ class Program:
     """Where its output is appended to."""
     is_ready: Callable[[], bool]
     """Asks once, within about a second, without raising."""
-    explain: Callable[[], str] = str
-    """Asks it why it is not ready; empty if it does not say."""
+    is_live: Callable[[], bool] | None = None
+    """Asks once whether it runs, where that is less than being ready; None where it is the same."""
+    waits_for: Callable[[], Mapping[str, str]] = dict
+    """Asks it why it is not ready: what it waits for, each with its reason."""
     ready_within: float = 60
     """Seconds until a start counts as failed."""
     stop_signal: signal.Signals = signal.SIGTERM
@@ -71,6 +78,8 @@ class Running:
     popen: subprocess.Popen[bytes]
     since: float = field(default_factory=time.monotonic)
     """When it was started, on the monotonic clock."""
+    log_begin: int = 0
+    """Bytes that its log held before."""
 
     @property
     def pid(self) -> int:
@@ -87,20 +96,39 @@ class Running:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    def wait_until_ready(self) -> None:
+    def wait_until_live(self, given_up: threading.Event | None = None) -> None:
+        """Return when it runs, whatever it may be waiting for.
+
+        Raises:
+            LauncherError: It ended, or did not answer in time, or ``given_up`` was set.
+        """
+        self._wait(self.program.is_live or self.program.is_ready, "does not answer", given_up)
+
+    def wait_until_ready(self, given_up: threading.Event | None = None) -> None:
         """Return when it serves.
 
         Raises:
-            LauncherError: It ended, or did not serve in time.
+            LauncherError: It ended, or did not serve in time, or ``given_up`` was set.
         """
+        self._wait(self.program.is_ready, "is not ready", given_up)
+
+    def _wait(
+        self, is_reached: Callable[[], bool], late: str, given_up: threading.Event | None
+    ) -> None:
         deadline = self.since + self.program.ready_within
-        while not self.program.is_ready():
+        while not is_reached():
             if self.exit_code is not None:
                 raise LauncherError(self._failure(describe_exit(self.exit_code)))
+            if given_up is not None and given_up.is_set():
+                raise LauncherError(f"The start of {self.program.name} was broken off.")
             if time.monotonic() > deadline:
-                late = f"is not ready after {self.program.ready_within:.0f} s"
-                said = self.program.explain()
-                raise LauncherError(self._failure(f"{late}: {said}" if said else late))
+                waits = "; ".join(
+                    f"{name}: {reason}" for name, reason in self.program.waits_for().items()
+                )
+                seconds = f"after {self.program.ready_within:.0f} s"
+                raise LauncherError(
+                    self._failure(f"{late} {seconds}{f' ({waits})' if waits else ''}")
+                )
             time.sleep(POLL_INTERVAL)
 
     def stop(self) -> None:
@@ -126,7 +154,7 @@ class Running:
         self.popen.wait()
 
     def _failure(self, what: str) -> str:
-        return f"{self.program.name} {what}.\n{tail(self.program.log)}"
+        return f"{self.program.name} {what}.\n{tail(self.program.log, since=self.log_begin)}"
 
 
 def start(program: Program) -> Running:
@@ -136,6 +164,7 @@ def start(program: Program) -> Running:
     guard = [sys.executable, "-I", str(GUARD), str(os.getpid())]
     argv = [*guard, str(int(program.death_signal)), owner, *program.argv]
     with program.log.open("ab") as log:
+        begin = log.tell()
         popen = _STARTER.submit(
             subprocess.Popen,
             argv,
@@ -147,7 +176,7 @@ def start(program: Program) -> Running:
             # Ctrl-C in the terminal is for the launcher, which stops the others in order.
             start_new_session=True,
         ).result()
-    return Running(program, popen)
+    return Running(program, popen, log_begin=begin)
 
 
 def describe_exit(code: int) -> str:
@@ -157,13 +186,9 @@ def describe_exit(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-def tail(log: Path) -> str:
-    """The last lines of a log, indented, below the name of the file."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
-    except FileNotFoundError:
-        lines = []
-    shown = [f"    {line}" for line in lines] or ["    (empty)"]
+def tail(log: Path, *, since: int = 0) -> str:
+    """The last lines of a log as a person reads them, indented, below the name of the file."""
+    shown = [f"    {text}" for text in last_lines(log, LOG_TAIL, since=since)] or ["    (empty)"]
     return "\n".join([f"  The end of {log}:", *shown])
 
 
@@ -183,22 +208,35 @@ def run_briefly(
     """
     identity = {"user": owner.uid, "group": owner.gid, "extra_groups": []} if owner else {}
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             argv,
             env=None if environment is None else dict(environment),
             cwd=directory,
-            input=typed,
-            capture_output=True,
-            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
             errors="replace",
-            timeout=timeout,
-            check=False,
             **identity,  # type: ignore[call-overload] # the three are either all or not there
-        )
+        ) as run:
+            _BRIEF_RUNS.add(run)
+            try:
+                output, errors = run.communicate(typed, timeout)
+            except BaseException:
+                run.kill()
+                raise
+            finally:
+                _BRIEF_RUNS.discard(run)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LauncherError(f"{argv[0]} could not be run: {error}") from error
-    if done.returncode != 0:
-        what = describe_exit(done.returncode)
-        said = (done.stderr + done.stdout).strip()
+    if run.returncode != 0:
+        what = describe_exit(run.returncode)
+        said = (errors + output).strip()
         raise LauncherError(f"{' '.join(argv[:4])} … {what}:\n{said}")
-    return str(done.stdout)
+    return str(output)
+
+
+def interrupt_brief_runs() -> None:
+    """End what other threads run with ``run_briefly``; it raises there."""
+    for run in list(_BRIEF_RUNS):
+        run.kill()

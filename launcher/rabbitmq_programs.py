@@ -1,4 +1,4 @@
-"""Finds RabbitMQ's programs on this machine, or fetches them below the run directory."""
+"""Finds RabbitMQ's programs on this machine, or fetches them."""
 
 import os
 import shutil
@@ -9,11 +9,15 @@ from pathlib import Path
 from launcher import apt
 from launcher.errors import LauncherError
 from launcher.locks import waiting_for
+from launcher.plain_paths import plain
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 DEBIAN = Path("/usr/lib/rabbitmq/bin")
 """Not /usr/sbin: the wrapper there changes to the user ``rabbitmq``."""
+
+ERLANG_ROOT = "USERSTREAM_ERLANG_ROOT"
+"""The variable in which Erlang's start scripts, fetched and rewritten, find where they are."""
 
 HOMEBREW = (Path("/opt/homebrew"), Path("/usr/local"), Path("/home/linuxbrew/.linuxbrew"))
 
@@ -45,7 +49,7 @@ def find_or_fetch(tools: Path) -> RabbitPrograms:
             apt.unpack(["rabbitmq-server"], unpacked)
             _relocate_erlang(unpacked)
             relocated.touch()
-    return _unpacked(unpacked)
+    return _unpacked(plain(unpacked))
 
 
 def installed() -> RabbitPrograms | None:
@@ -59,12 +63,16 @@ def installed() -> RabbitPrograms | None:
 
 
 def _unpacked(root: Path) -> RabbitPrograms:
+    # Not usr/lib/rabbitmq/bin: links are there, and the scripts would follow them to the folder
+    # itself, away from a plain path to it.
+    (scripts,) = root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")
     (epmd,) = root.glob("usr/lib/erlang/erts-*/bin/epmd")
     libraries = [str(folder) for folder in root.glob("usr/lib/*-linux-gnu*")]
     return RabbitPrograms(
-        scripts=root / "usr/lib/rabbitmq/bin",
+        scripts=scripts,
         epmd=epmd,
         environment={
+            ERLANG_ROOT: str(root / "usr/lib/erlang"),
             "PATH": f"{root / 'usr/bin'}:{SYSTEM_PATH}",
             "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         },
@@ -72,12 +80,12 @@ def _unpacked(root: Path) -> RabbitPrograms:
 
 
 def _relocate_erlang(root: Path) -> None:
-    """Tell Erlang's start scripts where they are now; they hold the path as text."""
+    """Let Erlang's start scripts ask where they are; they hold the path as text."""
     erlang = root / "usr/lib/erlang"
     for script in [*erlang.glob("bin/*"), *erlang.glob("erts-*/bin/*")]:
         if script.name in {"erl", "start"} and not script.is_symlink():
-            text = script.read_text().replace("=/usr/lib/erlang", f"={erlang}")
-            script.write_text(text)
+            text = script.read_text("utf-8").replace("=/usr/lib/erlang", f'="${ERLANG_ROOT}"')
+            script.write_text(text, "utf-8")
 
 
 def _install_line() -> str:

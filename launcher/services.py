@@ -2,11 +2,12 @@
 
 import http.client
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from launcher.environment import PROJECT
+from launcher.cache import PROJECT
 from launcher.ports import HOST
 from launcher.processes import Program
 
@@ -40,7 +41,12 @@ SETTINGS = {
 }
 """Service to the variables it reads besides ``PORT`` and ``LISTENING``."""
 
+LIVE = "/health/live"
 READY = "/health/ready"
+
+ANSWER_SECONDS = 2.0
+EXPLAIN_SECONDS = 5.0
+"""Longer than a service's own checks take, which may be what is asked for."""
 
 STOP_SECONDS = 40.0
 """A service gives requests 5 s, messages 20 s and what is broken off 5 s, and then disconnects."""
@@ -76,10 +82,10 @@ def service_environment(
     environment = {name: given[name] for name in INHERITED if name in given}
     environment |= PYTHON
     for name in names:
-        if f"{name}_FILE" in given:
-            environment[f"{name}_FILE"] = given[f"{name}_FILE"]
-        elif name in given:
+        if name in given:
             environment[name] = given[name]
+        elif f"{name}_FILE" in given:
+            environment[f"{name}_FILE"] = given[f"{name}_FILE"]
         elif name in defaults:
             environment[name] = defaults[name]
     return {**environment, "PORT": str(port)}
@@ -88,7 +94,7 @@ def service_environment(
 def service_program(
     service: str, *, python: Path, environment: Mapping[str, str], port: int, log: Path
 ) -> Program:
-    """One service; ready when its own ``/health/ready`` says so."""
+    """One service; it lives and is ready when its own ``/health/…`` says so."""
     return Program(
         name=service,
         argv=(str(python), "-m", service),
@@ -97,7 +103,8 @@ def service_program(
         log=log,
         is_ready=lambda: answers_ok(port, READY),
         stop_within=STOP_SECONDS,
-        explain=lambda: _get(port, READY)[1],
+        is_live=lambda: answers_ok(port, LIVE),
+        waits_for=lambda: waits_for(port),
     )
 
 
@@ -108,17 +115,53 @@ def answers_ok(port: int, path: str) -> bool:
 
 def summary(port: int) -> dict[str, Any]:
     """What a service says of itself in ``/health``; nothing where nobody answers."""
-    status, body = _get(port, "/health")
+    return _as_object(_get(port, "/health", EXPLAIN_SECONDS)[1])
+
+
+def waits_for(port: int) -> dict[str, str]:
+    """What a service waits for, each with its reason; empty where it is ready."""
+    status, body = _get(port, READY, EXPLAIN_SECONDS)
+    if status == 0:
+        return {"itself": "It does not answer."}
+    return not_ready(_as_object(body))
+
+
+def not_ready(report: Mapping[str, Any]) -> dict[str, str]:
+    """The dependencies that a report of ``/health`` shows as missing, each with its reason."""
+    dependencies = report.get("dependencies")
+    if not isinstance(dependencies, dict):
+        return {"itself": "It does not say whether it is ready."}
+    return {
+        name: str(found.get("detail") or found.get("code") or "It does not say why.")
+        for name, found in dependencies.items()
+        if not found.get("ready")
+    }
+
+
+def all_waiting(numbers: Mapping[str, int], names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Of these services, those that are not ready, each with what it waits for.
+
+    Args:
+        numbers: Their ports.
+        names: The services.
+    """
+    asked = list(names)
+    with ThreadPoolExecutor(len(asked) or 1) as pool:
+        said = pool.map(lambda name: waits_for(numbers[name]), asked)
+        return {name: waits for name, waits in zip(asked, said, strict=True) if waits}
+
+
+def _as_object(body: str) -> dict[str, Any]:
     try:
-        said = json.loads(body) if status == http.HTTPStatus.OK else {}
+        said = json.loads(body)
     except ValueError:  # whatever holds the port, it is not the service
         said = {}
     return said if isinstance(said, dict) else {}
 
 
-def _get(port: int, path: str) -> tuple[int, str]:
-    """Status and body of a GET; status 0 if nobody answers within two seconds."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=2)
+def _get(port: int, path: str, seconds: float = ANSWER_SECONDS) -> tuple[int, str]:
+    """Status and body of a GET; status 0 if nobody answers in time."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=seconds)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

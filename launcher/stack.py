@@ -7,18 +7,18 @@ from typing import Any
 
 from launcher import postgres_programs
 from launcher.broker import Broker, BrokerPorts
-from launcher.environment import PROJECT, ensure_environment
-from launcher.errors import LauncherError
+from launcher.cache import PROJECT
+from launcher.environment import ensure_environment, tools_directory
+from launcher.folders import open_data
+from launcher.given import drop_unused, is_given
 from launcher.ports import HOST, ports
 from launcher.postgres import DATABASE, Postgres
 from launcher.processes import Program
-from launcher.rabbitmq_programs import find_or_fetch
+from launcher.rabbitmq_programs import RabbitPrograms, find_or_fetch
 from launcher.services import SETTINGS, answers_ok, service_environment, service_program
+from launcher.side_by_side import side_by_side
 from launcher.terminal import Terminal
 from rabbitmq.provision import ADMINISTRATOR, keep_secret
-
-RUN_DIRECTORY = PROJECT / ".run"
-"""Everything the launcher makes, unless told otherwise: environments, programs, data."""
 
 STOP_ORDER = (
     ("frontend",),
@@ -48,34 +48,18 @@ class Stack:
     @property
     def has_mailbox(self) -> bool:
         """Whether mails go to the mailbox, and not to a server that was named."""
-        return "SMTP_HOST" not in self.given
+        return not is_given(self.given, "SMTP_HOST")
 
     @property
     def logs(self) -> Path:
         """Folder with one log per part."""
         return self.data / "logs"
 
-    def listening(self) -> dict[str, int]:
-        """The ports that must be free, by what wants them."""
-        without = {
-            "rabbitmq": self.broker is None,
-            "epmd": self.broker is None,
-            "postgres": self.postgres is None,
-            "mailbox": not self.has_mailbox,
-        }
-        return {
-            name: port
-            for name, port in self.ports.items()
-            if not without.get(name.split(maxsplit=1)[0], False)
-        }
-
-    def infrastructure(self) -> list[Program]:
-        """What the services need, ready to be started (the broker needs epmd)."""
+    def others(self) -> list[Program]:
+        """What the services need besides the broker, ready to be started."""
         programs = []
         if self.postgres:
             programs.append(self.postgres.server())
-        if self.broker:
-            programs.append(self.broker.node())
         if self.has_mailbox:
             programs.append(self._mailbox())
         return programs
@@ -172,6 +156,7 @@ class Stack:
             environment={
                 "PATH": self.given.get("PATH", "/usr/bin:/bin"),
                 "LANG": "C.UTF-8",
+                "TZ": "UTC0",  # its log has no zone
                 "PYTHONUNBUFFERED": "1",
                 "MAILCATCHER_SMTP_PORT": str(self.ports["mailbox smtp"]),
                 "MAILCATCHER_WEB_PORT": str(web),
@@ -183,33 +168,54 @@ class Stack:
         )
 
 
-def default_data(offset: int) -> Path:
-    """Where a stack keeps its data if it is not told."""
-    return RUN_DIRECTORY / f"offset-{offset}"
+def listening_ports(given: Mapping[str, str], offset: int) -> dict[str, int]:
+    """The ports that must be free for what the environment leaves to us, by what wants them."""
+    others = {
+        "rabbitmq": is_given(given, "QUEUE_URL"),
+        "epmd": is_given(given, "QUEUE_URL"),
+        "postgres": is_given(given, "DB_HOST"),
+        "mailbox": is_given(given, "SMTP_HOST"),
+    }
+    return {
+        name: port
+        for name, port in ports(offset).items()
+        if not others.get(name.split(maxsplit=1)[0], False)
+    }
 
 
 def build_stack(*, offset: int, data: Path, given: Mapping[str, str], terminal: Terminal) -> Stack:
     """Fetch what is missing on this machine and lay out the parts. Starts nothing.
 
     Raises:
-        LauncherError: Something can not be had.
+        LauncherError: Something can not be had, or the environment names half of something.
     """
     numbers = ports(offset)
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        RUN_DIRECTORY.mkdir(exist_ok=True)
-    except PermissionError as error:
-        raise LauncherError(
-            f"{error.filename} can not be written by this user. Take another folder with --data,"
-            " or change its owner."
-        ) from error
-    environment = ensure_environment("demo", RUN_DIRECTORY, terminal)
+    open_data(data)
+    given = drop_unused(given, terminal.say)
     secrets, logs = data / "secrets", data / "logs"
-    broker = postgres = None
-    if "QUEUE_URL" not in given and "QUEUE_URL_FILE" not in given:
+
+    def fetch_rabbitmq() -> RabbitPrograms | None:
+        if is_given(given, "QUEUE_URL"):
+            return None
         with terminal.step("Looking for RabbitMQ, fetching it if it is missing"):
-            programs = find_or_fetch(RUN_DIRECTORY / "tools")
-        broker = Broker(
+            return find_or_fetch(tools_directory())
+
+    def fetch_postgres() -> dict[int, Path] | None:
+        if is_given(given, "DB_HOST"):
+            return None
+        with terminal.step("Looking for PostgreSQL, fetching it if it is missing"):
+            return postgres_programs.find_or_fetch(tools_directory())
+
+    environment: Path
+    programs: RabbitPrograms | None
+    servers: dict[int, Path] | None
+    environment, programs, servers = side_by_side(
+        lambda: ensure_environment("demo", terminal), fetch_rabbitmq, fetch_postgres
+    )
+    broker = (
+        None
+        if programs is None
+        else Broker(
             directory=data / "rabbitmq",
             secrets_directory=secrets,
             ports=BrokerPorts(
@@ -222,9 +228,9 @@ def build_stack(*, offset: int, data: Path, given: Mapping[str, str], terminal: 
             programs=programs,
             log_directory=logs,
         )
-    if "DB_HOST" not in given:
-        with terminal.step("Looking for PostgreSQL, fetching it if it is missing"):
-            servers = postgres_programs.find_or_fetch(RUN_DIRECTORY / "tools")
+    )
+    postgres = None
+    if servers is not None:
         postgres = Postgres(
             directory=data / "postgres",
             secrets_directory=secrets,

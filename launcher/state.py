@@ -31,7 +31,9 @@ class StateFile:
         """Replace the state in one step; it holds passwords, so others can not read it."""
         fresh = self._file.with_suffix(".new")
         fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(
+            os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w", encoding="utf-8"
+        ) as file:
             json.dump(state, file, indent=2)
         fresh.replace(self._file)
 
@@ -40,7 +42,7 @@ class StateFile:
         if self.supervisor() is None:
             return None
         try:
-            state: dict[str, Any] = json.loads(self._file.read_text())
+            state: dict[str, Any] = json.loads(self._file.read_text("utf-8"))
         except FileNotFoundError:
             return None
         return state

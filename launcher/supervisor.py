@@ -1,10 +1,12 @@
 """Starts all parts, starts again what dies, and stops them in order."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from launcher.errors import LauncherError
+from launcher.logs import keep_bounded
 from launcher.processes import Program, Running, describe_exit, start
 from launcher.stack import STOP_ORDER
 from launcher.terminal import Terminal
@@ -20,6 +22,9 @@ PROVEN_AFTER = 60.0
 
 WATCH_INTERVAL = 0.1
 """Seconds between two looks at the parts."""
+
+LOG_INTERVAL = 10.0
+"""Seconds between two looks at the sizes of their logs."""
 
 
 def pause_before_restart(deaths: int) -> float:
@@ -67,27 +72,45 @@ class Supervisor:
         self.parts: dict[str, Part] = {}
         self._terminal = terminal
         self._on_change = on_change
+        self._lock = threading.RLock()
+        self._given_up = threading.Event()
+        self._logs_due = 0.0
 
-    def start(self, programs: Iterable[Program]) -> None:
+    def start(self, programs: Iterable[Program], *, until_live: bool = False) -> None:
         """Start the programs at the same time and return when all are ready.
+
+        With ``until_live``, when all run, whatever they may be waiting for. Threads may start
+        different programs at the same time.
 
         Raises:
             LauncherError: One did not become ready; the others go on until ``stop``.
         """
         fresh = [Part(program) for program in programs]
+        with self._lock:
+            if self._given_up.is_set():
+                raise LauncherError("The start was broken off.")
+            for part in fresh:
+                self.parts[part.program.name] = part
+                part.running = start(part.program)
+            self._on_change(self)
         for part in fresh:
-            self.parts[part.program.name] = part
-            part.running = start(part.program)
-        self._on_change(self)
-        for part in fresh:
-            if part.running:
-                with self._terminal.step(f"Starting {part.program.name}"):
-                    part.running.wait_until_ready()
+            if (running := part.running) is None:
+                continue
+            with self._terminal.step(f"Starting {part.program.name}"):
+                if until_live:
+                    running.wait_until_live(self._given_up)
+                else:
+                    running.wait_until_ready(self._given_up)
+
+    def give_up(self) -> None:
+        """Start nothing more, and end every wait for something to become ready."""
+        self._given_up.set()
 
     def watch(self) -> None:
         """Keep all parts running; ends only by an exception, such as KeyboardInterrupt."""
         while True:
             self.look(time.monotonic())
+            self._bound_logs(time.monotonic())
             time.sleep(WATCH_INTERVAL)
 
     def look(self, now: float) -> None:
@@ -120,6 +143,12 @@ class Supervisor:
                 for running in together:
                     running.wait_for_end()
 
+    def _bound_logs(self, now: float) -> None:
+        if now >= self._logs_due:
+            self._logs_due = now + LOG_INTERVAL
+            for folder in {part.program.log.parent for part in self.parts.values()}:
+                keep_bounded(folder)
+
     def kill(self) -> None:
         """End everything at once."""
         for part in self.parts.values():
@@ -128,4 +157,4 @@ class Supervisor:
 
     def log(self, text: str) -> None:
         """Say what happened, with the time."""
-        self._terminal.say(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}")
+        self._terminal.note(text)

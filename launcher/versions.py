@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launcher.environment import PROJECT, ensure_environment
+from launcher.cache import PROJECT, RUN_DIRECTORY
+from launcher.environment import ensure_environment
 from launcher.errors import LauncherError
 from launcher.processes import run_briefly
 from launcher.rabbitmq_programs import installed
-from launcher.stack import RUN_DIRECTORY
 from launcher.terminal import Terminal
 
 RELEASES = {"bookworm": "3.11", "trixie": "3.13", "sid": "3.14"}
@@ -146,7 +146,7 @@ def _release(name: str, terminal: Terminal) -> Path:
         )
         # Packages must not start what they bring: that would listen on this machine's ports.
         policy = root / "usr/sbin/policy-rc.d"
-        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.write_text("#!/bin/sh\nexit 101\n", "utf-8")
         policy.chmod(0o755)
         _bring_settings(root)
         install = "apt-get install -y -q --no-install-recommends " + " ".join(PACKAGES)
@@ -222,7 +222,7 @@ def _test(python: str, arguments: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     """Run pytest with this Python, and say what it runs on."""
     terminal = Terminal(sys.stdout)
-    environment = ensure_environment("test", RUN_DIRECTORY, terminal)
+    environment = ensure_environment("test", terminal)
     terminal.say(f"Python {sys.version.split()[0]}, RabbitMQ {_rabbitmq()}")
     pytest = [str(environment / "bin" / "pytest"), "-q", *arguments]
     return subprocess.run(pytest, cwd=PROJECT, check=False).returncode

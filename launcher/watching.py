@@ -1,60 +1,101 @@
-"""``status``, ``down`` and ``logs``: looks at a stack that runs in another process."""
+"""``status`` and ``down``: looks at a stack that runs in another process, or elsewhere."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
+from launcher.asking import Addresses, health
 from launcher.broker import speaks_amqp
 from launcher.errors import LauncherError
+from launcher.invocation import Invocation
 from launcher.ports import HOST
 from launcher.postgres import serves_postgres
 from launcher.processes import POLL_INTERVAL
-from launcher.services import SETTINGS, answers_ok, summary
+from launcher.services import SETTINGS, answers_ok, not_ready, summary
 from launcher.state import StateFile
 from launcher.terminal import Terminal
 
 STOP_WITHIN = 180
 """Seconds: the services drain, the broker and the database write out what they hold."""
 
-SHOWN_OF_EACH = 20
-"""Lines per log when all are shown."""
+SILENT = {"itself": "It does not answer."}
 
 
-def status(data: Path) -> dict[str, Any] | None:
-    """Each part with address, process, readiness, restarts and notes; None if nothing runs."""
-    state = StateFile(data).read()
+def status(invocation: Invocation) -> dict[str, Any] | None:
+    """Each part with address, process, readiness, restarts and notes; None if nothing runs.
+
+    Raises:
+        LauncherError: A service that ``--url`` should name can not be told.
+    """
+    return _elsewhere(invocation) if invocation.urls else _here(invocation)
+
+
+def _here(invocation: Invocation) -> dict[str, Any] | None:
+    state = StateFile(invocation.data).read()
     if state is None:
         return None
-    services = {name: _service(name, state) for name in SETTINGS}
+    services = _together(lambda name: _service(name, state), SETTINGS)
+    parts = {
+        name: _part(name, state)
+        for name in ("rabbitmq", "postgres", "mailbox")
+        if state["connections"][name] is not None
+    }
+    phase = state["phase"]
+    if phase == "up":
+        phase = _phase([*services.values(), *parts.values()])
     return {
-        "phase": state["phase"],
+        "phase": phase,
         "supervisor": state["supervisor"],
         "services": services,
-        "parts": {
-            name: _part(name, state)
-            for name in ("rabbitmq", "postgres", "mailbox")
-            if state["connections"][name] is not None
-        },
+        "parts": parts,
         "logs": state["connections"]["logs"],
     }
 
 
-def management_url(data: Path) -> str:
+def _elsewhere(invocation: Invocation) -> dict[str, Any] | None:
+    addresses = Addresses.parse(invocation.urls, offset=invocation.offset)
+    urls = {name: addresses.of(name) for name in SETTINGS}
+
+    def look(name: str) -> dict[str, Any]:
+        said = health(urls[name])
+        if said is None or said["service"] != name:
+            said = {}
+        return {"url": urls[name], "pid": None, "restarts": None, **_said(said)}
+
+    services = _together(look, SETTINGS)
+    if all(part["waitsFor"] == SILENT for part in services.values()):
+        return None
+    return {"phase": _phase(services.values()), "services": services, "parts": {}}
+
+
+def _together(
+    look: Callable[[str], dict[str, Any]], names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Look at all at the same time: one that hangs takes seconds."""
+    asked = list(names)
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return dict(zip(asked, pool.map(look, asked), strict=True))
+
+
+def _phase(parts: Iterable[dict[str, Any]]) -> str:
+    return "ready" if all(part["ready"] for part in parts) else "waiting"
+
+
+def management_url(invocation: Invocation) -> str:
     """The management API of the broker that runs with this data, with its administrator.
 
     Raises:
         LauncherError: Nothing runs there, or with a broker of somebody else.
     """
-    state = StateFile(data).read()
+    state = StateFile(invocation.data).read()
     broker = state["connections"]["rabbitmq"] if state else None
     if broker is None:
         raise LauncherError(
-            f"No broker of ours runs with the data in {data}. Name one:"
+            f"No broker of ours runs with the data in {invocation.data}. Name one:"
             " ./userstream check-broker http://user:password@host:15672"
         )
     user, password = quote(broker["user"], safe=""), quote(broker["password"], safe="")
@@ -64,36 +105,45 @@ def management_url(data: Path) -> str:
 def _service(name: str, state: dict[str, Any]) -> dict[str, Any]:
     said = summary(state["ports"][name])
     url = state["connections"]["services"][name]
-    described = _described(name, state, ready=said.get("status") == "ready", url=url)
-    return {**described, "notes": said.get("notes", {})}
+    return {**_process(name, state), "url": url, **_said(said)}
+
+
+def _said(said: dict[str, Any]) -> dict[str, Any]:
+    ready = said.get("status") == "ready"
+    waits = {} if ready else not_ready(said) if said else SILENT
+    return {"ready": ready, "waitsFor": waits, "notes": said.get("notes", {})}
 
 
 def _part(name: str, state: dict[str, Any]) -> dict[str, Any]:
     ports, connections = state["ports"], state["connections"][name]
     if name == "rabbitmq":
-        ready = speaks_amqp(ports["rabbitmq amqp"])
-        return _described(name, state, ready=ready, url=connections["management"])
-    if name == "postgres":
+        ready, url = speaks_amqp(ports["rabbitmq amqp"]), connections["management"]
+    elif name == "postgres":
         ready = serves_postgres(ports["postgres"])
         url = f"postgresql://{HOST}:{ports['postgres']}"  # without the password
-        return _described(name, state, ready=ready, url=url)
-    ready = answers_ok(ports["mailbox web"], "/readyz")
-    return _described(name, state, ready=ready, url=connections["web"])
+    else:
+        ready, url = answers_ok(ports["mailbox web"], "/readyz"), connections["web"]
+    process = _process(name, state)
+    waits = {}
+    if not ready:
+        down = "It is down, and is started again." if process["pid"] is None else SILENT["itself"]
+        waits = {"itself": down}
+    return {**process, "url": url, "ready": ready, "waitsFor": waits}
 
 
-def _described(name: str, state: dict[str, Any], *, ready: bool, url: str) -> dict[str, Any]:
+def _process(name: str, state: dict[str, Any]) -> dict[str, Any]:
     # While the stack is starting, a part may not have been started yet.
     part = state["parts"].get(name, {"pid": None, "restarts": 0})
-    return {"url": url, "pid": part["pid"], "ready": ready, "restarts": part["restarts"]}
+    return {"pid": part["pid"], "restarts": part["restarts"]}
 
 
-def down(data: Path, terminal: Terminal) -> bool:
+def down(invocation: Invocation, terminal: Terminal) -> bool:
     """Stop the stack and return when it is stopped; False if none was running.
 
     Raises:
         LauncherError: It did not stop in time, or belongs to another user.
     """
-    state = StateFile(data)
+    state = StateFile(invocation.data)
     supervisor = state.supervisor()
     if supervisor is None:
         return False
@@ -107,43 +157,8 @@ def down(data: Path, terminal: Terminal) -> bool:
             if time.monotonic() > deadline:
                 raise LauncherError(
                     f"Process {supervisor} has not stopped after {STOP_WITHIN} s. What it waits"
-                    f" for stands in {data / 'logs' / 'launcher.log'}; `kill -9 {supervisor}`"
-                    " ends it and all its parts."
+                    f" for stands in {invocation.data / 'logs' / 'launcher.log'};"
+                    f" `kill -9 {supervisor}` ends it and all its parts."
                 )
             time.sleep(POLL_INTERVAL)
     return True
-
-
-def show_logs(data: Path, part: str | None, terminal: Terminal, *, follow: bool) -> None:
-    """Print one log, or the end of each; with ``follow`` until interrupted.
-
-    Raises:
-        LauncherError: There is no such log.
-    """
-    folder = data / "logs"
-    logs = {path.stem: path for path in sorted(folder.glob("*.log"))}
-    if not logs:
-        raise LauncherError(f"There are no logs in {folder}.")
-    if part is not None and part not in logs:
-        raise LauncherError(f"There is no log of {part}. There are: {', '.join(logs)}")
-    shown = {part: logs[part]} if part else logs
-    positions = {}
-    for name, path in shown.items():
-        lines = path.read_text(errors="replace").splitlines()
-        positions[path] = path.stat().st_size
-        for line in lines if part else lines[-SHOWN_OF_EACH:]:
-            terminal.say(line if part else f"{name}: {line}")
-    while follow:
-        for name, path in shown.items():
-            for line in _added(path, positions):
-                terminal.say(line if part else f"{name}: {line}")
-        time.sleep(0.2)
-
-
-def _added(path: Path, positions: dict[Path, int]) -> Iterator[str]:
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(positions[path])
-        added = file.read()
-        complete = added[: added.rfind(b"\n") + 1]
-        positions[path] += len(complete)
-        yield from complete.decode(errors="replace").splitlines()

@@ -65,7 +65,7 @@ def keep_secret(path: Path) -> str:
     if not path.exists():
         # Hexadecimal, so that it needs no escaping in a URL.
         _write(path, secrets.token_hex(SECRET_BYTES))
-    return path.read_text().strip()
+    return path.read_text("utf-8").strip()
 
 
 def password_hash(password: str) -> str:
@@ -83,7 +83,9 @@ def _write(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Replace the file in one step: a reader sees the old or the new text, never half."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_EXCL, mode), "w") as file:
+    with os.fdopen(
+        os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_EXCL, mode), "w", encoding="utf-8"
+    ) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

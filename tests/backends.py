@@ -33,14 +33,12 @@ from common.topology import (
 )
 from launcher import postgres_programs
 from launcher.broker import CONFIGURATION, Broker, BrokerPorts, speaks_amqp
+from launcher.environment import tools_directory
 from launcher.errors import LauncherError
 from launcher.ports import free_ports
 from launcher.postgres import UNSAFE_BUT_FAST, Postgres
 from launcher.rabbitmq_programs import find_or_fetch
 from rabbitmq.provision import ADMINISTRATOR, TAGS, password_hash
-
-TOOLS = Path(__file__).resolve().parent.parent / ".run" / "tools"
-"""Where programs are kept that were fetched because the machine lacks them."""
 
 PORTS_PER_WORKER = 200
 FIRST_PORT = 23000
@@ -225,7 +223,7 @@ def _docker_answers() -> bool:
 
 @contextmanager
 def _native_broker(directory: Path, worker: int) -> Iterator[TestBroker]:
-    programs = find_or_fetch(TOOLS)
+    programs = find_or_fetch(tools_directory())
 
     def attempt(count: int) -> Broker:
         home = directory / f"broker-{count}"
@@ -267,7 +265,7 @@ def _native_broker(directory: Path, worker: int) -> Iterator[TestBroker]:
 
 @contextmanager
 def _native_postgres(directory: Path, worker: int) -> Iterator[TestPostgres]:
-    programs = postgres_programs.find_or_fetch(TOOLS)
+    programs = postgres_programs.find_or_fetch(tools_directory())
 
     def attempt(count: int) -> Postgres:
         home = directory / f"postgres-{count}"

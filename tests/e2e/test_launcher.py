@@ -71,7 +71,8 @@ class Launched:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """A stack of these tests' own, not started yet; stopped when they are done."""
-    launched = Launched(data=tmp_path_factory.mktemp("stack"), offset=_free_offset())
+    # A name that shell scripts and encodings have trouble with.
+    launched = Launched(data=tmp_path_factory.mktemp("a stäck'"), offset=_free_offset())
     yield launched
     launched.down()
     shutil.rmtree((launched.data / "postgres").resolve(), ignore_errors=True)
@@ -91,7 +92,8 @@ def test_up_prints_one_json_object_that_says_where_everything_is(stack: Launched
 
     assert done.returncode == 0, done.stderr
     where = json.loads(done.stdout)
-    assert set(where) == {"services", "rabbitmq", "postgres", "mailbox", "logs"}
+    assert set(where) == {"services", "rabbitmq", "postgres", "mailbox", "logs", "waiting"}
+    assert where["waiting"] == {}
     assert set(where["services"]) == SERVICES
     assert set(where["rabbitmq"]) == {"amqp", "management", "user", "password"}
     assert set(where["postgres"]) == {"dsn"}
@@ -114,6 +116,57 @@ def test_status_shows_every_part_ready(stack: Launched) -> None:
     for part in (*status["services"].values(), *status["parts"].values()):
         assert part["ready"] is True
         assert _runs(part["pid"])
+
+
+def test_every_address_of_the_start_table_answers(stack: Launched) -> None:
+    where = stack.up()
+
+    for url in (*where["services"].values(), where["mailbox"]["web"]):
+        assert b"<html" in _page(url)
+
+
+def test_data_and_logs_are_closed_to_other_users(stack: Launched) -> None:
+    stack.up()
+
+    assert stack.data.stat().st_mode & 0o777 == 0o700
+    open_to_others = [
+        path
+        for path in (stack.data / "logs").iterdir()
+        if path.stat().st_mode & 0o077 and path.is_file()
+    ]
+    assert open_to_others == []
+
+
+def test_logs_of_all_parts_are_in_order_and_each_line_begins_with_its_time(
+    stack: Launched,
+) -> None:
+    stack.up()
+
+    lines = stack.run("logs").stdout.splitlines()
+
+    assert lines == sorted(lines, key=lambda line: line[:23])
+    assert {"sender", "rabbitmq", "launcher"} <= {line[24:].split()[0] for line in lines}
+
+
+def test_a_command_asks_any_stack_by_url(stack: Launched) -> None:
+    where = stack.up()["services"]
+    elsewhere = stack.data / "none"
+
+    def ask(*line: str) -> subprocess.CompletedProcess[str]:
+        command = [str(PROJECT / "userstream"), *line, "--data", str(elsewhere)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    status = ask("status", "--json", "--url", where["frontend"])
+    ledger = ask("ledger", "--json", "--url", where["sender"])
+    unknown = ask("mails", "show", "none", "--url", where["sender"])
+
+    assert {
+        name: part["ready"] for name, part in json.loads(status.stdout)["services"].items()
+    } == (dict.fromkeys(SERVICES, True))
+    assert ledger.returncode == 0, ledger.stderr
+    assert "asOf" in json.loads(ledger.stdout)
+    assert unknown.returncode == 1
+    assert "Nothing runs" not in unknown.stderr
 
 
 @pytest.mark.parametrize("part", ["sender", "database_service", "mailbox", "postgres", "rabbitmq"])
@@ -208,6 +261,40 @@ def test_database_named_in_the_environment_replaces_the_launchers_own(
     stack.down()
 
 
+def test_parts_of_others_that_are_away_stop_nobody_and_are_named(tmp_path: Path) -> None:
+    stack = Launched(data=tmp_path / "new", offset=_free_offset())
+    nobody = "127.0.0.1:9"  # discard: nothing listens there
+
+    try:
+        done = stack.run(
+            *("up", "--detach", "--json"),
+            QUEUE_URL=f"amqp://guest:guest@{nobody}/%2F",
+            DB_HOST="127.0.0.1",
+            DB_PORT="9",
+            SMTP_HOST="127.0.0.1",
+            SMTP_PORT="9",
+            SMTP_SECURE="none",
+        )
+        told = stack.run("status")
+
+        assert done.returncode == 0, done.stderr
+        where = json.loads(done.stdout)
+        assert {part: where[part] for part in ("rabbitmq", "postgres", "mailbox")} == {
+            "rabbitmq": None,
+            "postgres": None,
+            "mailbox": None,
+        }
+        assert set(where["waiting"]) == SERVICES
+        assert "smtp" in where["waiting"]["sender"]
+        for text in (done.stderr, told.stdout):
+            assert "sender waits for smtp:" in text
+            assert "database_service waits for postgres:" in text
+        assert f"--port-offset {stack.offset} --data" in done.stderr
+        assert b"<form" in _page(where["services"]["frontend"])
+    finally:
+        stack.down()
+
+
 def test_interrupted_demo_stops_everything_in_order(stack: Launched) -> None:
     stack.down()
     with subprocess.Popen(
@@ -222,6 +309,7 @@ def test_interrupted_demo_stops_everything_in_order(stack: Launched) -> None:
         said = demo.stdout.read()
 
     assert demo.returncode == 0, said
+    assert not any(line.startswith("  … ") for line in said.splitlines())
     stopped = [line.split("Stopping ")[1] for line in said.splitlines() if "✓ Stopping" in line]
     assert [line.split()[0].rstrip(",") for line in stopped] == [
         *("frontend", "queue_receiver", "database_service"),
@@ -238,6 +326,19 @@ def test_nothing_outlives_a_supervisor_that_is_killed(stack: Launched) -> None:
 
     _until(lambda: not _left(status, stack), "every process is gone")
     assert stack.run("status").returncode == 1
+
+
+def _page(url: str) -> bytes:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+    try:
+        connection.request("GET", "/", headers={"Accept": "text/html"})
+        response = connection.getresponse()
+        assert response.status == 200, url
+        return response.read()
+    finally:
+        connection.close()
 
 
 def _parts(stack: Launched) -> dict[str, Any]:

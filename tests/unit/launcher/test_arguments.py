@@ -1,11 +1,13 @@
 import io
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from launcher.__main__ import main
-from launcher.arguments import parser
-from launcher.environment import PROJECT
+from launcher.arguments import COMMANDS, EXAMPLES, parser
+from launcher.cache import PROJECT
 from launcher.terminal import Terminal
 
 
@@ -24,13 +26,60 @@ def test_options_have_defaults_wherever_they_could_stand() -> None:
     assert (given.port_offset, given.data, given.json) == (0, None, False)
 
 
-def test_test_hands_everything_behind_it_to_pytest() -> None:
-    given = parser().parse_args(["test", "tests/unit", "-k", "ports", "-x"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tests/unit -k ports -x",
+        "--collect-only -q",
+        "-q",
+        "-k ports --data x",
+        "--help",
+        "-- tests",
+        "--port-offset=3 demo",
+        "",
+    ],
+)
+def test_test_hands_everything_behind_it_to_pytest_as_it_is(line: str) -> None:
+    given = parser().parse_args(["--port-offset", "7", "test", *line.split()])
 
-    assert given.pytest == ["tests/unit", "-k", "ports", "-x"]
+    assert (given.command, given.pytest) == ("test", line.split())
+    assert given.port_offset == 7
 
 
-@pytest.mark.parametrize("line", ["", "fly", "demo --detach", "--port-offset many demo"])
+def test_without_a_command_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+
+    text = capsys.readouterr().out
+    assert "Examples:" in text
+    for command in COMMANDS:
+        assert f"    {command} " in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_is_a_line_that_the_launcher_takes(command: str) -> None:
+    assert EXAMPLES[command]
+
+    for example in EXAMPLES[command]:
+        words = shlex.split(re.split(r"   | \| ", example)[0])
+        line = words[words.index("./userstream") + 1 :]
+        given = parser().parse_args(line)
+        assert given.command == command
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"test"}))
+def test_the_help_of_every_command_ends_with_examples(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args([command, "--help"])
+
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.rstrip().endswith(EXAMPLES[command][-1].rstrip())
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("line", ["fly", "demo --detach", "--port-offset many demo"])
 def test_a_line_that_makes_no_sense_ends_with_exit_code_2(line: str) -> None:
     with pytest.raises(SystemExit) as ended:
         parser().parse_args(line.split())

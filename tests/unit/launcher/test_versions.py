@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher import versions
-from launcher.environment import PROJECT
+from launcher.cache import PROJECT
 from launcher.errors import LauncherError
 from launcher.private import own_mounts
 from launcher.terminal import Terminal
