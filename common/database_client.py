@@ -1,7 +1,7 @@
 """Asks database_service; calls made at the same time travel together."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self, TypeVar
 from urllib.parse import urlencode
@@ -44,6 +44,8 @@ from common.contracts.registrations import (
     MAX_BULK,
     CanariesRemoved,
     Journey,
+    Journeys,
+    JourneysWanted,
     RegistrationsToStore,
     RegistrationToStore,
     StoredRegistration,
@@ -143,6 +145,12 @@ class DatabaseClient:
     async def select_journey(self, registration_id: UUID) -> Journey:
         """How far a registration has come."""
         return await self._get(f"api/registrations/{registration_id}", Journey)
+
+    async def select_journeys(self, registration_ids: Sequence[UUID]) -> list[Journey]:
+        """How far each registration has come, in their order; at most ``MAX_BULK``."""
+        wanted = JourneysWanted(registration_ids=list(registration_ids))
+        path = "api/registrations/journeys"
+        return (await self._send_bulk(path, wanted, Journeys)).journeys
 
     async def delete_canary(self, canary_id: UUID) -> None:
         """Remove a canary that has come home; and those that nobody waits for."""

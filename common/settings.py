@@ -9,6 +9,7 @@ import re
 import sys
 from datetime import timedelta
 from importlib import import_module
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,12 +61,20 @@ def _origins(text: str) -> str:
     return text
 
 
+def _networks(text: str) -> str:
+    """A list of addresses and networks as it stands in a setting."""
+    for network in split_list(text):
+        ip_network(network)
+    return text
+
+
 def split_list(text: str) -> list[str]:
     """The items of a setting that is a list."""
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
 HostNames = Annotated[str, AfterValidator(_host_names)]
+Networks = Annotated[str, AfterValidator(_networks)]
 Origins = Annotated[str, AfterValidator(_origins)]
 
 

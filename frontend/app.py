@@ -12,11 +12,13 @@ from common.http.app import OWN_ADDRESS, base_app
 from common.http.health import Readiness
 from common.messaging import open_publisher
 from frontend.canary import Canary
+from frontend.clients import Clients
 from frontend.events import Watchers
 from frontend.identity import Identities
+from frontend.journeys import JourneyReader
 from frontend.own_door import OwnDoor
 from frontend.pages import PAGES, render_problem
-from frontend.routes import BASE_URL, DATABASE, IDENTITIES, PUBLISHER, WATCHERS, api
+from frontend.routes import BASE_URL, DATABASE, IDENTITIES, JOURNEYS, PUBLISHER, WATCHERS, api
 from frontend.settings import Settings
 
 SERVICE = "frontend"
@@ -37,7 +39,10 @@ def build_app(settings: Settings) -> web.Application:
             app[PUBLISHER] = await stack.enter_async_context(
                 open_publisher(settings, service=SERVICE, readiness=readiness)
             )
-            app[WATCHERS] = Watchers(app[DATABASE].select_journey)
+            app[JOURNEYS] = JourneyReader(app[DATABASE], app[IDENTITIES])
+            app[WATCHERS] = Watchers(
+                app[JOURNEYS].select_journeys, clients=Clients(settings.trusted_proxies)
+            )
             if settings.canary_seconds:
                 app[CANARY] = await stack.enter_async_context(_canary(app, settings))
                 readiness.note("canary", app[CANARY].note)

@@ -1,17 +1,29 @@
-"""The journey of a registration as server-sent events, until it has ended."""
+"""The journey of a registration as server-sent events, until it has ended.
+
+However many pages watch, one task reads their journeys, all that are due in one request.
+"""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from aiohttp import web
 
-from common.contracts.registrations import Journey
+from common.contracts.registrations import MAX_BULK, Journey
 from common.errors import UnavailableError, UserStreamError
+from common.http.server import connection_limit
+from frontend.clients import Clients
 
 MAX_WATCHERS = 1000
-"""Pages watching at once; further ones reload by themselves instead."""
+"""Pages watching at once, where files are plenty; further ones reload by themselves instead."""
+
+MAX_WATCHERS_OF_ONE = 100
+"""Pages of one client: enough for a household or an office behind one address."""
+
+PAUSE_SECONDS = 0.1
+"""Between two readings; what becomes due meanwhile is read together."""
 
 LONGEST_WATCH_SECONDS = 600.0
 """Then the stream ends; a page that is still open connects again."""
@@ -21,7 +33,10 @@ KEEP_ALIVE_SECONDS = 15.0
 
 RECONNECT_MS = 2000
 
-SelectJourney = Callable[[UUID], Awaitable[Journey]]
+UNAVAILABLE = "event: unavailable\ndata: {}\n\n"
+
+SelectJourneys = Callable[[Sequence[UUID]], Awaitable[list[Journey]]]
+"""Reads some journeys, in the order of their ids; at most ``MAX_BULK``."""
 
 
 class TooManyWatchersError(UnavailableError):
@@ -30,66 +45,147 @@ class TooManyWatchersError(UnavailableError):
     code = "too_many_watchers"
 
 
-class Watchers:
-    """Streams journeys; knows how many it streams, and ends them when the service stops."""
+class _Watched:
+    """A registration that pages watch: what was last told of it, and when to look again."""
 
-    def __init__(self, select_journey: SelectJourney) -> None:
-        self._select_journey = select_journey
-        self._stopping = asyncio.Event()
-        self._count = 0
+    def __init__(self, now: float) -> None:
+        self.since = self.due = now
+        self.watchers = 0
+        self.event = ""
+        self.finished = False
+        self.changed = asyncio.Event()
+
+    def tell(self, event: str, *, finished: bool) -> None:
+        """Wake up whoever streams it, if this is news."""
+        if event != self.event:
+            self.event, self.finished = event, finished
+            self.wake()
+
+    def wake(self) -> None:
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+
+class Watchers:
+    """Streams journeys; knows how many it streams to whom, and ends them when the service stops."""
+
+    def __init__(
+        self,
+        select_journeys: SelectJourneys,
+        *,
+        clients: Clients | None = None,
+        connections: int | None = None,
+    ) -> None:
+        """Not yet reading.
+
+        Args:
+            select_journeys: Reads the journeys.
+            clients: Tells clients apart; without it, by their address.
+            connections: How many the process can hold; half of them at most are streams.
+        """
+        half = (connections or connection_limit()) // 2
+        self._most = min(MAX_WATCHERS, half)
+        self._most_of_one = min(MAX_WATCHERS_OF_ONE, max(half // 4, 1))
+        self._select_journeys = select_journeys
+        self._clients = clients or Clients("")
+        self._watched: dict[UUID, _Watched] = {}
+        self._by_client: Counter[str] = Counter()
+        self._reading: asyncio.Task[None] | None = None
+        self._stopping = False
 
     def stop(self) -> None:
         """End all streams; the pages connect to another instance."""
-        self._stopping.set()
+        self._stopping = True
+        for watched in self._watched.values():
+            watched.wake()
 
     async def watch(self, request: web.Request, registration_id: UUID) -> web.StreamResponse:
-        """Send a ``journey`` event for every change, ``unavailable`` when it can not be read."""
-        if self._count >= MAX_WATCHERS:
-            raise TooManyWatchersError("Reload the page to see how far the registration is.")
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
-        )
-        await response.prepare(request)
-        if request.method == "HEAD":
-            return response
-        self._count += 1
-        try:
-            await response.write(f"retry: {RECONNECT_MS}\n\n".encode())
-            await self._follow(response, registration_id)
-        finally:
-            self._count -= 1
+        """Send a ``journey`` event for every change, ``unavailable`` when it can not be read.
+
+        Raises:
+            TooManyWatchersError: There is no room for this client, or for anybody.
+        """
+        with self._place(self._clients.name(request)):
+            response = web.StreamResponse(
+                headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+            )
+            await response.prepare(request)
+            if request.method != "HEAD":
+                await response.write(f"retry: {RECONNECT_MS}\n\n".encode())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LONGEST_WATCH_SECONDS):
+                        await self._follow(response, registration_id)
         return response
 
+    @contextmanager
+    def _place(self, client: str) -> Iterator[None]:
+        if self._by_client.total() >= self._most or self._by_client[client] >= self._most_of_one:
+            raise TooManyWatchersError(
+                "So many pages are watching that this one has to ask by itself: reload it, or ask "
+                "the API, to see how far the registration is."
+            )
+        self._by_client[client] += 1
+        try:
+            yield
+        finally:
+            self._by_client[client] -= 1
+            if not self._by_client[client]:
+                del self._by_client[client]
+
+    @contextmanager
+    def _joined(self, registration_id: UUID) -> Iterator[_Watched]:
+        now = asyncio.get_running_loop().time()
+        watched = self._watched.setdefault(registration_id, _Watched(now))
+        watched.watchers += 1
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+        try:
+            yield watched
+        finally:
+            watched.watchers -= 1
+            if not watched.watchers:
+                del self._watched[registration_id]
+
     async def _follow(self, response: web.StreamResponse, registration_id: UUID) -> None:
-        started = last_sent = time.monotonic()
         previous = ""
-        finished = False
-        while not finished and time.monotonic() - started < LONGEST_WATCH_SECONDS:
-            event, finished = await self._event(registration_id)
-            if event != previous:
-                await response.write(event.encode())
-                previous, last_sent = event, time.monotonic()
-            elif time.monotonic() - last_sent > KEEP_ALIVE_SECONDS:
-                await response.write(b": still here\n\n")
-                last_sent = time.monotonic()
-            if finished or await self._told_to_stop(_interval(time.monotonic() - started)):
-                return
+        with self._joined(registration_id) as watched:
+            while not self._stopping:
+                changed, event, finished = watched.changed, watched.event, watched.finished
+                if event != previous:
+                    await response.write(event.encode())
+                    previous = event
+                    if finished:
+                        return
+                    continue  # something may have changed while it was written
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                        await changed.wait()
+                except TimeoutError:
+                    await response.write(b": still here\n\n")
 
-    async def _event(self, registration_id: UUID) -> tuple[str, bool]:
+    async def _read(self) -> None:
+        """Read the journeys of all that is watched, each when it is due."""
+        clock = asyncio.get_running_loop().time
+        while self._watched and not self._stopping:
+            due = [key for key, watched in self._watched.items() if watched.due <= clock()]
+            for first in range(0, len(due), MAX_BULK):
+                some = due[first : first + MAX_BULK]
+                await self._read_some(some)
+                for each in filter(None, map(self._watched.get, some)):
+                    each.due = clock() + _interval(clock() - each.since)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _read_some(self, registration_ids: Sequence[UUID]) -> None:
         try:
-            journey = await self._select_journey(registration_id)
+            journeys = await self._select_journeys(registration_ids)
         except UserStreamError:
-            return "event: unavailable\ndata: {}\n\n", False
-        data = journey.model_dump_json(by_alias=True)
-        return f"event: journey\ndata: {data}\n\n", journey.finished
-
-    async def _told_to_stop(self, within: float) -> bool:
-        try:
-            async with asyncio.timeout(within):
-                await self._stopping.wait()
-        except TimeoutError:
-            return False
-        return True
+            for each in filter(None, map(self._watched.get, registration_ids)):
+                each.tell(UNAVAILABLE, finished=False)
+            return
+        for journey in journeys:
+            if watched := self._watched.get(journey.registration_id):
+                data = journey.model_dump_json(by_alias=True)
+                watched.tell(f"event: journey\ndata: {data}\n\n", finished=journey.finished)
 
 
 def _interval(watched: float) -> float:

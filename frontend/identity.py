@@ -1,4 +1,9 @@
-"""The id of a registration: the same key and body always give the same one."""
+"""The id of a registration: the same key and body always give the same one.
+
+The last four bytes seal the others, so an id that was given out is told from one that was made up
+without asking anybody. It is no protection: who has an id may follow its journey, and sees nothing
+personal there.
+"""
 
 import hashlib
 import hmac
@@ -11,6 +16,9 @@ from uuid import UUID
 
 from common.contracts.registrations import RegistrationRequest
 from common.errors import IdempotencyKeyReusedError
+
+SEAL_BYTES = 4
+"""One made-up id in four thousand million looks like one of ours."""
 
 REMEMBERED_KEYS = 100_000
 """Keys of which this process knows the body, some 20 MB; the oldest are forgotten first."""
@@ -42,10 +50,24 @@ class Identities:
                 without one, every request is a registration of its own.
         """
         if key is None:
-            return UUID(bytes=secrets.token_bytes(16), version=4)
+            return self._sealed(secrets.token_bytes(16))
         if self._canary is not None and hmac.compare_digest(key.encode(), self._canary[0]):
             return self._canary[1]
-        return UUID(bytes=self._digest(key.encode() + b"\0" + _canonical(request)), version=4)
+        return self._sealed(self._digest(key.encode() + b"\0" + _canonical(request)))
+
+    def is_ours(self, registration_id: UUID) -> bool:
+        """Whether the id was made with this secret; those of other AMQP publishers were not."""
+        content = registration_id.bytes
+        return hmac.compare_digest(content[-SEAL_BYTES:], self._seal(content[:-SEAL_BYTES]))
+
+    def _sealed(self, content: bytes) -> UUID:
+        # The version stands in front of the seal, so it is sealed too.
+        head = UUID(bytes=content, version=4).bytes[:-SEAL_BYTES]
+        return UUID(bytes=head + self._seal(head))
+
+    def _seal(self, head: bytes) -> bytes:
+        # No key begins with a zero byte, so no digest of a key is a seal.
+        return self._digest(b"\0" + head)[:SEAL_BYTES]
 
     def check_reuse(self, request: RegistrationRequest, key: str) -> None:
         """Raise IdempotencyKeyReusedError if ``key`` was accepted here with another body.

@@ -129,6 +129,7 @@ UNREADABLE = "unreadable"
 PROGRESS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         UNREADABLE: ("done", "unknown", "unknown"),
+        JourneyStatus.UNKNOWN: ("absent", "waiting", "waiting"),
         JourneyStatus.PENDING: ("done", "current", "waiting"),
         JourneyStatus.STORED: ("done", "done", "current"),
         JourneyStatus.MAILED: ("done", "done", "done"),
@@ -159,15 +160,23 @@ def render_form(
     )
 
 
-def render_status(journey: Journey | None, registration_id: UUID, notice: str = "") -> str:
-    """The journey of a registration; ``None``: it can not be read now."""
+def render_status(
+    journey: Journey | None, registration_id: UUID, notice: str = "", *, accepted: bool = True
+) -> str:
+    """The journey of a registration; ``None``: it can not be read now.
+
+    ``accepted`` says whether it was promised at all, which can be told without reading it.
+    """
+    progress = dict(PROGRESS)
+    if not accepted:
+        progress[UNREADABLE] = ("unknown", "unknown", "unknown")
     return PAGES.render(
         "status.html",
         journey=journey,
         status=journey.status if journey else UNREADABLE,
         finished=journey is not None and journey.finished,
         registration_id=registration_id,
-        progress=dict(PROGRESS),
+        progress=progress,
         notice=notice or NOT_READABLE_NOTICE,
         notice_hidden=not notice and journey is not None,
     )

@@ -33,6 +33,7 @@ from common.http.validation import read_form_fields, validate
 from common.publisher import Publisher
 from frontend.events import TooManyWatchersError, Watchers
 from frontend.identity import Identities
+from frontend.journeys import JourneyReader
 from frontend.pages import UNCONFIRMED_NOTICE, FormValues, render_form, render_status
 
 log = structlog.get_logger()
@@ -40,6 +41,7 @@ log = structlog.get_logger()
 PUBLISHER = web.AppKey("publisher", Publisher)
 DATABASE = web.AppKey("database", DatabaseClient)
 IDENTITIES = web.AppKey("identities", Identities)
+JOURNEYS = web.AppKey("journeys", JourneyReader)
 WATCHERS = web.AppKey("watchers", Watchers)
 BASE_URL = web.AppKey("base_url", str)
 
@@ -150,8 +152,8 @@ async def submit_alias(request: web.Request, *, body: RegistrationRequest) -> we
     raises=(DatabaseServiceUnavailableError,),
 )
 async def get_journey(request: web.Request, *, path: RegistrationPath) -> web.Response:
-    """How far a registration has come; an id that is not stored (yet) is pending."""
-    return answer(await request.app[DATABASE].select_journey(path.registration_id))
+    """How far a registration has come; unknown, if it is not stored and the id is not ours."""
+    return answer(await request.app[JOURNEYS].select_journey(path.registration_id))
 
 
 @api.get(
@@ -161,11 +163,13 @@ async def get_journey(request: web.Request, *, path: RegistrationPath) -> web.Re
 )
 async def status_page(request: web.Request, *, path: RegistrationPath) -> web.Response:
     """The journey of a registration as a page."""
+    journeys = request.app[JOURNEYS]
     try:
-        journey = await request.app[DATABASE].select_journey(path.registration_id)
+        journey = await journeys.select_journey(path.registration_id)
     except UserStreamError as error:
         log.info("status.unreadable", code=error.code)
-        return _page(render_status(None, path.registration_id), status=503)
+        accepted = journeys.is_ours(path.registration_id)
+        return _page(render_status(None, path.registration_id, accepted=accepted), status=503)
     return _page(render_status(journey, path.registration_id))
 
 

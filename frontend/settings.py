@@ -5,6 +5,7 @@ from pydantic import Field, SecretStr
 from common.settings import (
     BrokerSettings,
     DatabaseServiceSettings,
+    Networks,
     Origins,
     Port,
     PublicUrl,
@@ -24,6 +25,10 @@ class Settings(BrokerSettings, DatabaseServiceSettings, ServiceSettings):
     cors_origins: Origins = ""
     """Origins, separated by commas, whose pages may use the API and the live journey from a
     browser, such as https://www.example.org."""
+
+    trusted_proxies: Networks = ""
+    """Addresses or networks, separated by commas, of proxies whose X-Forwarded-For names the
+    client; without it a proxy counts as one client, and has room for 100 live pages."""
 
     registration_id_secret: SecretStr = Field(min_length=32)
     """Key from which registration ids are made; the same on all instances, and kept."""

@@ -111,8 +111,12 @@ class StoredRegistrations(Answer):
 class JourneyStatus(StrEnum):
     """How far a registration has come, as the person may know it."""
 
+    UNKNOWN = "unknown"
+    """Not stored, and the id is not one that the frontend gave out: another program's, whose
+    turn is still to come, or made up."""
+
     PENDING = "pending"
-    """Accepted and safe at the broker, not stored yet (or never submitted: nobody can tell)."""
+    """Accepted and safe at the broker, not stored yet; of database_service: not stored."""
 
     STORED = "stored"
     """In the database; the mail is on its way."""
@@ -139,6 +143,22 @@ class Journey(Answer):
     def finished(self) -> bool:
         """Whether nothing will change any more by itself."""
         return self.status in (JourneyStatus.MAILED, JourneyStatus.MAIL_FAILED)
+
+
+class JourneysWanted(Body):
+    """Whose journeys are asked for together."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "registrationIds": ["0192f7a4-5b7c-4c3e-9f10-2b6d1c3a4e5f"]
+    }
+
+    registration_ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_BULK)]
+
+
+class Journeys(Answer):
+    """Journeys in the order of the request."""
+
+    journeys: list[Journey]
 
 
 class CanariesRemoved(Answer):

@@ -69,7 +69,7 @@ class RegistrationRepository:
         return [answers[item.registration_id] for item in registrations]
 
     # Of several mails for one registration the one counts that came furthest.
-    SELECT_JOURNEY = """
+    SELECT_JOURNEYS = """
            SELECT registrations.registration_id, received_at, stored_at,
                   mail.status, mail.handed_over_at
              FROM registrations
@@ -80,27 +80,38 @@ class RegistrationRepository:
                    ORDER BY status IN ('sent', 'suppressed', 'bounced') DESC, id
                       LIMIT 1
                   ) AS mail ON true
-            WHERE registrations.registration_id = $1
+            WHERE registrations.registration_id = ANY ($1::uuid[])
     """
 
     async def select_journey(self, registration_id: UUID) -> Journey:
-        """How far a registration has come; an unknown id is pending, nobody can tell more.
+        """How far a registration has come; see ``select_journeys``."""
+        (journey,) = await self.select_journeys([registration_id])
+        return journey
+
+    async def select_journeys(self, registration_ids: Sequence[UUID]) -> list[Journey]:
+        """How far each registration has come; one that is not stored is pending.
 
         A suppressed mail shows as handed over: who is registered already is nobody's business.
         So does one that came back: whoever typed an address is not told whether it exists.
         """
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(self.SELECT_JOURNEY, registration_id)
-        if row is None:
-            return Journey(registration_id=registration_id, status=JourneyStatus.PENDING)
-        status = _JOURNEY.get(row["status"], JourneyStatus.STORED)
-        return Journey(
-            registration_id=registration_id,
-            status=status,
-            received_at=row["received_at"],
-            stored_at=row["stored_at"],
-            mailed_at=row["handed_over_at"] if status is JourneyStatus.MAILED else None,
-        )
+            rows = await connection.fetch(self.SELECT_JOURNEYS, registration_ids)
+        known = {row["registration_id"]: _journey(row) for row in rows}
+        return [
+            known.get(each) or Journey(registration_id=each, status=JourneyStatus.PENDING)
+            for each in registration_ids
+        ]
+
+
+def _journey(row: asyncpg.Record) -> Journey:
+    status = _JOURNEY.get(row["status"], JourneyStatus.STORED)
+    return Journey(
+        registration_id=row["registration_id"],
+        status=status,
+        received_at=row["received_at"],
+        stored_at=row["stored_at"],
+        mailed_at=row["handed_over_at"] if status is JourneyStatus.MAILED else None,
+    )
 
 
 _JOURNEY = {

@@ -5,7 +5,13 @@ from uuid import UUID
 from aiohttp import web
 
 from common.contracts.base import Body
-from common.contracts.registrations import Journey, RegistrationsToStore, StoredRegistrations
+from common.contracts.registrations import (
+    Journey,
+    Journeys,
+    JourneysWanted,
+    RegistrationsToStore,
+    StoredRegistrations,
+)
 from common.errors import DatabaseUnavailableError, IdReusedError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.registrations import RegistrationRepository
@@ -41,6 +47,18 @@ async def store_registrations(
     """
     results = await request.app[REGISTRATIONS].insert_registrations(body.registrations)
     return answer(StoredRegistrations(results=results))
+
+
+@api.post(
+    "/api/registrations/journeys",
+    body=JourneysWanted,
+    returns={200: Journeys},
+    raises=(DatabaseUnavailableError,),
+)
+async def get_journeys(request: web.Request, *, body: JourneysWanted) -> web.StreamResponse:
+    """How far each of some registrations has come; one that is not stored is pending."""
+    found = await request.app[REGISTRATIONS].select_journeys(body.registration_ids)
+    return answer(Journeys(journeys=found))
 
 
 @api.get(

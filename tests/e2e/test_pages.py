@@ -6,7 +6,7 @@ must be forced.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +19,12 @@ from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, ConsoleMessage, Page, Route, expect
 from pydantic import AnyHttpUrl, SecretStr, TypeAdapter, ValidationError
 
-from common.contracts.registrations import Journey, JourneyStatus, RegistrationSubmitted
+from common.contracts.registrations import (
+    Journey,
+    JourneyStatus,
+    RegistrationRequest,
+    RegistrationSubmitted,
+)
 from common.contracts.rules import EMAIL_HINT, NAME_STRAY, EmailAddress, PersonName
 from common.errors import (
     BrokerUnavailableError,
@@ -28,6 +33,7 @@ from common.errors import (
 )
 from common.settings import AmqpUrl
 from frontend.app import build_app
+from frontend.identity import Identities
 from frontend.pages import FIELDS, NOT_READABLE_NOTICE, UNCONFIRMED_NOTICE
 from frontend.settings import Settings
 from tests.browser import assert_accessible, open_browser
@@ -36,7 +42,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # one browser for all
 
 expect.set_options(timeout=20_000)
 
-REGISTRATION = UUID("0192f7a4-5b7c-4c3e-9f10-2b6d1c3a4e5f")
+SECRET = "a secret of the tests, long enough"
+REGISTRATION = Identities(SECRET).identify(
+    RegistrationRequest(name="Ada", surname="Lovelace", email="ada@example.org"), None
+)
 STATUS_PAGE = re.compile(r"/registrations/[0-9a-f-]{36}$")
 MOMENT = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
@@ -83,6 +92,9 @@ class FakeDatabase:
             raise self.journey
         return self.journey.model_copy(update={"registration_id": registration_id})
 
+    async def select_journeys(self, registration_ids: Sequence[UUID]) -> list[Journey]:
+        return [await self.select_journey(each) for each in registration_ids]
+
 
 @dataclass
 class Site:
@@ -127,7 +139,7 @@ def _settings() -> Settings:
     return Settings(
         queue_url=AmqpUrl("amqp://localhost"),
         database_service_url=AnyHttpUrl("http://localhost"),
-        registration_id_secret=SecretStr("a secret of the tests, long enough"),
+        registration_id_secret=SecretStr(SECRET),
     )
 
 

@@ -43,7 +43,7 @@ FILL = """
 BULK = {
     "known registrations": registrations.SELECT_ANSWERS,
     "somebody new": registrations.STORE_SOMEBODY_NEW,
-    "journey": RegistrationRepository.SELECT_JOURNEY,
+    "journey": RegistrationRepository.SELECT_JOURNEYS,
     "new claims": claims.INSERT_CLAIMS,
     "known claims": claims.UPDATE_CLAIMS,
     "owners": claims.SELECT_OWNERS_FOR_UPDATE,

@@ -325,6 +325,20 @@ async def test_the_journey_of_an_unknown_registration_is_pending(
     assert journey.stored_at is journey.mailed_at is None
 
 
+async def test_journeys_asked_for_together_come_in_the_order_asked(
+    registrations: RegistrationRepository,
+) -> None:
+    stored = [a_registration() for _ in range(3)]
+    await registrations.insert_registrations(stored)
+    unknown = uuid4()
+    wanted = [stored[2].registration_id, unknown, *(item.registration_id for item in stored)]
+
+    journeys = await registrations.select_journeys(wanted)
+
+    assert [journey.registration_id for journey in journeys] == wanted
+    assert [journey.status for journey in journeys] == ["stored", "pending", *["stored"] * 3]
+
+
 async def test_the_journey_follows_the_mail(
     registrations: RegistrationRepository, notifications: NotificationRepository
 ) -> None:

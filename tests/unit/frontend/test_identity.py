@@ -1,4 +1,4 @@
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,19 @@ def test_the_same_key_and_body_are_the_same_registration_everywhere_and_for_ever
     elsewhere = Identities(SECRET)
 
     assert identities.identify(a_request(), "k-1") == elsewhere.identify(a_request(), "k-1")
-    assert identities.identify(a_request(), "k-1") == UUID("14adceff-05b5-4cb2-ab5b-6f99d29ae143")
+    assert identities.identify(a_request(), "k-1") == UUID("14adceff-05b5-4cb2-ab5b-6f99bc5d222e")
+
+
+def test_an_id_of_ours_is_told_from_any_other(identities: Identities) -> None:
+    keyed, random = identities.identify(a_request(), "k-1"), identities.identify(a_request(), None)
+
+    for ours in (keyed, random):
+        assert identities.is_ours(ours)
+        assert not Identities(SECRET[::-1]).is_ours(ours)
+        for bit in range(128):
+            assert not identities.is_ours(UUID(int=ours.int ^ 1 << bit)), bit
+    assert not any(identities.is_ours(uuid4()) for _ in range(1000))
+    assert not identities.is_ours(UUID(int=0))
 
 
 def test_the_id_is_a_uuid_that_looks_random(identities: Identities) -> None:

@@ -186,6 +186,7 @@ def test_form_shows_a_notice_only_when_there_is_one() -> None:
 @pytest.mark.parametrize(
     ("status", "steps"),
     [
+        (JourneyStatus.UNKNOWN, ["absent", "waiting", "waiting"]),
         (JourneyStatus.PENDING, ["done", "current", "waiting"]),
         (JourneyStatus.STORED, ["done", "done", "current"]),
         (JourneyStatus.MAILED, ["done", "done", "done"]),
@@ -226,6 +227,16 @@ def test_status_says_that_it_goes_on_when_it_can_not_be_read() -> None:
     assert "hidden" not in tag(page, "div", id="notice")
     assert "Nothing is lost" in page
     assert 'http-equiv="refresh"' in page
+
+
+def test_status_of_a_number_that_was_not_given_out_promises_nothing() -> None:
+    unknown = render_status(a_journey(JourneyStatus.UNKNOWN), REGISTRATION)
+    unread = render_status(None, REGISTRATION, accepted=False)
+
+    assert shown_states(unread) == ["unknown", "unknown", "unknown"]
+    for page in (unknown, unread):
+        assert "done" not in shown_states(page)
+        assert 'http-equiv="refresh"' in page  # it may still come
 
 
 def test_problem_escapes_what_it_is_told() -> None:
