@@ -60,6 +60,11 @@ class Program:
     """Asks once whether it runs, where that is less than being ready; None where it is the same."""
     waits_for: Callable[[], Mapping[str, str]] = dict
     """Asks it why it is not ready: what it waits for, each with its reason."""
+    works: Callable[[], bool] | None = None
+    """Asks within some seconds, without raising, whether it does its work, though it runs; one
+    that does not for ``stuck_after`` is ended and started again. None where that is not asked."""
+    stuck_after: float = 30
+    """Seconds."""
     ready_within: float = 60
     """Seconds until a start counts as failed."""
     stop_signal: signal.Signals = signal.SIGTERM

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError
@@ -22,6 +23,12 @@ PROVEN_AFTER = 60.0
 
 WATCH_INTERVAL = 0.1
 """Seconds between two looks at the parts."""
+
+WORK_INTERVAL = 5.0
+"""Seconds between two questions whether a part does its work."""
+
+MOST_DOUBLINGS = 5
+"""Of the patience with a part that does not work even after it was started again."""
 
 LOG_INTERVAL = 10.0
 """Seconds between two looks at the sizes of their logs."""
@@ -60,6 +67,48 @@ class Part:
             f" starting it again in {pause:.1f} s. Its log: {self.program.log}"
         )
 
+    question: Future[bool] | None = None
+    """Whether it works; under way."""
+    ask_at: float = 0.0
+    """When it is asked next."""
+    failing_since: float | None = None
+    """When it was found not to work for the first time in a row."""
+    stuck: int = 0
+    """Times in a row that it was ended because it did not work."""
+
+    def note_work(self, now: float, ask: Callable[[Callable[[], bool]], "Future[bool]"]) -> bool:
+        """Ask now and then whether it works; True if it has not for too long.
+
+        The patience doubles with each time that a new start did not help.
+        """
+        if self.running is None or (works := self.program.works) is None:
+            self.question = self.failing_since = None
+            return False
+        if self.question is None:
+            if now >= self.ask_at:
+                self.question = ask(works)
+            return False
+        if not self.question.done():
+            return False
+        worked, self.question = self.question.result(), None
+        self.ask_at = now + WORK_INTERVAL
+        if worked:
+            self.failing_since, self.stuck = None, 0
+            return False
+        if self.failing_since is None:
+            self.failing_since = now
+        patience = self.program.stuck_after * 2.0 ** min(self.stuck, MOST_DOUBLINGS)
+        return now - self.failing_since >= patience
+
+    def end_stuck(self, now: float) -> str:
+        """End it, to be started again as if it had died, and say why."""
+        since = now - (self.failing_since or now)
+        self.stuck += 1
+        self.failing_since = None
+        if self.running:
+            self.running.kill()
+        return f"{self.program.name} runs, but has not worked for {since:.0f} s: it is ended."
+
     def is_due(self, now: float) -> bool:
         """Whether it is down and its pause is over."""
         return self.running is None and now >= self.start_at
@@ -75,6 +124,7 @@ class Supervisor:
         self._lock = threading.RLock()
         self._given_up = threading.Event()
         self._logs_due = 0.0
+        self._asking = ThreadPoolExecutor(thread_name_prefix="asking")
 
     def start(self, programs: Iterable[Program], *, until_live: bool = False) -> None:
         """Start the programs at the same time and return when all are ready.
@@ -120,6 +170,8 @@ class Supervisor:
             if said := part.note_death(now):
                 self.log(said)
                 changed = True
+            elif part.note_work(now, self._asking.submit):
+                self.log(part.end_stuck(now))
             elif part.is_due(now):
                 part.running = start(part.program)
                 part.restarts += 1

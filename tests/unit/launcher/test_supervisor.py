@@ -1,4 +1,6 @@
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ class FakeRunning:
         self.exit_code = -9
 
 
+class Alive(FakeRunning):
+    def kill(self) -> None:
+        """Stay, for the next question."""
+
+
 def a_program(name: str = "sender") -> Program:
     return Program(
         name=name,
@@ -31,6 +38,11 @@ def a_program(name: str = "sender") -> Program:
         log=Path("/nonexistent.log"),
         is_ready=lambda: True,
     )
+
+
+def alive() -> Any:
+    """A process that nothing ends."""
+    return Alive(a_program())
 
 
 @pytest.fixture
@@ -92,6 +104,76 @@ def test_part_that_proved_itself_begins_with_the_first_pause_again() -> None:
     part.note_death(now=PROVEN_AFTER + 1)
 
     assert part.start_at == pytest.approx(PROVEN_AFTER + 1.2)
+
+
+@pytest.fixture
+def now() -> Callable[[Callable[[], bool]], Future[bool]]:
+    """Answers at once what a thread would answer later."""
+
+    def ask(works: Callable[[], bool]) -> Future[bool]:
+        future: Future[bool] = Future()
+        future.set_result(works())
+        return future
+
+    return ask
+
+
+def looks(part: Part, ask: Any, *, begin: float, seconds: float) -> float | None:
+    """Look each second; when it was found stuck, after so many seconds, or None."""
+    for second in range(int(seconds)):
+        if part.note_work(begin + second, ask):
+            return second
+    return None
+
+
+def test_part_that_does_not_work_is_ended_after_its_patience(now: Any) -> None:
+    part = Part(replace(a_program(), works=lambda: False, stuck_after=30), running=alive())
+
+    assert looks(part, now, begin=1000, seconds=25) is None
+    assert looks(part, now, begin=1025, seconds=30) is not None
+
+
+def test_part_that_works_now_and_then_is_left_alone(now: Any) -> None:
+    answers = iter([False, False, True] * 1000)
+    part = Part(replace(a_program(), works=lambda: next(answers), stuck_after=30), running=alive())
+
+    assert looks(part, now, begin=1000, seconds=1000) is None
+
+
+def test_patience_grows_while_a_new_start_does_not_help(now: Any) -> None:
+    part = Part(replace(a_program(), works=lambda: False, stuck_after=30), running=alive())
+
+    found = []
+    for _ in range(8):
+        found.append(looks(part, now, begin=0, seconds=5000) or 0)
+        part.end_stuck(0)
+        part.ask_at = 0
+
+    assert found == sorted(found)
+    assert 30 <= found[0] < 45
+    assert found[3] > 7 * 30
+    assert found[-1] < 33 * 30 + 15  # the patience does not grow for ever
+
+
+def test_part_that_is_not_asked_is_never_stuck(now: Any) -> None:
+    assert looks(a_part(), now, begin=0, seconds=1000) is None
+
+
+def test_supervisor_ends_a_stuck_part_and_starts_it_again(started: list[FakeRunning]) -> None:
+    output = StringIO()
+    supervisor = Supervisor(terminal=Terminal(output), on_change=lambda _: None)
+    program = replace(a_program("rabbitmq"), works=lambda: False, stuck_after=0)
+    part = supervisor.parts["rabbitmq"] = Part(program, running=FakeRunning(program))  # type: ignore[arg-type]
+
+    supervisor.look(now=100.0)
+    assert part.question is not None
+    part.question.result(30)
+    for later in (100.1, 100.2, 101.0):
+        supervisor.look(now=later)
+
+    assert "rabbitmq runs, but has not worked" in output.getvalue()
+    assert part.restarts == 1
+    assert len(started) == 1
 
 
 def test_supervisor_starts_a_dead_part_again_and_says_so(started: list[FakeRunning]) -> None:
