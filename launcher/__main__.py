@@ -18,7 +18,7 @@ from launcher.invocation import default_data
 from launcher.ports import ports
 from launcher.private import own_mounts
 from launcher.table import overview, status_lines
-from launcher.terminal import STDERR, Terminal, write_in_any_encoding
+from launcher.terminal import STDERR, Terminal, discard, write_in_any_encoding
 from rabbitmq import check
 
 OK, FAILED = 0, 1
@@ -194,5 +194,18 @@ COMMANDS = {
     "test-versions": _test_versions,
 }
 
+
+def _with_a_reader(argv: list[str]) -> int:
+    """Run the command; a reader of its output that has gone, such as ``head``, is no failure."""
+    try:
+        try:
+            return main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return OK
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_with_a_reader(sys.argv[1:]))

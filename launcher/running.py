@@ -23,7 +23,7 @@ from launcher.side_by_side import side_by_side
 from launcher.stack import Stack, build_stack, listening_ports
 from launcher.state import StateFile
 from launcher.supervisor import Supervisor
-from launcher.terminal import BEGUN, STAMP_LENGTH, Terminal
+from launcher.terminal import BEGUN, STAMP, Terminal
 
 READY_WITHIN = 60.0
 """Seconds that a start waits for services which only wait for parts that are started here."""
@@ -75,7 +75,7 @@ class Runner:
         try:
             start_infrastructure(stack, supervisor, self.terminal)
             supervisor.start(stack.services(), until_live=True)
-            with self.terminal.step("Waiting until every service is ready"):
+            with self.terminal.step("Looking whether every service is ready"):
                 waiting = wait_for_readiness(stack, supervisor)
             self.phase = "up"
             state.write(self._state(stack, supervisor))
@@ -278,7 +278,7 @@ def _when_up(state: StateFile) -> dict[str, Any] | None:
 def _show(log: Tail, terminal: Terminal) -> None:
     """Print what was added to the log of the process that stays; what begins, only for a moment."""
     for stamped in log.texts():
-        line = stamped[STAMP_LENGTH:]
+        line = STAMP.sub("", stamped)
         if line.startswith(BEGUN):
             terminal.transient(line)
         else:

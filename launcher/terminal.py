@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import re
 import shutil
 import sys
 import threading
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TextIO
 
-STAMP_LENGTH = len("2026-01-31T09:30:00Z ")
-"""Characters before the text in a log."""
+STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
+"""What stands before the text in a log."""
 
 BEGUN = "  … "
 """What a line begins with that tells of a step that has only begun."""
@@ -137,9 +138,14 @@ class Terminal:
             self.stream.write(text)
             self.stream.flush()
         except BrokenPipeError:
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, self.stream.fileno())
-            os.close(devnull)
+            discard(self.stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Let what is written from now on go nowhere: whoever read it has gone."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
 
 
 STDERR = Terminal(sys.stderr)

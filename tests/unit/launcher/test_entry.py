@@ -84,6 +84,15 @@ def test_no_locale_makes_it_fail(
     assert done.returncode == (1 if command == ["status"] else 0), done.stderr
 
 
+@pytest.mark.parametrize("command", ["status --json", "--help", "logs"])
+def test_a_reader_that_goes_away_is_no_failure_of_ours(command: str, stack: Path) -> None:
+    line = f"'{PROJECT / 'userstream'}' {command} --data '{stack}'"
+
+    done = run(["sh", "-c", f"{line} | true"])
+
+    assert done.stderr == b""
+
+
 def test_what_a_terminal_lacks_is_written_with_what_it_has(stack: Path) -> None:
     command = [str(PROJECT / "userstream"), "logs", "--data", str(stack)]
 

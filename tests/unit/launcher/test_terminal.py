@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from launcher.terminal import BEGUN, STAMP_LENGTH, Terminal
+from launcher.terminal import BEGUN, STAMP, Terminal
 
 
 class Screen(io.StringIO):
@@ -55,7 +55,8 @@ def test_a_log_tells_beginnings_and_times() -> None:
         pass
     terminal.note("sender died")
 
-    begun, done, note = (line[STAMP_LENGTH:] for line in stream.getvalue().splitlines())
+    begun, done, note = (STAMP.sub("", line) for line in stream.getvalue().splitlines())
+    assert all(STAMP.match(line) for line in stream.getvalue().splitlines())
     assert begun == f"{BEGUN}Starting sender"
     assert done.startswith("  ✓ Starting sender (")
     assert note == "sender died"
