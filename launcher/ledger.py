@@ -143,7 +143,7 @@ def _conclude(ledger: Mapping[str, Any], terminal: Terminal, invocation: Invocat
     if ledger["workBinding"] == "missing":
         terminal.fail(
             "The work queue is not bound: what is accepted reaches the stream and nobody else."
-            " ./userstream check-broker says how to mend it."
+            f" {invocation.line('check-broker')} says how to mend it."
         )
     if not ledger["caughtUp"]:
         terminal.fail("The stream can not be read to its end yet; is the broker just starting?")

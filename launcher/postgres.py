@@ -70,8 +70,14 @@ class Postgres:
         """Create the data directory, the role and the database, unless they exist.
 
         Raises:
-            LauncherError: There is none of the version that made the data.
+            LauncherError: There is none of the version that made the data, or that is gone.
         """
+        if self.directory.is_symlink() and not self.directory.exists():
+            raise LauncherError(
+                f"The database of this data was in {self.directory.readlink()}, and is not there"
+                f" any more. Bring it back, or remove {self.directory} to begin with an empty one."
+            )
+        self.directory.mkdir(parents=True, exist_ok=True)
         self._make_reachable()
         data = self._home / "data"
         if (data / "PG_VERSION").exists():
@@ -116,7 +122,6 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server and return when it answers."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.prepare()
         self._running = start(self.server())
         self._running.wait_until_ready()

@@ -155,7 +155,6 @@ def _start_broker(stack: Stack, supervisor: Supervisor, terminal: Terminal) -> N
 def _start_others(stack: Stack, supervisor: Supervisor, terminal: Terminal) -> None:
     if stack.postgres:
         with terminal.step("Preparing PostgreSQL"):
-            stack.postgres.directory.mkdir(parents=True, exist_ok=True)
             stack.postgres.prepare()
     supervisor.start(stack.others())
 
