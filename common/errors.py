@@ -84,6 +84,13 @@ class UnderWayError(UserStreamError):
         """When the other one will have finished, or lost its right to, at the latest."""
 
 
+class DestinationBusyError(UnderWayError):
+    """Slow mails to the same domain hold as many connections as they may: no attempt is counted."""
+
+    code = "destination_busy"
+    title = "Too many slow mails to that domain are under way"
+
+
 class PermanentError(UserStreamError):
     """Repeating the call cannot help: the message is dead-lettered."""
 

@@ -14,6 +14,7 @@ from common.canary import is_canary
 from common.contracts.notifications import DeliveryStatus, EmailRequested
 from common.envelope import Envelope
 from common.errors import (
+    DestinationBusyError,
     MailDeferredError,
     MailServerUnavailableError,
     MailUnsureError,
@@ -97,6 +98,7 @@ async def send_email(
         TemplateDataMissingError: The request can not be made into a mail.
         UnderWayError: Another sender has the lease.
         MailServerUnavailableError: No mail would be accepted now.
+        DestinationBusyError: Too many slow mails to the same domain are under way.
         MailDeferredError: The mail server put this one off.
         MailUnsureError: The mail server may have this one.
     """
@@ -125,7 +127,7 @@ async def _hand_over(mail: Mail, mailer: Mailer, lease: Lease) -> Outcome:
         failpoint("w24")
         await lease.record(outcome)
         failpoint("w29")
-    except MailServerUnavailableError as error:
+    except (MailServerUnavailableError, DestinationBusyError) as error:
         with suppress(UserStreamError):  # without it, the lease runs out by itself
             await lease.record_once(Outcome(DeliveryStatus.DEFERRED, reason=error.detail))
         raise

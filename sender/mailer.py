@@ -1,9 +1,11 @@
 """Hands mails to the mail server and says what its answer means."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Self
 
@@ -11,10 +13,16 @@ import structlog
 
 from common import metrics
 from common.contracts.notifications import DeliveryStatus
-from common.errors import MailServerUnavailableError
+from common.errors import DestinationBusyError, MailServerUnavailableError
 from common.mail_status import Refusal, refusal_of
 from sender.smtp.connection import SERVICE_CLOSING, Answer, Mail
-from sender.smtp.errors import LinkDroppedError, NotConnectedError, Utf8AddressError
+from sender.smtp.errors import (
+    BusyDestinationError,
+    LinkDroppedError,
+    NotConnectedError,
+    SlowReplyError,
+    Utf8AddressError,
+)
 from sender.smtp.opening import Server
 from sender.smtp.pool import Pool
 from sender.smtp.replies import Phase, Reply
@@ -39,6 +47,16 @@ _seconds = cache(metrics.SMTP_SECONDS.labels)
 
 CHECK_SECONDS = 5.0
 """How long one answer of the mail server counts when readiness is asked again."""
+
+ANSWER_SECONDS = 2.5
+"""A mail server that does not answer for so long is not ready, though it may be tomorrow. Less than
+readiness allows for the whole check, so that the answer says what is the matter."""
+
+LONGEST_CHECK_SECONDS = 20.0
+"""Then it is asked anew, on a new connection; some servers let strangers wait for a greeting."""
+
+BUSY_AGAIN_AFTER = timedelta(seconds=20)
+"""When a mail to a domain with many slow ones is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +90,19 @@ class SmtpMailer:
         """Recipients refused since the last accepted mail, for what may be a reason of ours."""
         self._checked_at = -CHECK_SECONDS
         self._check_failure: MailServerUnavailableError | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
     async def open(cls, server: Server, *, connections: int) -> AsyncIterator[Self]:
         """A mailer with its pool; connects when it must."""
         async with Pool.open(server, size=connections) as pool:
-            yield cls(pool)
+            mailer = cls(pool)
+            try:
+                yield mailer
+            finally:
+                if mailer._checking is not None:
+                    mailer._checking.cancel()
 
     async def ensure(self) -> None:
         """Return if there is a way to the mail server, at once if one is open.
@@ -108,15 +132,30 @@ class SmtpMailer:
         Raises:
             MailServerUnavailableError: It is not.
         """
-        if time.monotonic() - self._checked_at >= CHECK_SECONDS:
-            self._check_failure = None
-            try:
-                await self.ask()
-            except MailServerUnavailableError as error:
-                self._check_failure = error
-            self._checked_at = time.monotonic()
+        now = time.monotonic()
+        if now - self._pool.answered_at < CHECK_SECONDS:
+            return  # mails are getting through
+        if now - self._checked_at >= CHECK_SECONDS:
+            if self._checking is None or self._checking.done():
+                self._checking = asyncio.create_task(self._check())
+            # Not broken off: an answer that comes later is one, too, and its connection is kept.
+            await asyncio.wait([self._checking], timeout=ANSWER_SECONDS)
+            if not self._checking.done():
+                raise _unavailable(f"no answer within {ANSWER_SECONDS:g} s")
+            self._checking.result()  # a fault of ours, if anything
         if self._check_failure:
             raise self._check_failure
+
+    async def _check(self) -> None:
+        try:
+            async with asyncio.timeout(LONGEST_CHECK_SECONDS):
+                await self.ask()
+            self._check_failure = None
+        except TimeoutError:
+            self._check_failure = _unavailable(f"no answer within {LONGEST_CHECK_SECONDS:g} s")
+        except MailServerUnavailableError as error:
+            self._check_failure = error
+        self._checked_at = time.monotonic()
 
     async def send(self, mail: Mail, *, before_text: Callable[[], None]) -> Outcome:
         """Hand one mail over.
@@ -127,6 +166,7 @@ class SmtpMailer:
 
         Raises:
             MailServerUnavailableError: The mail was not accepted, and no other would be.
+            DestinationBusyError: Others are at it that the server is slow with.
         """
         started = time.perf_counter()
         status = "unavailable"
@@ -151,6 +191,10 @@ class SmtpMailer:
                 raise _unavailable(str(error)) from error
             except Utf8AddressError:
                 return Outcome(DeliveryStatus.FAILED, reason=_NO_UTF8)
+            except SlowReplyError as error:
+                return Outcome(DeliveryStatus.DEFERRED, reason=f"It took too long: {error}")
+            except BusyDestinationError as error:
+                raise DestinationBusyError(again_after=BUSY_AGAIN_AFTER) from error
             except LinkDroppedError as error:
                 if error.phase is Phase.TEXT:
                     return Outcome(DeliveryStatus.UNSURE, reason=f"The link was lost: {error}")

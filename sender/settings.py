@@ -48,8 +48,9 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     """Our name in EHLO, for servers that insist on one; empty for our address."""
 
     smtp_connections: int = Field(default=4, ge=1, le=100)
-    """Connections to the mail server at most; many servers allow 10 to 20. Measured with a server
-    on the same machine: 2 to 8 are alike, 1 and 16 a fifth slower."""
+    """Connections that carry mails at once; many servers allow 10 to 20. One that has waited three
+    seconds for an answer no longer counts, up to nine times as many. Measured with a server on the
+    same machine: 2 to 8 are alike, 1 and 16 a fifth slower."""
 
     from_email: EmailAddress
     """Address the mails come from. People reply to it: choose a mailbox that somebody reads."""

@@ -87,6 +87,12 @@ class _Rule:
     to: str | None
     times: int | None
 
+    def applies_to(self, recipients: list[str]) -> bool:
+        if self.to is None:
+            return True
+        whole = self.to if not self.to.startswith("@") else ""
+        return any(one == whole or (not whole and one.endswith(self.to)) for one in recipients)
+
 
 @dataclass(slots=True)
 class SmtpServer:
@@ -114,6 +120,12 @@ class SmtpServer:
     sessions: int = 0
     """Connections ever accepted."""
 
+    most_sessions: int = 1000
+    """Connections at the same time; further ones are sent away."""
+
+    most_seen: int = 0
+    """Connections that were open at the same time."""
+
     _rules: list[_Rule] = field(default_factory=list)
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -132,7 +144,7 @@ class SmtpServer:
     def on(
         self, point: Point, action: Action, *, to: str | None = None, times: int | None = None
     ) -> None:
-        """Do ``action`` at ``point``, for one recipient only, so many times only."""
+        """Do ``action`` at ``point``, for one recipient or ``@domain``, so many times only."""
         self._rules.append(_Rule(point, action, to, times))
 
     def forget(self) -> None:
@@ -169,7 +181,7 @@ class SmtpServer:
     def action(self, point: Point, recipients: list[str]) -> Action:
         """What to do now."""
         for rule in self._rules:
-            if rule.point == point and (rule.to is None or rule.to in recipients):
+            if rule.point == point and rule.applies_to(recipients):
                 if rule.times == 0:
                     continue
                 if rule.times is not None:
@@ -182,6 +194,7 @@ class SmtpServer:
         assert task is not None
         self.sessions += 1
         self._writers.add(writer)
+        self.most_seen = max(self.most_seen, len(self._writers))
         self._tasks.add(task)
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, _Hangup):
@@ -211,6 +224,9 @@ class _Session:
         self.user = ""
 
     async def run(self) -> None:
+        if self.server.open_sessions > self.server.most_sessions:
+            await self.reply("421 4.7.0 too many connections from you")
+            raise _Hangup
         await self.do("CONNECT")
         while True:
             line = await self.read_line()

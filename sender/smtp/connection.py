@@ -75,6 +75,8 @@ class Connection:
         self._pipelining = "PIPELINING" in extensions
         self._utf8 = "SMTPUTF8" in extensions
         self._announced: Mail | None = None
+        self.is_committed = False
+        """Whether a text has left to which there is no reply yet."""
 
     @classmethod
     async def open(cls, server: Server) -> Self:
@@ -122,8 +124,11 @@ class Connection:
             if refusal is None:
                 self._link.require(Phase.DATA)  # else nothing of the text goes out
                 before_text()
+                self.is_committed = True
                 self._write_text(mail, following())
-                return Answer(Phase.TEXT, await self._final_reply())
+                reply = await self._final_reply()
+                self.is_committed = False
+                return Answer(Phase.TEXT, reply)
         except BaseException:
             self._link.abort()
             raise

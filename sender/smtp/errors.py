@@ -20,6 +20,14 @@ class NotConnectedError(SmtpError):
     """There is no session: refused connection, greeting, TLS or login."""
 
 
+class SlowReplyError(SmtpError):
+    """The replies before the text took too long, and others waited; nothing was accepted."""
+
+
+class BusyDestinationError(SmtpError):
+    """Slow mails to its domain hold as many connections as they may; nothing was sent."""
+
+
 class Utf8AddressError(SmtpError):
     """The address needs SMTPUTF8 (RFC 6531) and the server does not offer it.
 

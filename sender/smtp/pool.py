@@ -12,7 +12,12 @@ import structlog
 
 from common import metrics
 from sender.smtp.connection import Answer, Connection, Mail
-from sender.smtp.errors import LinkDroppedError, NotConnectedError
+from sender.smtp.errors import (
+    BusyDestinationError,
+    LinkDroppedError,
+    NotConnectedError,
+    SlowReplyError,
+)
 from sender.smtp.opening import Server
 from sender.smtp.replies import Phase
 
@@ -27,18 +32,38 @@ Servers close idle ones after 300 s (RFC 5321, 4.5.3.2.7), some of them much soo
 QUIT_SECONDS = 2.0
 """Longest goodbye; the server's time-out ends what it does not answer."""
 
+SLOW_SECONDS = 3.0
+"""A connection that has carried one mail for so long leaves its place to another one."""
 
-ANSWER_COUNTS_SECONDS = 5.0
-"""Where all connections are at work, the server was there if it has answered since then."""
+LOOK_SECONDS = 0.5
+"""How often is looked for such, while mails wait."""
+
+MOST_PER_PLACE = 9
+"""Connections at most, for each of ``size``: servers commonly allow 50 to a client, and one that
+allows fewer says so."""
+
+SHARE = 0.75
+"""Of those, how many slow mails to one domain may hold; further ones wait at the broker."""
+
+PATIENCE_SECONDS = 10.0
+"""So long a mail may wait for the replies before its text while others wait for its connection."""
 
 
 class _Waiting(NamedTuple):
     """Somebody in the queue."""
 
     mail: Mail | None
-    """What may be announced behind another mail; None for who wants a new connection."""
+    fresh: bool
+    """Whether only a new connection will do, so that it is announced behind no other mail."""
 
     turn: asyncio.Future[Connection | None]
+
+
+class _Work(NamedTuple):
+    """What a connection carries."""
+
+    mail: Mail
+    since: float
 
 
 class Pool:
@@ -47,15 +72,23 @@ class Pool:
     def __init__(self, server: Server, *, size: int) -> None:
         self._server = server
         self._size = size
+        self._most = size * MOST_PER_PLACE
+        self._share = int(self._most * SHARE)
+        self._at_work: dict[Connection, _Work] = {}
+        self._slow: dict[Connection, str] = {}
+        """Connections that carry a mail for too long, to its recipient's domain."""
+        self._given_up: set[Connection] = set()
+        self._look_later: asyncio.TimerHandle | None = None
+        self.answered_at = float("-inf")
+        """When the server last answered a mail, by the clock of ``time.monotonic``."""
         self._waiting: deque[_Waiting] = deque()
         self._followers: dict[Connection, tuple[_Waiting, float]] = {}
         self._idle: list[tuple[Connection, float]] = []
-        self._taken = 0  # of ``size``: connections at work, and those being opened
+        self._taken = 0  # connections at work, and those being opened
         self._being_opened = 0
         self._opening = asyncio.Lock()
         self._failure = ""
         self._failed_at = 0.0
-        self._answered_at = -ANSWER_COUNTS_SECONDS
 
     @classmethod
     @asynccontextmanager
@@ -66,6 +99,8 @@ class Pool:
         try:
             yield pool
         finally:
+            if pool._look_later is not None:
+                pool._look_later.cancel()
             sweeper.cancel()
             with suppress(asyncio.CancelledError):
                 await sweeper
@@ -79,15 +114,27 @@ class Pool:
         Raises:
             NotConnectedError: None could be opened, or that was found out during the wait.
             LinkDroppedError, Utf8AddressError: See ``Connection.send``.
+            SlowReplyError: It took too long while others waited.
+            BusyDestinationError: Slow mails to its domain hold as many connections as they may.
         """
-        connection = await self._acquire(None if fresh else mail, fresh=fresh)
+        connection = await self._acquire(mail, fresh=fresh)
+        self._at_work[connection] = _Work(mail, _now())
         try:
             answer = await connection.send(
                 mail, before_text=before_text, following=partial(self._take_follower, connection)
             )
-            self._answered_at = _now()
+        except LinkDroppedError as error:
+            if connection in self._given_up:
+                raise SlowReplyError(str(error)) from error
+            raise
+        else:
+            self.answered_at = _now()
             return answer
         finally:
+            del self._at_work[connection]
+            if self._slow:
+                self._slow.pop(connection, None)
+                self._given_up.discard(connection)
             self._pass_on(connection)
 
     async def ensure(self) -> None:
@@ -106,21 +153,28 @@ class Pool:
                     pass
 
     async def check(self) -> None:
-        """Ask the server whether it is there, on a connection more if all are at work.
+        """Ask the server whether it is there, beside the connections that are at work.
 
         Raises:
-            NotConnectedError: It is not.
+            NotConnectedError, LinkDroppedError: It is not.
         """
-        if self._taken == self._size:
-            if _now() - self._answered_at > ANSWER_COUNTS_SECONDS:
-                await (await Connection.open(self._server)).quit()
-            return
+        connection = self._take_idle()
+        if connection is not None:
+            try:
+                await self._ask(connection)
+            except LinkDroppedError:  # it was closed while idle, which proves nothing
+                self._drop_idle()
+            else:
+                return
+        await self._ask(await self._open(is_vital=not self._taken))
+
+    async def _ask(self, connection: Connection) -> None:
         try:
-            async with self._connection() as connection:
-                await connection.check()
-        except LinkDroppedError:  # it was closed while idle, which proves nothing
-            async with self._connection(fresh=True):
-                pass
+            await connection.check()
+        except BaseException:
+            self._discard(connection)
+            raise
+        self._idle.append((connection, _now()))
 
     def _alive(self) -> bool:
         at_work = self._taken - self._being_opened
@@ -137,27 +191,53 @@ class Pool:
     async def _acquire(self, mail: Mail | None, *, fresh: bool) -> Connection:
         """The connection used last if any is left, else a new one; ``fresh`` insists on it."""
         asked_at = _now()
-        connection = await self._turn(mail)
-        if connection is not None:
-            if not fresh:
-                return connection
-            self._discard(connection)
-        try:
-            self._spare_the_server(asked_at)
-            if fresh:  # what befell one has most likely befallen all: the server was restarted
-                self._drop_idle()
-            return self._take_idle() or await self._open()
-        except BaseException:
+        while True:
+            connection = await self._turn(mail, fresh=fresh)
+            if connection is not None:
+                if not fresh:
+                    return connection
+                self._discard(connection)
+            try:
+                self._spare_the_server(asked_at)
+                if fresh:  # what befell one has most likely befallen all: a restart
+                    self._drop_idle()
+                if idle := self._take_idle():
+                    return idle
+                if opened := await self._open_beside():
+                    return opened
+            except BaseException:
+                self._pass_on(None)
+                raise
             self._pass_on(None)
-            raise
 
-    async def _turn(self, mail: Mail | None) -> Connection | None:
+    async def _open_beside(self) -> Connection | None:
+        """Open a connection; None if the server does not want more than it has now."""
+        is_beside = bool(self._slow) and self._taken > self._size
+        try:
+            return await self._open(is_vital=not is_beside)
+        except NotConnectedError:
+            if not is_beside:
+                raise
+            self._most = max(self._taken - 1, self._size)
+            return None
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether another connection may be taken: slow ones do not count, up to a limit."""
+        return self._taken - len(self._slow) < self._size and self._taken < self._most
+
+    async def _turn(self, mail: Mail | None, *, fresh: bool) -> Connection | None:
         """Wait until something is free: a connection, or the right to open one (None)."""
-        if self._taken < self._size:
+        if self._slow and mail is not None and self._is_busy(mail):
+            raise BusyDestinationError
+        if self._has_room:
             self._taken += 1
             return None
-        waiting = _Waiting(mail, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(mail, fresh, loop.create_future())
         self._waiting.append(waiting)
+        if self._look_later is None:
+            self._look_later = loop.call_later(LOOK_SECONDS, self._look)
         try:
             return await waiting.turn
         except asyncio.CancelledError:
@@ -169,7 +249,11 @@ class Pool:
     def _take_follower(self, connection: Connection) -> Mail | None:
         """The mail that waits longest, to be announced on this connection and then sent there."""
         waiting = self._longest_waiting()
-        if waiting is None or waiting.mail is None or not connection.can_announce(waiting.mail):
+        if waiting is None or waiting.mail is None or waiting.fresh:
+            return None
+        if self._slow:  # behind this text it might wait as long
+            return None
+        if not connection.can_announce(waiting.mail):
             return None
         self._followers[connection] = self._waiting.popleft(), _now()
         return waiting.mail
@@ -189,7 +273,8 @@ class Pool:
             if not connection.usable:  # also if the follower has gone: its text is waited for
                 self._discard(connection)
                 connection = None
-        if self._longest_waiting() is not None:
+        is_too_many = self._taken - len(self._slow) > self._size or self._taken > self._most
+        if not is_too_many and self._longest_waiting() is not None:
             self._waiting.popleft().turn.set_result(connection)
             return
         self._taken -= 1
@@ -209,14 +294,15 @@ class Pool:
             self._discard(connection)
         return None
 
-    async def _open(self) -> Connection:
+    async def _open(self, *, is_vital: bool = True) -> Connection:
         self._being_opened += 1
         try:
             connection = await Connection.open(self._server)
         except NotConnectedError as error:
-            if not self._failure:
-                log.warning("smtp.unavailable", reason=str(error))
-            self._failure, self._failed_at = str(error), _now()
+            if is_vital:
+                if not self._failure:
+                    log.warning("smtp.unavailable", reason=str(error))
+                self._failure, self._failed_at = str(error), _now()
             raise
         finally:
             self._being_opened -= 1
@@ -238,7 +324,37 @@ class Pool:
         while True:
             await asyncio.sleep(IDLE_SECONDS / 2)
             await self._quit_idle(_now() - IDLE_SECONDS / 2)
-            self._free_followers(_now() - IDLE_SECONDS / 2)
+
+    # -- slow mails -------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Find the connections that are held for too long, and let others take their places.
+
+        A server may take minutes for one recipient. Four such must not hold all mail, and what has
+        sent its text cannot be broken off without being sent twice. So a mail that is slow does not
+        count, up to ``_most``; from then on what is slow before its text is put off, and what is
+        bound for a domain with many slow mails waits elsewhere.
+        """
+        now = _now()
+        self._slow = {
+            connection: _domain(work.mail)
+            for connection, work in self._at_work.items()
+            if work.since <= now - SLOW_SECONDS
+        }
+        if not self._slow:
+            self._most = self._size * MOST_PER_PLACE  # it may allow more than last time
+        self._free_followers(now - SLOW_SECONDS)
+        if self._slow:
+            self._send_elsewhere()
+        while self._has_room and self._longest_waiting() is not None:
+            self._taken += 1
+            self._waiting.popleft().turn.set_result(None)
+        if self._longest_waiting() is not None and self._taken >= self._most:
+            self._give_up(now - PATIENCE_SECONDS)
+        is_needed = self._waiting or self._followers or self._slow
+        self._look_later = (
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look) if is_needed else None
+        )
 
     def _free_followers(self, announced_until: float) -> None:
         """Let the mails go elsewhere that have stood behind an unanswered text since then.
@@ -250,6 +366,24 @@ class Pool:
                 follower.turn.set_exception(
                     LinkDroppedError(Phase.MAIL, "no reply to the mail before it")
                 )
+
+    def _is_busy(self, mail: Mail) -> bool:
+        """Whether slow mails to the same domain hold all the connections that they may."""
+        domain = _domain(mail)
+        return sum(domain == slow for slow in self._slow.values()) >= self._share
+
+    def _send_elsewhere(self) -> None:
+        """Let those that wait for a domain with too many slow mails wait at the broker."""
+        for waiting in self._waiting:
+            if waiting.mail is not None and not waiting.turn.done() and self._is_busy(waiting.mail):
+                waiting.turn.set_exception(BusyDestinationError())
+
+    def _give_up(self, since: float) -> None:
+        """Break off the mails that have waited since then for replies before their texts."""
+        for connection in self._slow:
+            if self._at_work[connection].since <= since and not connection.is_committed:
+                self._given_up.add(connection)
+                connection.abort()
 
     async def _quit_idle(self, unused_since: float) -> None:
         """Say goodbye on the connections that nobody has used since then."""
@@ -263,6 +397,10 @@ class Pool:
         finally:
             for connection in leaving:
                 self._discard(connection)
+
+
+def _domain(mail: Mail) -> str:
+    return mail.recipient.rpartition("@")[2].lower()
 
 
 _now = time.monotonic

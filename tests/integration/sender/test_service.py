@@ -234,9 +234,8 @@ async def test_a_server_that_hangs_up_on_everybody_for_a_while_is_an_outage(stac
 
 
 async def test_a_mail_server_that_hangs_with_every_connection_at_work_is_not_ready(
-    empty_broker: TestBroker, database_dsn: str, monkeypatch: pytest.MonkeyPatch
+    empty_broker: TestBroker, database_dsn: str
 ) -> None:
-    monkeypatch.setattr("sender.smtp.pool.ANSWER_COUNTS_SECONDS", 0.1)
     async with running_stack(empty_broker, database_dsn, smtp_connections=2) as stack:
         for point in ("CONNECT", "NOOP", "RSET", "MAIL", "RCPT", "DATA", "TEXT"):
             stack.smtp.on(point, STALL)

@@ -12,6 +12,7 @@ from common.contracts.notifications import Claim, DeliveryStatus, EmailRequested
 from common.envelope import Envelope
 from common.errors import (
     DatabaseServiceUnavailableError,
+    DestinationBusyError,
     MailDeferredError,
     MailServerUnavailableError,
     MailUnsureError,
@@ -220,6 +221,18 @@ async def test_a_mail_server_that_goes_away_in_between_leaves_no_lease_behind() 
     envelope = an_envelope()
 
     with pytest.raises(MailServerUnavailableError):
+        await handle(mailer, deliveries, envelope)
+    await handle(mailer, deliveries, envelope)
+
+    assert deliveries.statuses == [DeliveryStatus.DEFERRED, DeliveryStatus.SENT]
+
+
+async def test_a_mail_whose_destination_is_busy_leaves_no_lease_behind() -> None:
+    mailer = FakeMailer(outcomes=[DestinationBusyError()])
+    deliveries = FakeDeliveries()
+    envelope = an_envelope()
+
+    with pytest.raises(UnderWayError):  # so no try is counted
         await handle(mailer, deliveries, envelope)
     await handle(mailer, deliveries, envelope)
 
