@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import NoReturn
 
 import asyncpg
 
@@ -11,6 +12,8 @@ from common.contracts.reports import Column, UserReportQuery
 from common.contracts.users import User, UserRequest, UserUpdate
 from common.errors import DuplicateEmailError, NotFoundError, StaleError
 from database_service.pool import Database
+
+TAKEN = "Another user has this e-mail address."
 
 REPORT_SECONDS = 3600.0
 """Longest time for one report; a slow reader holds a snapshot, which keeps dead rows alive."""
@@ -40,9 +43,12 @@ class UserRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    # An address that is taken is an ordinary answer, not an error for PostgreSQL's log.
     INSERT_USER = """
         INSERT INTO users (name, surname, email)
-             VALUES ($1, $2, $3)
+             SELECT $1, $2, $3
+              WHERE NOT EXISTS (SELECT FROM users WHERE lower(email) = lower($3))
+        ON CONFLICT (lower(email)) DO NOTHING
           RETURNING id, name, surname, email, created_at, updated_at, version
     """
 
@@ -53,10 +59,9 @@ class UserRepository:
             DuplicateEmailError: Another user has the address.
         """
         async with self._database.connection() as connection:
-            with _named_constraints():
-                row = await connection.fetchrow(
-                    self.INSERT_USER, user.name, user.surname, user.email
-                )
+            row = await connection.fetchrow(self.INSERT_USER, user.name, user.surname, user.email)
+        if row is None:
+            raise DuplicateEmailError(TAKEN)
         return _versioned(row)
 
     SELECT_USER = """
@@ -128,6 +133,12 @@ class UserRepository:
                   version = version + 1
             WHERE id = $1
               AND ($5::bigint[] IS NULL OR version = ANY ($5))
+              AND NOT EXISTS (
+                      SELECT
+                        FROM users AS other
+                       WHERE lower(other.email) = lower($4)
+                         AND other.id <> $1
+                  )
         RETURNING id, name, surname, email, created_at, updated_at, version
     """
 
@@ -147,7 +158,7 @@ class UserRepository:
                     self.UPDATE_USER, user_id, user.name, user.surname, user.email, versions
                 )
         if row is None:
-            await self._raise_stale(user_id)
+            await self._raise_refused(user_id, versions)
         return _versioned(row)
 
     DELETE_USER = """
@@ -167,11 +178,13 @@ class UserRepository:
         async with self._database.connection() as connection:
             deleted = await connection.fetchval(self.DELETE_USER, user_id, versions)
         if deleted is None:
-            await self._raise_stale(user_id)
+            await self._raise_refused(user_id, versions)
 
-    async def _raise_stale(self, user_id: int) -> None:
+    async def _raise_refused(self, user_id: int, versions: Sequence[int] | None) -> NoReturn:
         """Say why a change found no row; raises NotFoundError if there is none at all."""
         current = await self.select_user(user_id)
+        if versions is None or current.version in versions:
+            raise DuplicateEmailError(TAKEN)
         raise StaleError(
             f"It is in version {current.version} now. Get it again, look at what changed, and "
             "repeat your change with the new ETag."
@@ -284,9 +297,10 @@ def _versioned(row: asyncpg.Record | None) -> VersionedUser:
 
 @contextmanager
 def _named_constraints() -> Iterator[None]:
+    """Name what two changes at the same moment can still break; each alone is asked before."""
     try:
         yield
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name == "users_email_key":
-            raise DuplicateEmailError("Another user has this e-mail address.") from error
+            raise DuplicateEmailError(TAKEN) from error
         raise

@@ -7,6 +7,9 @@ from uuid import uuid4
 import pytest
 from aiohttp import ClientSession
 
+from common.contracts.users import UserRequest, UserUpdate
+from common.errors import DuplicateEmailError
+from database_service.repositories.users import UserRepository
 from tests.integration.database_service.builders import an_address
 
 
@@ -48,6 +51,20 @@ async def test_an_address_can_be_taken_once(client: ClientSession) -> None:
         assert (await response.json())["code"] == "duplicate_email"
     async with client.put(f"/api/users/{other['id']}", json=body) as response:
         assert response.status == 409
+
+
+async def test_an_address_that_is_taken_is_no_error_of_postgresql(users: UserRepository) -> None:
+    """Or each repeat would stand in its log, which is there for what a person must look at."""
+    body = UserRequest.model_validate(a_user())
+    await users.insert_user(body)
+    other = await users.insert_user(UserRequest.model_validate(a_user()))
+
+    with pytest.raises(DuplicateEmailError) as inserting:
+        await users.insert_user(body)
+    with pytest.raises(DuplicateEmailError) as updating:
+        await users.update_user(other.user.id, UserUpdate(**dict(body)), versions=None)
+
+    assert (inserting.value.__cause__, updating.value.__cause__) == (None, None)
 
 
 async def test_a_user_is_found_by_address_in_any_case(client: ClientSession) -> None:
