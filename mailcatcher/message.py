@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message as Part
-from html.parser import HTMLParser
+from html import unescape
 
 from mailcatcher.headers import clean, decode_words
 
 _SPACE = re.compile(r"[\s\ufeff]+")
+SNIPPET_SOURCE = 50_000
+"""Characters of a mail that are read for its line in a list."""
+
 _PART_LIMIT = 1000
 """Parts looked at; a mail of more is a test of our patience."""
 
@@ -48,8 +51,9 @@ class Content:
         return squeeze(strip_html(self.html) if self.html else self.text)
 
     def snippet(self, limit: int = 200) -> str:
-        """The first ``limit`` characters of ``words``."""
-        words = self.words
+        """The first ``limit`` characters of ``words``, from the beginning of the mail."""
+        begin = Content(text=self.text[:SNIPPET_SOURCE], html=self.html[:SNIPPET_SOURCE])
+        words = begin.words
         return words if len(words) <= limit else f"{words[:limit]}..."
 
 
@@ -67,14 +71,42 @@ def squeeze(text: str) -> str:
 
 
 def strip_html(html: str) -> str:
-    """The words of a page, without its scripts and styles."""
-    reader = _Words()
-    try:
-        reader.feed(html)
-        reader.close()
-    except (AssertionError, ValueError):  # what html.parser raises on a broken declaration
-        return "".join(reader.words) or html
-    return "".join(reader.words)
+    """The words of a page, without its scripts and styles.
+
+    Reads every character once, whatever it is given: ``html.parser`` looks for the end of each
+    comment and tag anew, which takes minutes where there are 100,000 without an end.
+    """
+    words: list[str] = []
+    silent_until, position = "", 0
+    for markup in _MARKUP.finditer(html):
+        if not silent_until:
+            words.append(html[position : markup.start()])
+        position = markup.end()
+        is_end, name = markup[1] == "/", (markup[2] or "").lower()
+        if not name:
+            continue
+        if not silent_until:
+            words.append(" ")
+            silent_until = name if name in _SILENT and not is_end else ""
+        elif is_end and name == silent_until:
+            silent_until = ""
+    if not silent_until:
+        words.append(html[position:])
+    return unescape("".join(words))
+
+
+_MARKUP = re.compile(
+    r"<!--.*?(?:--!?>|\Z)"
+    r"|<(?:script|style)\b[^>]*(?:>.*?(?:</(?:script|style)\b[^>]*(?:>|\Z)|\Z)|\Z)"
+    r"|<(/?)([a-z][^\s/>]*)[^>]*(?:>|\Z)"
+    r"|<[!?/][^>]*(?:>|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
+"""A comment, a script or style with all it holds, a tag, or a declaration; what has no end goes on
+to the end of the text."""
+
+_SILENT = frozenset({"head", "title"})
+"""Elements whose text nobody sees."""
 
 
 def _read_parts(mail: Part) -> Content:
@@ -137,29 +169,3 @@ def _decode(part: Part) -> str:
 def _body_of(raw: bytes) -> bytes:
     head, separator, body = raw.partition(b"\r\n\r\n")
     return body if separator else head
-
-
-class _Words(HTMLParser):
-    """Collects the text between the tags."""
-
-    _SILENT = frozenset({"script", "style", "head", "title"})
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.words: list[str] = []
-        self._silent_in: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        if tag in self._SILENT:
-            self._silent_in.append(tag)
-        else:
-            self.words.append(" ")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._silent_in:
-            del self._silent_in[self._silent_in.index(tag) :]
-        self.words.append(" ")
-
-    def handle_data(self, data: str) -> None:
-        if not self._silent_in:
-            self.words.append(data)

@@ -1,8 +1,9 @@
+import time
 from email.message import EmailMessage
 
 import pytest
 
-from mailcatcher.message import read_content, strip_html
+from mailcatcher.message import read_content, squeeze, strip_html
 
 
 def test_content_has_text_html_and_attachments_apart() -> None:
@@ -74,3 +75,33 @@ def test_strip_html_leaves_out_scripts_styles_and_titles() -> None:
     html = "<head><title>no</title></head><p>One</p><script>no</script><p>two &amp; three"
 
     assert strip_html(html).split() == ["One", "two", "&", "three"]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<!--", "<a ", "<", "</a ", "</", "<!a", "<?", "<![CDATA[", "<head>", "<a href='", "&"],
+)
+def test_strip_html_takes_ten_times_as_long_for_ten_times_as_much(piece: str) -> None:
+    def seconds(count: int) -> float:
+        begun = time.thread_time()
+        strip_html(piece * count)
+        return time.thread_time() - begun
+
+    # Squared, it would be a hundred times; a page of these stood still for minutes.
+    assert seconds(100_000) < 40 * max(seconds(10_000), 0.005)
+
+
+@pytest.mark.parametrize(
+    ("html", "words"),
+    [
+        ("a<!-- b --><!-- c", "a"),
+        ("<p>a</p><p>b", "a b"),
+        ("1 < 2 &amp;&lt; 3", "1 < 2 &< 3"),
+        ("<script>if (a<b) {}</script >c", "c"),
+        ("<STYLE>x</style>a<br/>b", "a b"),
+        ("<!doctype html><?xml?>a", "a"),
+        ("a<b", "a"),
+    ],
+)
+def test_strip_html_keeps_what_a_reader_sees(html: str, words: str) -> None:
+    assert squeeze(strip_html(html)) == words
