@@ -142,8 +142,8 @@ class DeadLetter:
         return value[:MAX_TEXT] if isinstance(value, str) else ""
 
 
-Wanted = Callable[[DeadLetter], bool]
-"""Whose body to keep."""
+Wanted = Callable[[DeadLetter], bool | None]
+"""What to keep of a letter: all of it (True), its headers (False), or nothing (None)."""
 
 
 class Held:
@@ -152,7 +152,9 @@ class Held:
     def __init__(self, route: Route, wire: PlainWire, *, ready: int, elsewhere: bool) -> None:
         self.route = route
         self.letters: list[DeadLetter] = []
-        """Oldest first."""
+        """Those that are kept, oldest first."""
+        self.read_count = 0
+        """How many were read."""
         self.ready = ready
         """How many there were to be read."""
         self.is_looked_at_elsewhere = elsewhere
@@ -161,12 +163,13 @@ class Held:
         """How many were moved or removed."""
         self._wire = wire
         self._kept_bytes = 0
+        self._is_found = False
         self._arrived = asyncio.Event()
 
     @property
     def is_complete(self) -> bool:
         """Whether all were read that were there."""
-        return len(self.letters) >= self.ready and not self.is_looked_at_elsewhere
+        return self.read_count >= self.ready and not self.is_looked_at_elsewhere
 
     async def send_back(
         self, letter: DeadLetter, *, body: bytes | None = None, **properties: Any
@@ -206,19 +209,20 @@ class Held:
         self._wire.acknowledge(letter.tag)
         self.gone += 1
 
-    async def read(self, wanted: Wanted) -> None:
-        """Read what was ready, within bounds of number, size and time."""
+    async def read(self, wanted: Wanted, until: Callable[[DeadLetter], bool]) -> None:
+        """Read what was ready, within bounds of number, size and time; no further than needed."""
         expected = min(self.ready, MAX_LETTERS)
         if not expected:
             return
         await self._wire.channel.basic_qos(prefetch_count=expected)
 
         def received(tag: int, delivery: Delivery) -> None:
-            self._keep(tag, delivery, wanted)
+            if not self._is_found:
+                self._keep(tag, delivery, wanted, until)
 
         await self._wire.consume(self.route.dead_letter_queue, "look", received)
         deadline = asyncio.get_running_loop().time() + READ_SECONDS
-        while len(self.letters) < expected:
+        while self.read_count < expected and not self._is_found:
             self._arrived.clear()
             left = deadline - asyncio.get_running_loop().time()
             try:
@@ -227,7 +231,9 @@ class Held:
             except TimeoutError:
                 return
 
-    def _keep(self, tag: int, delivery: Delivery, wanted: Wanted) -> None:
+    def _keep(
+        self, tag: int, delivery: Delivery, wanted: Wanted, until: Callable[[DeadLetter], bool]
+    ) -> None:
         letter = DeadLetter(
             tag=tag,
             route=self.route,
@@ -236,11 +242,15 @@ class Held:
             size=len(delivery.body),
             has_body=True,
         )
-        if wanted(letter) and self._kept_bytes + letter.size <= MAX_KEPT_BYTES:
+        is_wanted = wanted(letter)
+        self._is_found = until(letter)
+        if is_wanted and self._kept_bytes + letter.size <= MAX_KEPT_BYTES:
             self._kept_bytes += letter.size
         else:
             letter = replace(letter, delivery=replace(delivery, body=b""), has_body=False)
-        self.letters.append(letter)
+        if is_wanted is not None:
+            self.letters.append(letter)
+        self.read_count += 1
         self._arrived.set()
 
 
@@ -266,11 +276,17 @@ class DeadLetterQueue:
         self.route = route
 
     @asynccontextmanager
-    async def held(self, wanted: Wanted = lambda _: True) -> AsyncIterator[Held]:
+    async def held(
+        self,
+        wanted: Wanted = lambda _: True,
+        *,
+        until: Callable[[DeadLetter], bool] = lambda _: False,
+    ) -> AsyncIterator[Held]:
         """Read the queue, oldest first; what is not moved goes back, in order.
 
         Args:
-            wanted: Whose bodies to keep; of all others there are the headers.
+            wanted: What to keep of each letter; called with its body, in order.
+            until: The letter behind which nothing needs to be read.
 
         Raises:
             BrokerUnavailableError: Nothing was read; nothing has changed.
@@ -283,7 +299,7 @@ class DeadLetterQueue:
                 connection = await stack.enter_async_context(self._connected())
                 counter = await self._counter(connection)
                 held = await self._open(connection, counter)
-                await held.read(wanted)
+                await held.read(wanted, until)
             try:
                 yield held
             finally:

@@ -61,8 +61,9 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
     resend = action("resend", "send one back with another body, checked first")
     resend.add_argument("id")
     resend.add_argument("--body", type=Path, required=True, metavar="FILE", help="JSON")
-    discard = action("discard", "remove one for good; the reason is kept")
-    discard.add_argument("id")
+    discard = action("discard", "remove one, or those of a kind, for good; the reason is kept")
+    discard.add_argument("ids", nargs="*", metavar="ID")
+    _add_filter(discard)
     discard.add_argument("--reason", required=True, help="why; name no person in it")
     action("discards", "show what was discarded, and why")
 
@@ -109,7 +110,11 @@ def list_lines(found: Mapping[str, Any]) -> list[str]:
     ]
     if not found["groups"]:
         return [*lines, "No message waits for a decision."]
-    lines += [f"{g['count']:>7}  {g['code']}  ({g['route']})" for g in found["groups"]]
+    for group in found["groups"]:
+        lines += [
+            f"{group['count']:>7}  {group['code']}  ({group['route']})",
+            f"         {group['meaning']} {group['advice']}",
+        ]
     for letter in found["letters"]:
         by = f" by {letter['failedService']}" if letter["failedService"] else ""
         lines += [
@@ -140,6 +145,8 @@ def letter_lines(letter: Mapping[str, Any]) -> list[str]:
         "route": letter["route"],
         "contract": letter["type"] or "not named",
         "why": f"{letter['code']}: {letter['detail']}".removesuffix(": "),
+        "means": letter["meaning"],
+        "do": letter["advice"],
         "tries": letter["attempts"],
         "given up by": letter["failedService"] or "the broker",
         "first failed": letter["firstSeen"] or "not known",
@@ -203,9 +210,12 @@ def _resend(given: Namespace) -> tuple[Any, list[str]]:
 
 
 def _discard(given: Namespace) -> tuple[Any, list[str]]:
-    body = {"reason": given.reason, "discardedBy": _person()}
-    discarded = _ask(given, "POST", f"/{given.id}/discard", body)
-    return discarded, ["Discarded. The reason is kept."]
+    why = {"reason": given.reason, "discardedBy": _person()}
+    if len(given.ids) == 1 and not (given.route or given.code):
+        discarded = _ask(given, "POST", f"/{given.ids[0]}/discard", why)
+        return discarded, ["Discarded. The reason is kept."]
+    discarded = _ask(given, "POST", "/discard", {**_selection(given), **why})
+    return discarded, [f"{discarded['discarded']} discarded. The reason is kept with each."]
 
 
 def _discards(given: Namespace) -> tuple[Any, list[str]]:
@@ -230,10 +240,11 @@ def _selection(given: Namespace) -> dict[str, Any]:
         "ids": given.ids or None,
         "route": given.route,
         "code": given.code,
-        "all": given.all,
+        "all": getattr(given, "all", False),
     }
     if not any(selection.values()):
-        raise LauncherError("Which letters? Name ids, --route, --code, or say --all.")
+        or_all = ", or say --all" if hasattr(given, "all") else ""
+        raise LauncherError(f"Which letters? Name ids, --route, --code{or_all}.")
     return {name: value for name, value in selection.items() if value}
 
 

@@ -9,6 +9,8 @@ from common.contracts.dead_letters import (
     DeadLetterView,
     DiscardedDeadLetter,
     DiscardedDeadLetters,
+    DiscardedMany,
+    DiscardManyRequest,
     DiscardQuery,
     DiscardRequest,
     OneDeadLetterQuery,
@@ -114,6 +116,21 @@ async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Respon
 async def rehearse(request: web.Request, *, body: RehearseRequest) -> web.Response:
     """Say what would become of letters; stores, sends and moves nothing."""
     return answer(await request.app[OFFICE].rehearse(body))
+
+
+@api.post(
+    "/api/dead-letters/discard",
+    body=DiscardManyRequest,
+    returns={200: DiscardedMany},
+    raises=(
+        ConflictError,
+        BrokerUnavailableError,
+        DatabaseServiceUnavailableError,
+    ),
+)
+async def discard_dead_letters(request: web.Request, *, body: DiscardManyRequest) -> web.Response:
+    """Remove letters of a kind for good; the reason is kept with each."""
+    return answer(await request.app[OFFICE].discard_many(body))
 
 
 @api.get(

@@ -6,7 +6,8 @@ Sending back many is in ``queue_receiver.redrives``.
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol
 from uuid import UUID
 
@@ -21,6 +22,8 @@ from common.contracts.dead_letters import (
     DeadLetterView,
     DiscardedDeadLetter,
     DiscardedDeadLetters,
+    DiscardedMany,
+    DiscardManyRequest,
     DiscardQuery,
     Rehearsal,
     RehearseRequest,
@@ -38,6 +41,12 @@ from queue_receiver.masking import masked_body, revealed_body, shown_headers
 from queue_receiver.rehearsals import CONTRACTS, Store, rehearse
 
 log = structlog.get_logger()
+
+DISCARDS_AT_ONCE = 20
+"""Reasons that are on their way to database_service at the same time."""
+
+MAX_PAGE_CHARACTERS = 4 * 1024 * 1024
+"""Characters of bodies in one answer."""
 
 
 class Records(Store, Protocol):
@@ -65,23 +74,30 @@ class DeadLetterOffice:
         Raises:
             BrokerUnavailableError: Nothing could be read.
         """
-        wanted = [queue for queue in self._queues if query.route in (None, queue.route.name)]
-        looks = await asyncio.gather(*(_look(queue) for queue in wanted))
-        letters = [letter for _, found in looks for letter in found]
-        kinds = Counter((letter.route.name, letter.code) for letter in letters)
-        chosen = [letter for letter in letters if query.code in (None, letter.code)]
-        page, next_after = _page(chosen, query.after, query.limit)
-        for letter in page if query.reveal else ():
+        page = _Page(query, after=query.after)
+        looks = await self._read_page(page)
+        if page.is_still_to_begin:  # the letter behind which it begins is gone
+            page = _Page(query, after=None)
+            looks = await self._read_page(page)
+        for letter in page.letters if query.reveal else ():
             log.info("dead_letter.revealed", dead_letter_id=str(letter.id))
         return DeadLetters(
-            queues=[look for look, _ in looks],
+            queues=looks,
             groups=[
                 DeadLetterGroup(route=route, code=code, count=count)
-                for (route, code), count in kinds.most_common()
+                for (route, code), count in page.kinds.most_common()
             ],
-            letters=[view(letter, reveal=query.reveal) for letter in page],
-            next_after=next_after,
+            letters=page.letters,
+            next_after=page.letters[-1].id if page.has_more else None,
         )
+
+    async def _read_page(self, page: "_Page") -> list[DeadLetterQueueLook]:
+        """Read one queue after the other, since a page goes from one into the next."""
+        return [
+            await _look(queue, page)
+            for queue in self._queues
+            if page.query.route in (None, queue.route.name)
+        ]
 
     async def select_letter(self, letter_id: UUID, *, reveal: bool) -> DeadLetterView:
         """One letter; moves nothing.
@@ -90,8 +106,8 @@ class DeadLetterOffice:
             NotFoundError: There is none with that id.
         """
         for queue in self._queues:
-            async with queue.held(lambda letter: letter.id == letter_id) as held:
-                for letter in _of(held, letter_id):
+            async with _up_to(queue, letter_id) as held:
+                for letter in held.letters:
                     if reveal:
                         log.info("dead_letter.revealed", dead_letter_id=str(letter_id))
                     return view(letter, reveal=reveal)
@@ -109,8 +125,8 @@ class DeadLetterOffice:
         if len(data) > MAX_BODY_BYTES:
             raise TooLargeError(f"{len(data)} bytes; at most {MAX_BODY_BYTES} are read.")
         for queue in self._queues:
-            async with queue.held(lambda letter: letter.id == letter_id) as held:
-                for letter in _of(held, letter_id):
+            async with _up_to(queue, letter_id) as held:
+                for letter in held.letters:
                     contract = CONTRACTS[queue.route.name][0]
                     validate(contract, body, prefix="/body/")
                     await held.send_back(
@@ -134,8 +150,8 @@ class DeadLetterOffice:
             DatabaseServiceUnavailableError: The reason can not be kept; the letter stays.
         """
         for queue in self._queues:
-            async with queue.held(lambda _: False) as held:
-                if letters := list(_of(held, letter_id)):
+            async with queue.held(lambda one: False if one.id == letter_id else None) as held:
+                if letters := held.letters:
                     discarded = await self._records.record_discard(
                         DeadLetterDiscard(
                             message_id=letter_id,
@@ -155,6 +171,69 @@ class DeadLetterOffice:
                     )
                     return discarded
         raise _no_letter(letter_id)
+
+    async def discard_many(self, request: DiscardManyRequest) -> DiscardedMany:
+        """Discard all that are meant, each as ``discard`` does: first the reason, then the letter.
+
+        Raises:
+            ConflictError: There are more than were seen; nothing was discarded.
+            DatabaseServiceUnavailableError: A reason can not be kept. What was discarded by then
+                stays so; the rest is still there.
+        """
+
+        def is_meant(letter: DeadLetter) -> bool | None:
+            is_so = request.matches(letter.id, letter.route.name, letter.code)
+            return False if is_so else None  # headers are enough
+
+        async with AsyncExitStack() as stack:
+            held = [
+                await stack.enter_async_context(queue.held(is_meant))
+                for queue in self._queues
+                if request.route in (None, queue.route.name)
+            ]
+            found = sum(len(one.letters) for one in held)
+            if request.expected is not None and found > request.expected:
+                raise ConflictError(
+                    f"There are {found} by now, not {request.expected}. Nothing was discarded; "
+                    "look at them again."
+                )
+            for one in held:
+                for start in range(0, len(one.letters), DISCARDS_AT_ONCE):
+                    await self._discard_some(
+                        one, one.letters[start : start + DISCARDS_AT_ONCE], request
+                    )
+        return DiscardedMany(discarded=found)
+
+    async def _discard_some(
+        self, held: Held, letters: Sequence[DeadLetter], request: DiscardManyRequest
+    ) -> None:
+        recorded = await asyncio.gather(
+            *(
+                self._records.record_discard(
+                    DeadLetterDiscard(
+                        message_id=letter.id,
+                        route=letter.route.name,
+                        error_code=letter.code,
+                        reason=request.reason,
+                        discarded_by=request.discarded_by,
+                    )
+                )
+                for letter in letters
+            ),
+            return_exceptions=True,
+        )
+        failures = [result for result in recorded if isinstance(result, BaseException)]
+        for letter, result in zip(letters, recorded, strict=True):
+            if not isinstance(result, BaseException):
+                held.remove(letter)
+                log.info(
+                    "dead_letter.discarded",
+                    dead_letter_id=str(letter.id),
+                    queue=letter.route.dead_letter_queue,
+                    code=letter.code,
+                )
+        if failures:
+            raise failures[0]
 
     async def list_discards(self, query: DiscardQuery) -> DiscardedDeadLetters:
         """Letters that were discarded, and why."""
@@ -193,36 +272,74 @@ def view(letter: DeadLetter, *, reveal: bool) -> DeadLetterView:
     )
 
 
-async def _look(queue: DeadLetterQueue) -> tuple[DeadLetterQueueLook, list[DeadLetter]]:
+class _Page:
+    """Letters of one page, made while the queues are read; of all others only how many there are.
+
+    What is read may be hundreds of megabytes, what is shown of it is little.
+    """
+
+    def __init__(self, query: DeadLetterQuery, *, after: UUID | None) -> None:
+        self.query = query
+        self.letters: list[DeadLetterView] = []
+        self.kinds: Counter[tuple[str, str]] = Counter()
+        self.has_more = False
+        self._after = after
+        self._bytes = 0
+
+    @property
+    def is_still_to_begin(self) -> bool:
+        """Whether the letter behind which it begins has not come."""
+        return self._after is not None
+
+    def take(self, letter: DeadLetter) -> None:
+        """Count a letter, and show it if it is one of the page."""
+        self.kinds[letter.route.name, letter.code] += 1
+        if self.query.code not in (None, letter.code):
+            return
+        if self._after is not None:
+            if letter.id == self._after:
+                self._after = None
+        elif len(self.letters) == self.query.limit:
+            self.has_more = True
+        else:
+            self.letters.append(self._view(letter))
+
+    def _view(self, letter: DeadLetter) -> DeadLetterView:
+        seen = view(letter, reveal=self.query.reveal)
+        self._bytes += len(seen.body or "")
+        # Of what would make the answer too large, the body is shown on the letter's own page.
+        return seen if self._bytes <= MAX_PAGE_CHARACTERS else view_without_body(seen)
+
+
+async def _look(queue: DeadLetterQueue, page: _Page) -> DeadLetterQueueLook:
     name = queue.route.name
     try:
-        async with queue.held() as held:
-            look = DeadLetterQueueLook(
+        async with queue.held(page.take) as held:
+            return DeadLetterQueueLook(
                 route=name,
-                letters=max(held.ready, len(held.letters)),
-                read=len(held.letters),
+                letters=max(held.ready, held.read_count),
+                read=held.read_count,
                 complete=held.is_complete,
                 looked_at_elsewhere=held.is_looked_at_elsewhere,
             )
-            return look, held.letters
     except ConflictError:  # a redrive of our own is at it
-        look = DeadLetterQueueLook(
+        return DeadLetterQueueLook(
             route=name, letters=0, read=0, complete=False, looked_at_elsewhere=True
         )
-        return look, []
 
 
-def _page(
-    letters: list[DeadLetter], after: UUID | None, limit: int
-) -> tuple[list[DeadLetter], UUID | None]:
-    """The letters behind one; from the beginning if that is gone."""
-    start = next((i + 1 for i, letter in enumerate(letters) if letter.id == after), 0)
-    page = letters[start : start + limit]
-    return page, page[-1].id if len(letters) > start + limit else None
+def view_without_body(letter: DeadLetterView) -> DeadLetterView:
+    """The letter as it is shown where there is no room for its body."""
+    return letter.model_copy(update={"body": None, "revealed": False})
 
 
-def _of(held: Held, letter_id: UUID) -> Iterator[DeadLetter]:
-    return (letter for letter in held.letters if letter.id == letter_id)
+def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AbstractAsyncContextManager[Held]:
+    """Hold a queue as far as a letter, and keep that one alone."""
+
+    def is_it(letter: DeadLetter) -> bool:
+        return letter.id == letter_id
+
+    return queue.held(lambda letter: True if is_it(letter) else None, until=is_it)
 
 
 def _no_letter(letter_id: UUID) -> NotFoundError:

@@ -7,13 +7,15 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from aiohttp import web
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from common import strict_json
 from common.contracts.base import Body
 from common.contracts.dead_letters import (
+    DeadLetterGroup,
     DeadLetterPath,
     DeadLetterQuery,
+    DiscardManyRequest,
     DiscardQuery,
     DiscardRequest,
     ErrorCode,
@@ -25,6 +27,7 @@ from common.contracts.dead_letters import (
     RehearseRequest,
     ResendRequest,
     RouteName,
+    Selection,
 )
 from common.contracts.registrations import PERSON
 from common.errors import (
@@ -42,6 +45,7 @@ from common.http.validation import validate
 from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
 from queue_receiver.pages import (
     NOTICES,
+    render_confirmation,
     render_discards,
     render_letter,
     render_letters,
@@ -62,15 +66,14 @@ class PageQuery(Body):
     route: RouteName | None = None
     code: ErrorCode | None = None
     after: UUID | None = None
-    done: Literal["", "discarded", "resent", "sent"] = ""
+    done: Literal["", "discarded", "discarded_many", "resent", "sent"] = ""
 
 
-class SelectionForm(Body):
-    """Which letters a button means."""
+class KindForm(Body):
+    """Which kind of letters a button means."""
 
     sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "neighbour_error"}
 
-    id: UUID | None = None
     route: RouteName | None = None
     code: ErrorCode | None = None
     all: bool = False
@@ -78,8 +81,18 @@ class SelectionForm(Body):
     @property
     def selection(self) -> dict[str, Any]:
         """The same as the API takes it."""
-        ids = [self.id] if self.id else None
-        return {"ids": ids, "route": self.route, "code": self.code, "all": self.all}
+        return {"route": self.route, "code": self.code, "all": self.all}
+
+
+class SelectionForm(KindForm):
+    """Which letters a button means: a kind, or one."""
+
+    id: UUID | None = None
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The same as the API takes it."""
+        return {**super().selection, "ids": [self.id] if self.id else None}
 
 
 class BodyForm(Body):
@@ -88,6 +101,20 @@ class BodyForm(Body):
     sample: ClassVar[Mapping[str, Any]] = {"body": json.dumps(PERSON)}
 
     body: Annotated[str, StringConstraints(max_length=65_536)]
+
+
+class DiscardManyForm(KindForm):
+    """Why letters of a kind are to go, and how many were seen."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        **KindForm.sample,
+        "reason": "Published by mistake.",
+        "expected": 3,
+    }
+
+    reason: Reason
+    discarded_by: Person = ""
+    expected: Annotated[int, Field(ge=0)]
 
 
 class DiscardForm(Body):
@@ -121,6 +148,50 @@ async def dead_letters_page(request: web.Request, *, query: PageQuery) -> web.Re
 async def discards_page(request: web.Request) -> web.Response:
     """What was discarded, and why."""
     return _page(render_discards(await request.app[OFFICE].list_discards(DiscardQuery(limit=200))))
+
+
+@api.get(
+    "/dead-letters/redrive",
+    query=KindForm,
+    returns={200: "text/html"},
+    raises=(BrokerUnavailableError,),
+)
+async def confirm_redrive_page(request: web.Request, *, query: KindForm) -> web.Response:
+    """What would be sent back, before it is."""
+    return _page(render_confirmation("redrive", query, await _groups(request, query)))
+
+
+@api.get(
+    "/dead-letters/discard",
+    query=KindForm,
+    returns={200: "text/html"},
+    raises=(BrokerUnavailableError,),
+)
+async def confirm_discard_page(request: web.Request, *, query: KindForm) -> web.Response:
+    """What would be discarded, before it is; asks for the reason."""
+    return _page(render_confirmation("discard", query, await _groups(request, query)))
+
+
+@api.post(
+    "/dead-letters/discard",
+    form=DiscardManyForm,
+    returns={303: None},
+    raises=(
+        ConflictError,
+        BrokerUnavailableError,
+        DatabaseServiceUnavailableError,
+    ),
+)
+async def discard_many_by_form(request: web.Request, *, form: DiscardManyForm) -> web.Response:
+    """Remove letters of a kind for good."""
+    wish = {
+        **form.selection,
+        "reason": form.reason,
+        "discardedBy": form.discarded_by,
+        "expected": form.expected,
+    }
+    await request.app[OFFICE].discard_many(validate(DiscardManyRequest, wish))
+    return _see("/dead-letters", done="discarded_many")
 
 
 @api.get(
@@ -235,6 +306,18 @@ async def discard_by_form(
 def problem_page(error: UserStreamError) -> str:
     """An error as a page, for a browser."""
     return render_problem(error.http_status, error.title, error.detail)
+
+
+async def _groups(request: web.Request, wanted: KindForm) -> list[DeadLetterGroup]:
+    """The kinds that are meant, and how many letters there are of each."""
+    validate(Selection, wanted.selection)
+    query = DeadLetterQuery(route=wanted.route, code=wanted.code, limit=1)
+    found = await request.app[OFFICE].list_letters(query)
+    return [
+        group
+        for group in found.groups
+        if wanted.route in (None, group.route) and wanted.code in (None, group.code)
+    ]
 
 
 def _read(text: str) -> object:

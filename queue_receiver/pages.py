@@ -1,9 +1,14 @@
 """Renders the page of dead letters: from typed values to HTML, over ``templates/``."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 from urllib.parse import urlencode
 
+from pydantic import BaseModel
+
+from common.contracts.dead_letter_kinds import Remedy
 from common.contracts.dead_letters import (
+    DeadLetterGroup,
     DeadLetterQuery,
     DeadLetters,
     DeadLetterView,
@@ -19,6 +24,7 @@ PAGES = Pages("queue_receiver")
 
 NOTICES: Mapping[str, str] = {
     "discarded": "Discarded. The reason is kept.",
+    "discarded_many": "All of them were discarded. The reason is kept with each.",
     "resent": "Sent back with the new body. If it fails again, it comes back here.",
     "sent": "Sent back. If it fails again, it comes back here.",
 }
@@ -54,6 +60,20 @@ def render_letter(
 ) -> str:
     """One dead letter and what can be done with it; with what was typed, if that is wrong."""
     return PAGES.render("letter.html", letter=letter, errors=errors, typed=typed)
+
+
+def render_confirmation(
+    action: Literal["redrive", "discard"], wanted: BaseModel, groups: Sequence[DeadLetterGroup]
+) -> str:
+    """What is about to be done with letters, and a form that does it."""
+    return PAGES.render(
+        "confirm.html",
+        action=action,
+        wanted=wanted,
+        groups=groups,
+        total=sum(group.count for group in groups),
+        failing=sum(group.count for group in groups if group.remedy is not Remedy.SEND_BACK),
+    )
 
 
 def render_redrive(redrive: Redrive) -> str:

@@ -6,9 +6,17 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    computed_field,
+    model_validator,
+)
 
 from common.contracts.base import Answer, Body
+from common.contracts.dead_letter_kinds import Kind, Remedy, kind_of
 from common.contracts.registrations import PERSON, Outcome
 from common.contracts.rules import Instant, Text
 from common.topology import ROUTES
@@ -38,16 +46,43 @@ Reason = Annotated[Text, StringConstraints(min_length=1, max_length=500, strip_w
 Person = Annotated[Text, StringConstraints(max_length=100, strip_whitespace=True)]
 
 
-class DeadLetterView(Answer):
+class Coded(Answer):
+    """Something with the code of a dead letter, and what that code means."""
+
+    code: str
+    """The error that made it one: ``malformed``, ``neighbour_error``, …"""
+
+    @property
+    def kind(self) -> Kind:
+        """What letters of this code are."""
+        return kind_of(self.code)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def meaning(self) -> str:
+        """What the code means."""
+        return self.kind.meaning
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        return self.kind.advice
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def remedy(self) -> Remedy:
+        """Whether it can pass as it is."""
+        return self.kind.remedy
+
+
+class DeadLetterView(Coded):
     """One dead letter, as a person sees it."""
 
     id: UUID
     """The message's id; it stays the same when the letter is sent back."""
 
     route: str
-    code: str
-    """The error that made it one: ``malformed``, ``neighbour_error``, …"""
-
     detail: str
     attempts: int
     first_seen: str
@@ -67,11 +102,10 @@ class DeadLetterView(Answer):
     revealed: bool
 
 
-class DeadLetterGroup(Answer):
+class DeadLetterGroup(Coded):
     """How many letters there are of one route with one code."""
 
     route: str
-    code: str
     count: int
 
 
@@ -247,6 +281,32 @@ class DiscardRequest(Body):
 
     discarded_by: Person = ""
     """Who decides it."""
+
+
+class DiscardManyRequest(Selection):
+    """Letters are to go for good."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "route": "user.registration",
+        "code": "malformed",
+        "reason": "Published by mistake.",
+        "discardedBy": "ada",
+    }
+
+    reason: Reason
+    """Why; it is kept with each of them, so name no person in it."""
+
+    discarded_by: Person = ""
+    """Who decides it."""
+
+    expected: Annotated[int, Field(ge=0)] | None = None
+    """How many were seen: where there are more by now, nothing is discarded."""
+
+
+class DiscardedMany(Answer):
+    """Letters that were discarded; the reason is kept with each."""
+
+    discarded: int
 
 
 class RehearseRequest(Selection):

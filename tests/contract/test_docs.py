@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from common import metrics
+from common.contracts.dead_letter_kinds import KINDS, Remedy
 from common.settings import example
 from launcher.arguments import parser
 from launcher.ports import BASE_PORTS
@@ -149,6 +151,30 @@ def test_the_example_of_the_settings_is_made_from_them(service: str) -> None:
     settings = importlib.import_module(f"{service}.settings").Settings
 
     assert (ROOT / service / ".env.example").read_text() == example(settings)
+
+
+def test_every_kind_of_dead_letter_is_described_as_the_pages_describe_it() -> None:
+    described = {
+        code: (plain(meaning), plain(advice), remedy)
+        for codes, meaning, advice, remedy in takewhile(
+            lambda cells: len(cells) == 4, rows("docs/observability.md", "### Dead letters")
+        )
+        for code in re.findall(r"`(\w+)`", codes)
+    }
+
+    words = {
+        Remedy.SEND_BACK: "may pass",
+        Remedy.CORRECT: "fails again, unless corrected",
+        Remedy.DISCARD: "fails again",
+    }
+    assert described == {
+        code: (kind.meaning, kind.advice, words[kind.remedy]) for code, kind in KINDS.items()
+    }
+
+
+def plain(text: str) -> str:
+    """Markdown without links and code marks."""
+    return re.sub(r"\[(.*?)\]\(.*?\)", r"\1", text).replace("`", "")
 
 
 def logged() -> Iterator[tuple[str, str]]:

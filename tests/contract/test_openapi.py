@@ -209,5 +209,6 @@ async def test_operations_stay_where_programs_expect_them() -> None:
         "GET /api/dead-letters/redrives/{redrive_id}",
         "POST /api/dead-letters/rehearse",
         "POST /api/dead-letters/{id}/resend",
+        "POST /api/dead-letters/discard",
         "POST /api/dead-letters/{id}/discard",
     }

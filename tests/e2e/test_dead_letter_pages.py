@@ -19,6 +19,8 @@ from common.contracts.dead_letters import (
     DeadLetterView,
     DiscardedDeadLetter,
     DiscardedDeadLetters,
+    DiscardedMany,
+    DiscardManyRequest,
     DiscardQuery,
     Redrive,
     RedriveRequest,
@@ -108,6 +110,13 @@ class FakeOffice:
     async def discard(self, letter_id: UUID, *, reason: str, discarded_by: str) -> None:
         self.discarded[letter_id] = f"{discarded_by}: {reason}"
         self.letters = [letter for letter in self.letters if letter.id != letter_id]
+
+    async def discard_many(self, request: DiscardManyRequest) -> DiscardedMany:
+        meant = [x for x in self.letters if request.matches(x.id, x.route, x.code)]
+        assert request.expected == len(meant)
+        for letter in meant:
+            await self.discard(letter.id, reason=request.reason, discarded_by=request.discarded_by)
+        return DiscardedMany(discarded=len(meant))
 
     async def list_discards(self, _query: DiscardQuery) -> DiscardedDeadLetters:
         discards = [
@@ -224,7 +233,10 @@ async def test_every_page_can_be_used_by_everyone(scripted: Page, site: Site) ->
     site.office.elsewhere = True
     site.office.discarded[uuid4()] = HOSTILE
     site.redrives.start(RedriveRequest(all=True))
-    paths = ["", "?code=malformed&done=discarded", f"/{letter.id}", f"/{letter.id}?reveal=true"]
+    paths = [
+        *("", "?code=malformed&done=discarded", f"/{letter.id}", f"/{letter.id}?reveal=true"),
+        *("/redrive?all=true", f"/discard?code=malformed&route={ROUTE}", f"/{other.id}"),
+    ]
     for path in (*paths, "/discards", f"/{uuid4()}"):
         await scripted.goto(site.url + path)
         await assert_accessible(scripted)
@@ -264,6 +276,10 @@ async def test_a_redrive_is_followed_to_its_end(page: Page, site: Site) -> None:
     site.office.letters = [a_letter(), a_letter("other")]
     await page.goto(site.url)
     await page.get_by_role("button", name="Send all back").click()
+    await expect(page.get_by_role("heading", name="Send back 2 letters?")).to_be_visible()
+    await expect(page.get_by_text("1 of them fail again")).to_be_visible()
+    assert site.redrives.requests == []  # it asks first
+    await page.get_by_role("button", name="Send 2 letters back").click()
     await expect(page.get_by_role("heading", name="Sending back")).to_be_visible()
 
     site.redrives.end(RedriveState.DONE, "Handled: 30 letters.", settled=30, sent=30)
@@ -320,6 +336,32 @@ async def test_a_letter_is_discarded_with_a_reason_only(page: Page, site: Site) 
     assert site.office.discarded == {letter.id: "ada: nonsense"}
     await page.get_by_role("link", name="Discarded").click()
     await expect(page.get_by_text("ada: nonsense")).to_be_visible()
+
+
+async def test_a_kind_that_can_not_pass_is_discarded_after_a_question(
+    page: Page, site: Site
+) -> None:
+    site.office.letters = [a_letter(), a_letter(), a_letter("neighbour_error")]
+    await page.goto(site.url)
+
+    await page.get_by_role("button", name=f"Discard all malformed of {ROUTE}").click()
+    await expect(page.get_by_role("heading", name="Discard 2 letters?")).to_be_visible()
+    assert len(site.office.letters) == 3
+    await page.get_by_label("Reason").fill("nonsense")
+    await page.get_by_role("button", name="Discard 2 letters for good").click()
+
+    await expect(page.get_by_text("The reason is kept with each")).to_be_visible()
+    assert [letter.code for letter in site.office.letters] == ["neighbour_error"]
+    assert set(site.office.discarded.values()) == {": nonsense"}
+
+
+async def test_what_can_not_pass_as_it_is_is_corrected_first(page: Page, site: Site) -> None:
+    site.office.letters = [a_letter()]
+    await page.goto(f"{site.url}/{site.office.letters[0].id}")
+
+    await page.get_by_role("link", name="Correct this letter").click()
+
+    await expect(page.get_by_label("Correct it, and send it back.")).to_be_visible()
 
 
 async def test_an_outage_is_said_in_words(page: Page, site: Site) -> None:

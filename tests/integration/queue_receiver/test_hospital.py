@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -255,6 +256,35 @@ async def test_a_discarded_letter_is_gone_and_its_reason_is_kept(hospital: Hospi
     await hospital.post(f"/{second}/discard", {"reason": "again"}, 404)
 
 
+async def test_a_kind_is_discarded_and_each_letter_has_the_reason(hospital: Hospital) -> None:
+    bad = await hospital.fill(*(b"nonsense %d" % n for n in range(45)), code="malformed")
+    good = await hospital.fill(a_body(), a_body())
+    wish = {"code": "malformed", "reason": "A test of somebody's.", "discardedBy": "ada"}
+
+    problem = await hospital.post("/discard", {**wish, "expected": 44}, 409)
+    assert "45 by now" in problem["detail"]  # one came after they were shown
+    assert await hospital.waiting() == [*bad, *good]
+    assert await hospital.post("/discard", {**wish, "expected": 45}) == {"discarded": 45}
+
+    assert await hospital.waiting() == good
+    discards = (await hospital.get("/discards?limit=500"))["discards"]
+    assert {UUID(discard["messageId"]) for discard in discards} == set(bad)
+    assert {discard["reason"] for discard in discards} == {wish["reason"]}
+    assert await hospital.post("/discard", wish) == {"discarded": 0}
+    await hospital.post("/discard", {"reason": "which?"}, 422)
+
+
+async def test_a_kind_says_what_it_means_and_what_helps(hospital: Hospital) -> None:
+    [letter_id] = await hospital.fill(b"[]", code="malformed")
+
+    [group] = (await hospital.get(""))["groups"]
+    letter = await hospital.get(f"/{letter_id}")
+
+    said = {"meaning", "advice", "remedy"}
+    assert {name: group[name] for name in said} == {name: letter[name] for name in said}
+    assert group["remedy"] == "correct"
+
+
 async def test_without_its_reason_on_record_nothing_is_discarded(hospital: Hospital) -> None:
     [letter_id] = await hospital.fill(b"nonsense")
     await hospital.sql.execute("ALTER TABLE dead_letter_discards RENAME TO elsewhere")
@@ -264,7 +294,26 @@ async def test_without_its_reason_on_record_nothing_is_discarded(hospital: Hospi
     ) as response:
         assert response.status >= 500
 
+    await hospital.post("/discard", {"code": "neighbour_error", "reason": "nonsense"}, 500)
+
     assert await hospital.waiting() == [letter_id]
+
+
+async def test_looking_at_many_large_letters_takes_no_memory_for_them(hospital: Hospital) -> None:
+    ids = await hospital.fill(*(b'{"name": "%s"}' % (b"x" * 60_000) for _ in range(300)))
+    await hospital.get("?limit=5")  # what is made once is made
+
+    tracemalloc.start()
+    try:
+        page = await hospital.get("?limit=5")
+        one = await hospital.get(f"/{ids[150]}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert [letter["id"] for letter in page["letters"]] == [str(i) for i in ids[:5]]
+    assert (one["id"], page["groups"][0]["count"]) == (str(ids[150]), 300)
+    assert peak < 6_000_000  # of 18 MB
 
 
 async def test_values_are_covered_until_asked_for(hospital: Hospital) -> None:

@@ -16,6 +16,8 @@ LETTER: dict[str, Any] = {
     "route": "user.registration",
     "code": "malformed\x1b[2J",
     "detail": "Not a valid one.",
+    "meaning": "Not the contract.",
+    "advice": "Correct it.",
     "attempts": 1,
     "firstSeen": "",
     "failedService": "queue_receiver",
@@ -52,7 +54,8 @@ def said(line: str, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def a_page(*letters: dict[str, Any], after: str | None = None) -> dict[str, Any]:
-    groups = [{"route": x["route"], "code": x["code"], "count": 1} for x in letters]
+    said = ("route", "code", "meaning", "advice")
+    groups = [{name: x[name] for name in said} | {"count": 1} for x in letters]
     return {"queues": [], "groups": groups, "letters": list(letters), "nextAfter": after}
 
 
@@ -63,6 +66,7 @@ def test_all_pages_are_listed_and_nothing_moves_the_cursor(monkeypatch: pytest.M
 
     assert good
     assert text.count(LETTER["id"]) == 2
+    assert "Not the contract. Correct it." in text
     assert "\x1b" not in text
     assert service.asked[1][1] == "?code=malformed&limit=500&after=a"
 
@@ -132,3 +136,19 @@ def test_a_reason_goes_with_who_gave_it(monkeypatch: pytest.MonkeyPatch) -> None
     said("discard x --reason nonsense", service, monkeypatch)
 
     assert service.asked == [("POST", "/x/discard", {"reason": "nonsense", "discardedBy": "ada"})]
+
+
+def test_a_kind_is_discarded_with_one_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = FakeService({"discarded": 12})
+    monkeypatch.setattr(dead_letters, "_person", lambda: "ada")
+
+    _, text = said("discard --code malformed --reason nonsense", service, monkeypatch)
+
+    wish = {"code": "malformed", "reason": "nonsense", "discardedBy": "ada"}
+    assert service.asked == [("POST", "/discard", wish)]
+    assert "12 discarded" in text
+
+
+def test_nothing_is_discarded_by_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LauncherError, match=r"Name ids, --route, --code\."):
+        said("discard --reason nonsense", FakeService(), monkeypatch)

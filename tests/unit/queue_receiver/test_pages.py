@@ -1,7 +1,12 @@
+import re
 from datetime import UTC, datetime
+from html import unescape
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+
+from common.contracts.dead_letter_kinds import kind_of
 from common.contracts.dead_letters import (
     DeadLetterGroup,
     DeadLetterQuery,
@@ -14,7 +19,9 @@ from common.contracts.dead_letters import (
     RehearsedLetter,
 )
 from common.errors import FieldError
+from queue_receiver.page_routes import KindForm
 from queue_receiver.pages import (
+    render_confirmation,
     render_discards,
     render_letter,
     render_letters,
@@ -102,6 +109,57 @@ def test_whatever_stands_in_a_message_stays_text() -> None:
 def test_a_body_is_edited_as_it_is() -> None:
     # A browser drops the first line break behind <textarea>.
     assert ">\n\n\n{}</textarea>" in render_letter(a_view(body="\n\n{}", revealed=True))
+
+
+@pytest.mark.parametrize(
+    ("code", "first"),
+    [
+        ("neighbour_error", "Send back"),
+        ("of_another_program", "Send back"),
+        ("malformed", "Discard"),
+        ("too_large", "Discard"),
+        ("unknown_version", "Discard"),
+    ],
+)
+def test_the_first_button_of_a_kind_is_the_one_that_helps(code: str, first: str) -> None:
+    page = the_list(all_letters(a_view(code=code)))
+
+    assert buttons_in(page)[0] == first
+    assert kind_of(code).meaning in unescape(page)
+    assert kind_of(code).advice in unescape(page)
+
+
+@pytest.mark.parametrize(
+    ("code", "first"),
+    [("neighbour_error", "Send back"), ("malformed", "Correct"), ("too_large", "Discard")],
+)
+def test_the_first_button_of_a_letter_is_the_one_that_helps(code: str, first: str) -> None:
+    page = render_letter(a_view(code=code))
+
+    assert buttons_in(page)[0] == first
+    assert kind_of(code).meaning in unescape(page)
+
+
+def buttons_in(page: str) -> list[str]:
+    return re.findall(r'<(?:button|a class="button")[^>]*>\s*([\w ]+?)<', page)
+
+
+def test_what_is_about_to_happen_is_said_before_it_does() -> None:
+    groups = [
+        DeadLetterGroup(route="user.registration", code="malformed", count=2),
+        DeadLetterGroup(route="user.registration", code="neighbour_error", count=40),
+    ]
+
+    sending = render_confirmation("redrive", KindForm(all=True), groups)
+    discarding = render_confirmation("discard", KindForm(code="malformed"), groups[:1])
+
+    assert "Send back 42 letters?" in sending
+    assert "2 of them" in sending  # these fail again
+    assert 'name="all" value="true"' in sending
+    assert "Discard 2 letters?" in discarding
+    assert 'name="code" value="malformed"' in discarding
+    assert 'name="expected" value="2"' in discarding
+    assert "Nothing is here" in render_confirmation("discard", KindForm(code="x"), [])
 
 
 def test_nothing_there_is_said() -> None:
