@@ -15,6 +15,7 @@ from typing import Any
 
 from common.topology import MONITOR, ROUTES, definitions, queues
 from launcher.errors import LauncherError
+from launcher.memory import available_memory
 from launcher.plain_paths import plain
 from launcher.ports import HOST
 from launcher.processes import Program, Running, run_briefly, start, tail
@@ -22,8 +23,12 @@ from launcher.rabbitmq_programs import RabbitPrograms
 from rabbitmq.provision import ADMINISTRATOR, provision
 
 CONFIGURATION = Path(__file__).resolve().parent.parent / "rabbitmq"
-"""What compose and the launcher share: rabbitmq.conf, advanced.config, enabled_plugins,
-definitions.json."""
+"""What compose and the launcher share: the broker's settings, plugins and definitions."""
+
+PRIVATE_VARIABLES = """\
+# This node's own: otherwise other machines can reach the port over which nodes talk.
+SERVER_ADDITIONAL_ERL_ARGS="$SERVER_ADDITIONAL_ERL_ARGS -kernel inet_dist_use_interface {127,0,0,1}"
+"""
 
 AMQP_HEADER = b"AMQP\0\0\x09\x01"
 
@@ -74,6 +79,10 @@ class Broker:
         shared = (CONFIGURATION / "rabbitmq.conf").read_text("utf-8")
         (self.directory / "rabbitmq.conf").write_text(
             f"{shared}\n{self._private_settings()}", "utf-8"
+        )
+        variables = (CONFIGURATION / "rabbitmq-env.conf").read_text("utf-8")
+        (self.directory / "rabbitmq-env.conf").write_text(
+            f"{variables}\n{PRIVATE_VARIABLES}", "utf-8"
         )
         cookie = self.directory / ".erlang.cookie"
         if not cookie.exists():
@@ -238,7 +247,7 @@ class Broker:
             "LANG": "C.UTF-8",
             "HOME": str(self._home),
             **self.programs.environment,
-            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONF_ENV_FILE": str(self._home / "rabbitmq-env.conf"),
             # The data belongs to this name; each node has its own epmd, so names may repeat.
             "RABBITMQ_NODENAME": "userstream@localhost",
             "RABBITMQ_DIST_PORT": str(self.ports.distribution),
@@ -249,8 +258,6 @@ class Broker:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._home / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(self._home / "data"),
             "RABBITMQ_LOG_BASE": str(plain(self.log_directory)),
-            # Without it other machines can reach the port over which nodes talk.
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "ERL_CRASH_DUMP": str(self._home / "erl_crash.dump"),
             # The wrapper script becomes the node instead of waiting for it, so that the
             # process id and the exit code are the node's.
@@ -265,6 +272,7 @@ management.tcp.ip = {HOST}
 management.tcp.port = {self.ports.management}
 prometheus.tcp.ip = {HOST}
 prometheus.tcp.port = {self.ports.prometheus}
+total_memory_available_override_value = {available_memory()}
 log.console = true
 log.console.use_colors = off
 log.file = false

@@ -105,7 +105,7 @@ def configure(directory: Path, *, memory: str) -> None:
     shared = (CONFIGURATION / "rabbitmq.conf").read_text()
     own = f"log.console = true\ntotal_memory_available_override_value = {memory}\n"
     _write(directory / "rabbitmq.conf", f"{shared}\n# In a container:\n{own}", mode=0o644)
-    for name in ("advanced.config", "enabled_plugins"):
+    for name in ("advanced.config", "enabled_plugins", "rabbitmq-env.conf"):
         _write(directory / name, (CONFIGURATION / name).read_text(), mode=0o644)
 
 

@@ -2,13 +2,19 @@
 
 import socket
 from dataclasses import asdict
+from typing import Any
 
 import aio_pika
 import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
 from common.topology import BROKER_USERS, USER_REGISTRATION, definitions
+from launcher.memory import available_memory
+from tests.amqp import eventually
 from tests.backends import TestBroker, queue_names
+
+MARK = 'logger:error("the mark of the test", #{domain => [rabbitmq, queue]})'
+"""Erlang: an entry as RabbitMQ itself writes it."""
 
 
 def test_broker_has_the_whole_topology(broker: TestBroker) -> None:
@@ -86,3 +92,34 @@ def _accepts(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def test_the_log_of_a_broker_tells_nothing_of_messages_when_a_process_crashes(
+    broker: TestBroker,
+) -> None:
+    if broker.native is None:
+        pytest.skip("only the launcher's own broker can be made to crash")
+    log, address = broker.native.node().log, "ada@example.org"
+    begin = log.stat().st_size
+    crash = "proc_lib:spawn(fun() -> exit({noproc, Body}) end)"
+    broker.native.ctl("eval", f'Body = <<"{address}">>, {crash}, timer:sleep(200), {MARK}.')
+
+    written = log.read_bytes()[begin:].decode()
+    assert "the mark of the test" in written  # RabbitMQ's own lines are kept
+    assert address not in written
+
+
+async def test_a_broker_knows_the_memory_that_it_may_use_and_keeps_a_small_log(
+    broker: TestBroker,
+) -> None:
+    if broker.native is None:
+        pytest.skip("only the launcher's own broker is told")
+
+    def memory_limit() -> Any:  # said with the node's first statistics
+        return broker.management("GET", "/api/nodes")[0].get("mem_limit")
+
+    # RabbitMQ leaves a part of what it is told to others: 0.4 or 0.6 of it.
+    limit = await eventually(memory_limit, "telling the limit")
+    assert available_memory() // 3 < limit < available_memory()
+    size = "maps:get(wal_max_size_bytes, ra_system:fetch(quorum_queues))."
+    assert int(broker.native.ctl("eval", size)) == 64 * 1024**2
