@@ -16,7 +16,9 @@ CORRELATION_ID = "X-Correlation-Id"
 TRACEPARENT = "traceparent"
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
-_SANE_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(
+    r"([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.{0,200})?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ def current_ids() -> dict[str, str]:
         "request_id": context.request_id,
         "correlation_id": context.correlation_id,
         "message_id": context.message_id,
+        "trace_id": context.traceparent[3:35],
     }
     return {name: value for name, value in ids.items() if value}
 
@@ -84,8 +87,14 @@ def sane_id(value: object) -> str:
 
 
 def sane_traceparent(value: object) -> str:
-    """The value if it is a W3C traceparent of version 00, else nothing."""
-    return value if isinstance(value, str) and _SANE_TRACEPARENT.fullmatch(value) else ""
+    """The W3C trace context that the value holds, as version 00; else nothing.
+
+    Later versions may only add to it, so their beginning is read (Trace Context, 3.2.2).
+    """
+    found = _TRACEPARENT.fullmatch(value) if isinstance(value, str) else None
+    if found is None or found[1] == "ff" or (found[1] == "00" and found[3]):
+        return ""
+    return f"00-{found[2]}"
 
 
 def _new_traceparent() -> str:

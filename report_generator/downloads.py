@@ -9,6 +9,7 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 
 from common.errors import RangeNotSatisfiableError, StorageError
+from common.http.compression import SMALLEST_BYTES, accepts_gzip, new_compressor
 from common.http.problems import problem
 from report_generator.files import BLOCK_BYTES
 
@@ -22,9 +23,10 @@ async def send_file(
     13.1.5 and 14), on another instance too.
     """
     with file:
-        etag = f'"{sha256}"'
-        if _is_known(request, etag):
-            return web.Response(status=304, headers={hdrs.ETAG: etag})
+        etag, etag_of_gzip = f'"{sha256}"', f'"{sha256}-gzip"'
+        varying = {hdrs.VARY: hdrs.ACCEPT_ENCODING}
+        if known := _known(request, etag, etag_of_gzip):
+            return web.Response(status=304, headers={hdrs.ETAG: known, **varying})
         size = os.fstat(file.fileno()).st_size
         try:
             start, end = _part(request, size, etag)
@@ -38,8 +40,18 @@ async def send_file(
                 hdrs.CONTENT_DISPOSITION: content_disposition(filename),
                 hdrs.ACCEPT_RANGES: "bytes",
                 hdrs.ETAG: etag,
+                **varying,
             }
         )
+        if size > SMALLEST_BYTES and hdrs.RANGE not in request.headers and accepts_gzip(request):
+            # Parts are parts of the file: what is compressed is sent as a whole.
+            del response.headers[hdrs.ACCEPT_RANGES]
+            response.headers[hdrs.ETAG] = etag_of_gzip
+            response.headers[hdrs.CONTENT_ENCODING] = "gzip"
+            await response.prepare(request)
+            if request.method != hdrs.METH_HEAD:
+                await _copy_compressed(file, response, size)
+            return response
         if end - start < size:
             response.set_status(206)
             response.headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{end - 1}/{size}"
@@ -63,9 +75,11 @@ def content_disposition(filename: str) -> str:
     return f'attachment; filename="{plain}"{extended}'
 
 
-def _is_known(request: web.Request, etag: str) -> bool:
-    given = request.headers.get(hdrs.IF_NONE_MATCH, "")
-    return any(tag.strip().removeprefix("W/") in {etag, "*"} for tag in given.split(","))
+def _known(request: web.Request, *etags: str) -> str:
+    """The tag of a copy that the client has."""
+    given = request.headers.get(hdrs.IF_NONE_MATCH, "").split(",")
+    tags = [tag.strip().removeprefix("W/") for tag in given]
+    return etags[0] if "*" in tags else next((etag for etag in etags if etag in tags), "")
 
 
 def _part(request: web.Request, size: int, etag: str) -> tuple[int, int]:
@@ -92,4 +106,18 @@ async def _copy(file: BinaryIO, response: web.StreamResponse, start: int, end: i
             raise StorageError("The file became shorter while it was sent.")
         await response.write(block)
         start += len(block)
+    await response.write_eof()
+
+
+async def _copy_compressed(file: BinaryIO, response: web.StreamResponse, size: int) -> None:
+    compressor = new_compressor()
+    left = size
+    while left:
+        block = await asyncio.to_thread(file.read, min(BLOCK_BYTES, left))
+        if not block:
+            raise StorageError("The file became shorter while it was sent.")
+        left -= len(block)
+        if piece := await asyncio.to_thread(compressor.compress, block):
+            await response.write(piece)
+    await response.write(compressor.flush())
     await response.write_eof()

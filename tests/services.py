@@ -78,7 +78,8 @@ async def serving(app: web.Application) -> AsyncIterator[TestClient[Any, Any]]:
     """A client of the app, which is served as ``common.runtime`` serves it."""
     server = _Server(app)
     await server.start_server()
-    async with TestClient(server, auto_decompress=False) as client:
+    plain = {"Accept-Encoding": "identity"}
+    async with TestClient(server, auto_decompress=False, headers=plain) as client:
         yield client
 
 

@@ -14,6 +14,7 @@ from common.context import REQUEST_ID, enter_request
 from common.http.access import Access
 from common.http.address import OwnAddress
 from common.http.api import Api
+from common.http.compression import compress, weaken_etag
 from common.http.documentation import add_documentation
 from common.http.health import Readiness, add_health
 from common.http.index import add_index
@@ -123,6 +124,7 @@ async def _observed(request: web.Request, handler: Handler) -> web.StreamRespons
     started = time.perf_counter()
     request[_REQUEST_ID] = enter_request(request.headers).request_id
     response = await handler(request)
+    await compress(request, response)
     seconds = time.perf_counter() - started
     asyncio.get_running_loop().call_later(TELL_AFTER_SECONDS, _tell, request, response, seconds)
     return response
@@ -153,5 +155,6 @@ async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     request[RESPONSE_STARTED] = True
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
+    weaken_etag(response)
     response.headers[hdrs.SERVER] = "UserStream"  # without versions
     response.headers[REQUEST_ID] = request.get(_REQUEST_ID, "")

@@ -121,7 +121,7 @@ async def test_the_columns_come_as_chosen(client: ClientSession, table: asyncpg.
 
     text = await report(client, columns="updatedAt,email,id", delimiter=";")
 
-    assert text == "Updated At;Email;ID\n2026-01-31T09:30:00.5Z;a@x.org;1\n"
+    assert text == "Updated At;Email;ID\n2026-01-31T09:30:00.500000Z;a@x.org;1\n"
 
 
 async def test_an_edited_user_has_two_times(
@@ -132,7 +132,7 @@ async def test_an_edited_user_has_two_times(
 
     text = await report(client, columns="createdAt,updatedAt", header="false")
 
-    assert text == "2026-01-31T09:30:00Z,2026-02-01T10:00:00Z\n"
+    assert text == "2026-01-31T09:30:00.000000Z,2026-02-01T10:00:00.000000Z\n"
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])

@@ -8,6 +8,7 @@ from common.context import (
     enter_message,
     enter_request,
     outgoing_headers,
+    sane_traceparent,
 )
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -16,8 +17,29 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 async def test_sane_ids_of_a_request_are_taken_over() -> None:
     enter_request({"X-Request-Id": "r-1", "X-Correlation-Id": "c:1._-", "traceparent": TRACE})
 
-    assert current_ids() == {"request_id": "r-1", "correlation_id": "c:1._-"}
+    assert current_ids() == {
+        "request_id": "r-1",
+        "correlation_id": "c:1._-",
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+    }
     assert current().traceparent == TRACE
+
+
+@pytest.mark.parametrize("given", [TRACE, "cc" + TRACE[2:], "01" + TRACE[2:] + "-what-comes-later"])
+def test_a_trace_of_any_version_is_taken_over(given: str) -> None:
+    assert sane_traceparent(given) == TRACE
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "ff" + TRACE[2:], TRACE + "-more", TRACE.upper(), TRACE[:-1], f" {TRACE}", f"{TRACE}\n",
+        "00-" + "0" * 32 + TRACE[35:], TRACE[:36] + "0" * 16 + "-01", "01" + TRACE[2:] + "more",
+        "01" + TRACE[2:] + "-\n", None, 7, TRACE.replace("a", "\N{CYRILLIC SMALL LETTER A}"),
+    ],
+)  # fmt: skip
+def test_what_is_no_trace_is_not_taken_over(odd: object) -> None:
+    assert sane_traceparent(odd) == ""
 
 
 @pytest.mark.parametrize(

@@ -309,3 +309,32 @@ async def test_the_list_pages_with_a_link(service: Service) -> None:
     rest = await service.http.get("/api/reports?limit=2")
     assert "Link" not in rest.headers
     assert second in {UUID(report["reportId"]) for report in (await rest.json())["reports"]}
+
+
+async def test_a_large_file_is_compressed_for_whoever_reads_gzip(service: Service) -> None:
+    content = b"".join(b"%d,ada@example.org\n" % number for number in range(20_000))
+    digest = hashlib.sha256(content).hexdigest()
+    report_id = service.add(sha256=digest, size_bytes=len(content))
+    (service.directory.path / f"{report_id}.csv").write_bytes(content)
+    url = f"/api/reports/{report_id}/download"
+
+    gzipped = await service.http.get(url, headers={"Accept-Encoding": "gzip"})
+    plain = await service.http.get(url, headers={"Accept-Encoding": "identity"})
+    part = await service.http.get(url, headers={"Accept-Encoding": "gzip", "Range": "bytes=5-9"})
+    stale = {"Range": "bytes=5-", "If-Range": gzipped.headers["ETag"]}
+    not_a_part = await service.http.get(url, headers=stale)
+    known = await service.http.get(url, headers={"If-None-Match": gzipped.headers["ETag"]})
+    head = await service.http.head(url, headers={"Accept-Encoding": "gzip"})
+
+    assert await gzipped.read() == await plain.read() == content
+    assert gzipped.headers["Content-Encoding"] == "gzip"
+    assert "Accept-Ranges" not in gzipped.headers
+    assert gzipped.headers["ETag"] != plain.headers["ETag"]
+    assert "Content-Encoding" not in plain.headers
+    assert (part.status, await part.read()) == (206, content[5:10])
+    assert "Content-Encoding" not in part.headers
+    assert not_a_part.status == 200  # or a reader would join two encodings
+    assert (known.status, known.headers["ETag"]) == (304, gzipped.headers["ETag"])
+    assert (head.status, await head.read()) == (200, b"")
+    for answer in (gzipped, plain, part, known):
+        assert answer.headers["Vary"] == "Accept-Encoding"

@@ -68,6 +68,18 @@ async def test_an_answer_is_counted_and_logged_under_its_request(
     assert counted() == before + 3
 
 
+async def test_the_trace_of_a_client_is_in_its_lines(lines: list[dict[str, Any]]) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    async with serving(a_service()) as client:
+        for path in ("/things/a", "/nothing"):
+            async with client.get(path, headers=headers) as answer:
+                await answer.read()
+        await until(lambda: len(lines) == 2)
+
+    assert [line["trace_id"] for line in lines] == [trace, trace]
+
+
 async def test_the_last_answers_are_logged_before_the_service_ends(
     lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
