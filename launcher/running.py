@@ -219,7 +219,7 @@ def tell_who_waits(waiting: Waiting, terminal: Terminal, invocation: Invocation)
 def detach(invocation: Invocation, terminal: Terminal) -> dict[str, Any]:
     """Run a stack in a process of its own; return its connections when it is up.
 
-    A stack that runs already is as good as a new one.
+    A stack that runs already is as good as a new one, and so is one that somebody just starts.
 
     Raises:
         LauncherError: It could not be started.
@@ -230,6 +230,12 @@ def detach(invocation: Invocation, terminal: Terminal) -> dict[str, Any]:
         terminal.say(f"It runs already (process {state.supervisor()}).")
         tell_who_waits(connections["waiting"], terminal, invocation)
         return connections
+    if state.supervisor() is not None:
+        terminal.say(f"Process {state.supervisor()} is starting or stopping it; waiting for that.")
+        while state.supervisor() is not None:
+            if connections := _when_up(state):
+                return connections
+            time.sleep(POLL_INTERVAL)
     open_data(data)
     log = data / "logs" / "launcher.log"
     try:

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from threading import Timer
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from launcher.invocation import Invocation
 from launcher.processes import Program
 from launcher.running import tell_who_waits, wait_for_readiness, waits_for_others_only
 from launcher.stack import Stack
+from launcher.state import StateFile
 from launcher.supervisor import Supervisor
 from launcher.terminal import Terminal
 
@@ -116,6 +118,24 @@ def test_nothing_is_told_where_nobody_waits() -> None:
     tell_who_waits({}, Terminal(stream), Invocation(offset=0, data=Path("/data")))
 
     assert stream.getvalue() == ""
+
+
+def test_a_start_under_way_is_waited_for_and_not_begun_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "all_waiting", lambda *_: {})
+    first = StateFile(tmp_path)
+    assert first.claim()
+    state = {"phase": "starting", "connections": {"services": {}}, "ports": {}}
+    first.write(state)
+    Timer(0.3, first.write, [{**state, "phase": "up"}]).start()
+    stream = io.StringIO()
+
+    found = running.detach(Invocation(offset=0, data=tmp_path), Terminal(stream))
+
+    assert found == {"services": {}, "waiting": {}}
+    assert "is starting" in stream.getvalue()
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_program_that_only_has_to_live_may_wait_for_others(tmp_path: Path) -> None:
