@@ -80,7 +80,7 @@ class Runner:
             self.phase = "up"
             state.write(self._state(stack, supervisor))
             tell_who_waits(waiting, self.terminal, self.invocation)
-            announce({**stack.connections(), "waiting": waiting})
+            announce(_with_waiting(stack.connections(), waiting))
             supervisor.watch()
         except KeyboardInterrupt:
             self.terminal.say("\nStopping, in order. Once more stops at once.")
@@ -228,7 +228,7 @@ def detach(invocation: Invocation, terminal: Terminal) -> dict[str, Any]:
     state = StateFile(data)
     if connections := _when_up(state):
         terminal.say(f"It runs already (process {state.supervisor()}).")
-        tell_who_waits(connections["waiting"], terminal, invocation)
+        tell_who_waits(connections.get("waiting", {}), terminal, invocation)
         return connections
     if state.supervisor() is not None:
         terminal.say(f"Process {state.supervisor()} is starting or stopping it; waiting for that.")
@@ -277,7 +277,12 @@ def _when_up(state: StateFile) -> dict[str, Any] | None:
     found = state.read()
     if found is None or found["phase"] != "up":
         return None
-    return {**found["connections"], "waiting": all_waiting(found["ports"], SETTINGS)}
+    return _with_waiting(found["connections"], all_waiting(found["ports"], SETTINGS))
+
+
+def _with_waiting(connections: dict[str, Any], waiting: Waiting) -> dict[str, Any]:
+    """The connections; with ``waiting``, where somebody waits for something."""
+    return {**connections, "waiting": waiting} if waiting else connections
 
 
 def _show(log: Tail, terminal: Terminal) -> None:

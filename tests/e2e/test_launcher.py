@@ -92,8 +92,7 @@ def test_up_prints_one_json_object_that_says_where_everything_is(stack: Launched
 
     assert done.returncode == 0, done.stderr
     where = json.loads(done.stdout)
-    assert set(where) == {"services", "rabbitmq", "postgres", "mailbox", "logs", "waiting"}
-    assert where["waiting"] == {}
+    assert set(where) == {"services", "rabbitmq", "postgres", "mailbox", "logs"}
     assert set(where["services"]) == SERVICES
     assert set(where["rabbitmq"]) == {"amqp", "management", "user", "password"}
     assert set(where["postgres"]) == {"dsn"}

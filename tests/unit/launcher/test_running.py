@@ -133,7 +133,7 @@ def test_a_start_under_way_is_waited_for_and_not_begun_twice(
 
     found = running.detach(Invocation(offset=0, data=tmp_path), Terminal(stream))
 
-    assert found == {"services": {}, "waiting": {}}
+    assert found == {"services": {}}
     assert "is starting" in stream.getvalue()
     assert not (tmp_path / "logs").exists()
 
