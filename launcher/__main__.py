@@ -178,6 +178,10 @@ def _test_versions(given: Namespace) -> int:
     return versions.run(given.versions, given.pytest, Terminal(sys.stdout))
 
 
+def _test_compose(_given: Namespace) -> int:
+    return checks.run_compose(Terminal(sys.stdout))
+
+
 COMMANDS = {
     "demo": _demo,
     "up": _up,
@@ -192,6 +196,7 @@ COMMANDS = {
     "dead-letters": _dead_letters,
     "test": _test,
     "test-versions": _test_versions,
+    "test-compose": _test_compose,
 }
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "dead-letters": "show messages that were given up, send them back, correct or discard them",
     "test": "check and test everything; what follows goes to pytest",
     "test-versions": "test on other versions of RabbitMQ, PostgreSQL and Python",
+    "test-compose": "run the compose file on a container engine: the job, crashes, scaling",
 }
 
 Add = Callable[[argparse.ArgumentParser, argparse.ArgumentParser], None]
@@ -102,6 +103,10 @@ EXAMPLES = {
         "./userstream test-versions",
         "./userstream test-versions 3.12 3.13",
         "./userstream test-versions trixie --pytest tests/unit -x",
+    ),
+    "test-compose": (
+        "./userstream test-compose",
+        "DOCKER_HOST=unix:///run/user/1000/docker.sock ./userstream test-compose",
     ),
     "test": (
         "./userstream test                             everything, as CI does",

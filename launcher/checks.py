@@ -50,6 +50,19 @@ def run(pytest_arguments: list[str], terminal: Terminal) -> int:
     return tests.returncode or int(bool(failed))
 
 
+def run_compose(terminal: Terminal) -> int:
+    """Run the compose file on a container engine, and return 0 if all went as promised.
+
+    Where there is no engine, the tests are skipped and say why.
+    """
+    environment = ensure_environment("test", terminal)
+    variables = {**os.environ, "USERSTREAM_COMPOSE": "1", "PYTHONUTF8": "1"}
+    variables.pop("PYTHONPATH", None)
+    arguments = ("--verbose", "-rs", "-n", "0", "tests/compose")
+    command = [str(environment / "bin" / "pytest"), *arguments]
+    return subprocess.run(command, cwd=PROJECT, env=variables, check=False).returncode
+
+
 def _provide_browser(terminal: Terminal) -> None:
     """Install Chromium where that is allowed, else say how; the tests skip without it."""
     if any(shutil.which(name) for name in CHROMIUM):
