@@ -209,9 +209,11 @@ class Held:
         self._wire.acknowledge(letter.tag)
         self.gone += 1
 
-    async def read(self, wanted: Wanted, until: Callable[[DeadLetter], bool]) -> None:
+    async def read(
+        self, wanted: Wanted, until: Callable[[DeadLetter], bool], limit: int = MAX_LETTERS
+    ) -> None:
         """Read what was ready, within bounds of number, size and time; no further than needed."""
-        expected = min(self.ready, MAX_LETTERS)
+        expected = min(self.ready, limit, MAX_LETTERS)
         if not expected:
             return
         await self._wire.channel.basic_qos(prefetch_count=expected)
@@ -281,12 +283,14 @@ class DeadLetterQueue:
         wanted: Wanted = lambda _: True,
         *,
         until: Callable[[DeadLetter], bool] = lambda _: False,
+        limit: int = MAX_LETTERS,
     ) -> AsyncIterator[Held]:
         """Read the queue, oldest first; what is not moved goes back, in order.
 
         Args:
             wanted: What to keep of each letter; called with its body, in order.
             until: The letter behind which nothing needs to be read.
+            limit: Read so many at most. The broker sends them all at once, whatever ``until`` says.
 
         Raises:
             BrokerUnavailableError: Nothing was read; nothing has changed.
@@ -299,7 +303,7 @@ class DeadLetterQueue:
                 connection = await stack.enter_async_context(self._connected())
                 counter = await self._counter(connection)
                 held = await self._open(connection, counter)
-                await held.read(wanted, until)
+                await held.read(wanted, until, limit)
             try:
                 yield held
             finally:

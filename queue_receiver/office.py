@@ -6,8 +6,8 @@ Sending back many is in ``queue_receiver.redrives``.
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 from uuid import UUID
 
@@ -44,6 +44,9 @@ log = structlog.get_logger()
 
 DISCARDS_AT_ONCE = 20
 """Reasons that are on their way to database_service at the same time."""
+
+LOOKED_AT_FIRST = 100
+"""Letters among which one is looked for before all are read."""
 
 MAX_PAGE_CHARACTERS = 4 * 1024 * 1024
 """Characters of bodies in one answer."""
@@ -333,13 +336,25 @@ def view_without_body(letter: DeadLetterView) -> DeadLetterView:
     return letter.model_copy(update={"body": None, "revealed": False})
 
 
-def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AbstractAsyncContextManager[Held]:
-    """Hold a queue as far as a letter, and keep that one alone."""
+@asynccontextmanager
+async def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AsyncIterator[Held]:
+    """Hold a queue as far as a letter, and keep that one alone.
+
+    First among the oldest, which are those that a page shows; only then among all.
+    """
 
     def is_it(letter: DeadLetter) -> bool:
         return letter.id == letter_id
 
-    return queue.held(lambda letter: True if is_it(letter) else None, until=is_it)
+    def wanted(letter: DeadLetter) -> bool | None:
+        return True if is_it(letter) else None
+
+    async with queue.held(wanted, until=is_it, limit=LOOKED_AT_FIRST) as held:
+        if held.letters or held.read_count >= held.ready:
+            yield held
+            return
+    async with queue.held(wanted, until=is_it) as held:
+        yield held
 
 
 def _no_letter(letter_id: UUID) -> NotFoundError:

@@ -68,6 +68,9 @@ IDNA 2003; maybe with a name in front of it and a comma behind it.
 For a first check in the browser; ``check_email`` has the last word and accepts nothing else.
 """
 
+REMEMBERED_NAMES = 1024
+"""Names with more than plain letters of which a process knows the form, some 0.5 MB."""
+
 REMEMBERED_ADDRESSES = 1024
 """Addresses of which a process knows the outcome: those in hand at once, some 0.3 MB."""
 
@@ -87,7 +90,13 @@ def clean_name(value: object) -> object:
     """
     if not isinstance(value, str) or _PLAIN_NAME.fullmatch(value):
         return value
-    visible = _without_invisible(unicodedata.normalize("NFC", value))
+    # Remembered where it is short: each name passes here three times on its way.
+    return _in_one_form(value) if len(value) <= NAME_MAX_LENGTH else _in_one_form.__wrapped__(value)
+
+
+@lru_cache(maxsize=REMEMBERED_NAMES)
+def _in_one_form(name: str) -> str:
+    visible = _without_invisible(unicodedata.normalize("NFC", name))
     folded = "".join(map(_folded, visible))
     # Once more: what was invisible may have kept a letter from its accent.
     return _SPACES.sub(" ", unicodedata.normalize("NFC", folded)).strip()

@@ -173,6 +173,21 @@ async def test_more_than_is_read_at_once_is_said(
     assert await in_queue(empty_broker, 6) == ids
 
 
+async def test_what_is_looked_for_ends_the_reading(empty_broker: TestBroker) -> None:
+    ids = await fill(empty_broker, 30)
+
+    async with a_queue(empty_broker).held(
+        lambda letter: True if letter.id == ids[3] else None,
+        until=lambda letter: letter.id == ids[3],
+        limit=10,
+    ) as held:
+        assert (ids_of(held), held.read_count, held.letters[0].has_body) == ([ids[3]], 4, True)
+    async with a_queue(empty_broker).held(lambda _: None, limit=10) as held:
+        assert (ids_of(held), held.read_count, held.is_complete) == ([], 10, False)
+
+    assert await in_queue(empty_broker, 30) == ids
+
+
 async def test_a_letter_of_the_brokers_own_says_why(empty_broker: TestBroker) -> None:
     death = {"reason": "delivery_limit", "queue": "user.registration", "count": 1}
     await publish(

@@ -312,6 +312,7 @@ async def test_looking_at_many_large_letters_takes_no_memory_for_them(hospital: 
         tracemalloc.stop()
 
     assert [letter["id"] for letter in page["letters"]] == [str(i) for i in ids[:5]]
+    assert (await hospital.get(f"/{ids[4]}"))["id"] == str(ids[4])  # among the first, as well
     assert (one["id"], page["groups"][0]["count"]) == (str(ids[150]), 300)
     assert peak < 6_000_000  # of 18 MB
 
