@@ -116,10 +116,12 @@ def decode_words(value: str) -> str:
 
 def parse_addresses(value: str) -> list[Address]:
     """The mailboxes of an address header; of nonsense, its text as a name without address."""
+    try:
+        pairs = getaddresses([value])
+    except RecursionError:  # comments in comments in comments
+        pairs = []
     # The names are decoded after the list is split: a comma in a name is no separator.
-    found = [
-        Address(decode_words(name), address) for name, address in getaddresses([value]) if address
-    ]
+    found = [Address(decode_words(name), address) for name, address in pairs if address]
     if not found and value.strip():
         return [Address(decode_words(value).strip(), "")]
     return found

@@ -14,6 +14,9 @@ _SPACE = re.compile(r"[\s\ufeff]+")
 SNIPPET_SOURCE = 50_000
 """Characters of a mail that are read for its line in a list."""
 
+_NESTING_LIMIT = 50
+"""Parts within parts; the parser compares each line with the ends of all of them."""
+
 _PART_LIMIT = 1000
 """Parts looked at; a mail of more is a test of our patience."""
 
@@ -59,10 +62,16 @@ class Content:
 
 def read_content(raw: bytes) -> Content:
     """Decode a mail. Of one that makes no sense, whatever can be shown: never an error."""
+    if raw.lower().count(b"multipart/") > _NESTING_LIMIT:
+        return _unread(raw)
     try:
         return _read_parts(email.message_from_bytes(raw))
     except Exception:  # noqa: BLE001 - broken MIME makes the parser raise nearly anything
-        return Content(text=clean(_body_of(raw).decode("utf-8", "replace")), html="")
+        return _unread(raw)
+
+
+def _unread(raw: bytes) -> Content:
+    return Content(text=clean(_body_of(raw).decode("utf-8", "replace")), html="")
 
 
 def squeeze(text: str) -> str:

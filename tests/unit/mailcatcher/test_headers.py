@@ -108,3 +108,11 @@ def test_all_headers_keeps_order_and_repeats() -> None:
     raw = b"B: 1\r\nA: 2\r\nB: 3\r\n\r\nbody"
 
     assert all_headers(raw) == [("B", "1"), ("A", "2"), ("B", "3")]
+
+
+@pytest.mark.parametrize("value", ["(" * 2000, "(" * 60_000 + ")" * 60_000, "<" * 5000, '"' * 5000])
+def test_a_list_of_addresses_that_makes_no_sense_stays_text(value: str) -> None:
+    """Or one such mail would take the whole list with it."""
+    shown = parse_addresses(value)
+
+    assert [str(address) for address in shown] in ([value], [])

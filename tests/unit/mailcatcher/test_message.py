@@ -105,3 +105,15 @@ def test_strip_html_takes_ten_times_as_long_for_ten_times_as_much(piece: str) ->
 )
 def test_strip_html_keeps_what_a_reader_sees(html: str, words: str) -> None:
     assert squeeze(strip_html(html)) == words
+
+
+def test_parts_within_hundreds_of_parts_are_shown_as_they_came() -> None:
+    nested = b"".join(
+        b'Content-Type: multipart/mixed; boundary="b%d"\r\n\r\n--b%d\r\n' % (depth, depth)
+        for depth in range(500)
+    )
+
+    content = read_content(nested + b"Content-Type: text/plain\r\n\r\nHello\r\n")
+
+    assert content.text.endswith("Hello\r\n")
+    assert content.attachments == ()
