@@ -1,8 +1,16 @@
 """What the sender can be told."""
 
+from ipaddress import ip_address
 from typing import Self
 
-from pydantic import Field, FilePath, SecretStr, model_validator
+from pydantic import (
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from common.contracts.rules import EmailAddress, Text
 from common.settings import ConsumerSettings, DatabaseServiceSettings, ServiceSettings
@@ -11,7 +19,11 @@ from sender.smtp.opening import Security
 RETRY_FACTOR = 6
 """From step to step: 10 s, 1 min, 6 min, 36 min, 3.6 h, 21.6 h. Greylisting takes minutes."""
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+STARTTLS_PORTS = (25, 587)
+PLAIN_PORTS = (25, 1025)
+"""Where servers usually begin in the clear, and where they usually know nothing else."""
 
 
 class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
@@ -27,13 +39,15 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     """Milliseconds before the first retry; six times as long with each step."""
 
     smtp_host: str = Field(min_length=1)
-    """The mail server that takes our mails."""
+    """The mail server that takes our mails; an IPv6 address with or without brackets."""
 
     smtp_port: int = Field(default=587, ge=1, le=65535)
     """587 for STARTTLS, usually 465 for TLS, 25 or 1025 for neither."""
 
     smtp_secure: Security = Security.STARTTLS
-    """starttls (required, never just tried), tls (from the first byte) or none."""
+    """starttls (required, never just tried), tls (from the first byte) or none. As other programs
+    have it: true is tls, on port 25 or 587 starttls; false is starttls, and on port 25 or 1025 and
+    on this machine none."""
 
     smtp_ca_file: FilePath | None = None
     """PEM file with the authority to trust instead of the system's; for a private one."""
@@ -58,9 +72,27 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     from_name: Text = Field(default="UserStream", min_length=1, max_length=100)
     """Name the mails come from; the mails speak of the product by it."""
 
+    @field_validator("smtp_host")
+    @classmethod
+    def _without_brackets(cls, host: str) -> str:
+        is_literal = host.startswith("[") and host.endswith("]") and ":" in host
+        return host[1:-1] if is_literal else host
+
+    @field_validator("smtp_secure", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: object, info: ValidationInfo) -> object:
+        word = str(value).strip().lower()
+        host, port = info.data.get("smtp_host", ""), info.data.get("smtp_port", 0)
+        if word in YES:
+            return Security.STARTTLS if port in STARTTLS_PORTS else Security.TLS
+        if word in NO:
+            is_plain = port in PLAIN_PORTS or _is_here(host)
+            return Security.NONE if is_plain else Security.STARTTLS
+        return word
+
     @model_validator(mode="after")
     def _never_show_the_password(self) -> Self:
-        if self.smtp_user and self.smtp_secure is Security.NONE and self.smtp_host not in LOOPBACK:
+        if self.smtp_user and self.smtp_secure is Security.NONE and not _is_here(self.smtp_host):
             raise ValueError(
                 "SMTP_SECURE=none would show SMTP_PASSWORD to everybody on the way; "
                 "use starttls or tls, or unset SMTP_USER"
@@ -74,3 +106,11 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
                 "FROM_EMAIL needs plain letters before the @: not every server takes others"
             )
         return self
+
+
+def _is_here(host: str) -> bool:
+    """Whether nobody else can listen on the way to it."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

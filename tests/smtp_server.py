@@ -105,6 +105,12 @@ class SmtpServer:
     tls: ssl.SSLContext | None = None
     """Makes STARTTLS available."""
 
+    plain: Literal["takes", "refuses", "asks", "hangs up"] = "takes"
+    """What AUTH PLAIN leads to: a login, 504, a 334 although all was said, 535 and the end."""
+
+    forgets: Literal["nothing", "all", "a line"] = "nothing"
+    """What is lost of that which stands behind the final dot of a text."""
+
     host: str = "127.0.0.1"
     port: int = 0
     mails: list[ReceivedMail] = field(default_factory=list)
@@ -238,6 +244,8 @@ class _Session:
         match verb:
             case "EHLO":
                 await self.hello()
+            case "HELO":
+                await self.do("HELO")
             case "STARTTLS":
                 await self.start_tls()
             case "AUTH":
@@ -261,6 +269,8 @@ class _Session:
             odd = argument.endswith(" SMTPUTF8") and self.server.action("SMTPUTF8", [])
             action = odd if odd and odd != "502 unknown" else self.server.action("MAIL", [])
             self.in_transaction = (await self.perform(action)).startswith("2")
+        elif not self.in_transaction and self.server.forgets != "nothing":
+            await self.reply("503 5.5.1 need MAIL command")
         elif verb == "RCPT":
             self.recipients.append(_address(argument))
             if not (await self.do("RCPT")).startswith("2"):
@@ -292,7 +302,16 @@ class _Session:
 
     async def log_in(self, argument: str) -> None:
         method, _, initial = argument.partition(" ")
+        if method == "PLAIN" and self.server.plain == "refuses":
+            await self.reply("504 5.5.4 unrecognized authentication type")
+            return
+        if method == "PLAIN" and self.server.plain == "hangs up":
+            await self.reply("535 5.7.8 not like that")
+            raise _Hangup
         if method == "PLAIN":
+            if self.server.plain == "asks":
+                await self.reply("334")
+                initial = await self.read_line()
             _, user, password = base64.b64decode(initial).decode().split("\0")
         else:
             await self.reply("334 VXNlcm5hbWU6")
@@ -331,6 +350,8 @@ class _Session:
             content += b"\r\n"
         if self.buffer:
             self.server.behind_texts.append(self.buffer)
+        if self.server.forgets != "nothing":
+            self.buffer = self.buffer.partition(b"\n")[2] * (self.server.forgets == "a line")
         content = (b"\r\n" + content).replace(b"\r\n..", b"\r\n.")[2:]
         mail = ReceivedMail(self.sender, self.recipients, content, self.encrypted, self.user)
         self.server.mails.append(mail)

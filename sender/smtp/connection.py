@@ -11,13 +11,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import structlog
+
 from sender.smtp.errors import LinkDroppedError, Utf8AddressError
 from sender.smtp.link import Link
-from sender.smtp.opening import Extensions, Server, open_session
+from sender.smtp.opening import Extensions, Learned, Server, open_session
 from sender.smtp.replies import Phase, Reply
+
+log = structlog.get_logger()
 
 SERVICE_CLOSING = 421
 START_TEXT = 354
+
+OUT_OF_PLACE = frozenset({500, 502, 503})
+"""How a server answers the rest of what it has lost the beginning of."""
+
+ANNOUNCED_SECONDS = 10.0
+"""A server that has read an announcement answers MAIL sooner, once it has answered the text."""
 
 _PATH = re.compile(r"[^\x00-\x20\x7f<>\ud800-\udfff]+")
 """An address that ends where it ends, and can be written as UTF-8."""
@@ -70,10 +80,11 @@ def nobody() -> None:
 class Connection:
     """A session that is ready for mails; used by one task at a time."""
 
-    def __init__(self, link: Link, extensions: Extensions) -> None:
+    def __init__(self, link: Link, extensions: Extensions, learned: Learned | None = None) -> None:
         self._link = link
         self._pipelining = "PIPELINING" in extensions
         self._utf8 = "SMTPUTF8" in extensions
+        self._learned = learned or Learned()
         self._announced: Mail | None = None
         self.is_committed = False
         """Whether a text has left to which there is no reply yet."""
@@ -85,7 +96,7 @@ class Connection:
         Raises:
             NotConnectedError: Any of it failed.
         """
-        return cls(*await open_session(server))
+        return cls(*await open_session(server), server.learned)
 
     @property
     def usable(self) -> bool:
@@ -94,7 +105,7 @@ class Connection:
 
     def can_announce(self, mail: Mail) -> bool:
         """Whether the mail may be announced behind another one's text."""
-        return self._pipelining and self._can_say(mail)
+        return self._pipelining and not self._learned.forgets and self._can_say(mail)
 
     async def send(
         self,
@@ -161,9 +172,11 @@ class Connection:
     async def _announce(self, mail: Mail) -> Answer | None:
         """Say from whom and to whom, unless that is said; the first refusal, if there is one."""
         if self._pipelining:
-            if self._announced is not mail:
-                self._link.require(Phase.MAIL)
-                self._link.write(b"".join(_commands(mail)))
+            if self._announced is mail:
+                self._announced = None
+                return await self._announcement_behind_text()
+            self._link.require(Phase.MAIL)
+            self._link.write(b"".join(_commands(mail)))
             self._announced = None
             return await self._announcement_refusal()
         for phase, command in zip(_ANNOUNCEMENT, _commands(mail), strict=True):
@@ -174,11 +187,35 @@ class Connection:
                 return answer
         return None
 
-    async def _announcement_refusal(self) -> Answer | None:
+    async def _announcement_behind_text(self) -> Answer | None:
+        """The first refusal of what was said behind another mail's text.
+
+        Some servers lose what they have read behind the final dot. They are told nothing there any
+        more, and this mail goes out on a new connection.
+        """
+        try:
+            refusal = await self._announcement_refusal(within=ANNOUNCED_SECONDS)
+        except LinkDroppedError as error:
+            if isinstance(error.__cause__, TimeoutError) and error.phase is Phase.MAIL:
+                self._learn_that_it_forgets()
+            raise
+        if refusal is not None and refusal.reply.code in OUT_OF_PLACE:
+            self._learn_that_it_forgets()
+            raise LinkDroppedError(refusal.phase, f"it has lost commands: {refusal.reply.summary}")
+        return refusal
+
+    def _learn_that_it_forgets(self) -> None:
+        if not self._learned.forgets:
+            self._learned.forgets = True
+            log.warning("smtp.commands_lost")
+
+    async def _announcement_refusal(self, *, within: float | None = None) -> Answer | None:
+        """The first refusal; ``within`` so many seconds for MAIL, and for what follows one."""
         refusal: Answer | None = None
         for phase in _ANNOUNCEMENT:
             try:
-                answer = Answer(phase, await self._link.read(phase))
+                soon = within if refusal or phase is Phase.MAIL else None
+                answer = Answer(phase, await self._link.read(phase, within=soon))
             except LinkDroppedError:
                 if refusal is None:
                     raise

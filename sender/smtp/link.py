@@ -96,17 +96,18 @@ class Link:
             self.abort()
             raise LinkDroppedError(phase, "a reply that nobody asked for")
 
-    async def read(self, phase: Phase) -> Reply:
-        """Wait for a reply.
+    async def read(self, phase: Phase, *, within: float | None = None) -> Reply:
+        """Wait for a reply, for ``within`` seconds if that is less than the phase allows.
 
         Raises:
             LinkDroppedError: None came, or what came is not SMTP.
         """
+        seconds = SECONDS[phase] if within is None else min(within, SECONDS[phase])
         try:
-            return await self._protocol.read(SECONDS[phase])
+            return await self._protocol.read(seconds)
         except TimeoutError as error:
             self.abort()
-            raise LinkDroppedError(phase, f"no reply within {SECONDS[phase]:g} s") from error
+            raise LinkDroppedError(phase, f"no reply within {seconds:g} s") from error
         except (OSError, MalformedReplyError) as error:
             self.abort()
             raise LinkDroppedError(phase, _reason(error)) from error

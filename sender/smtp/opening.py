@@ -2,7 +2,7 @@
 
 import base64
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sender.smtp.errors import LinkDroppedError, NotConnectedError
@@ -22,6 +22,17 @@ class Security(StrEnum):
     NONE = "none"
 
 
+@dataclass(slots=True)
+class Learned:
+    """What sessions with a server have shown of it, for those that come."""
+
+    login: str = ""
+    """The method to begin with: the one that it took, or did not hang up at."""
+
+    forgets: bool = False
+    """Whether it has lost what stood behind the final dot of a text."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """Where mails are handed over, and how."""
@@ -38,6 +49,8 @@ class Server:
     password: str = ""
     hello_name: str = ""
     """Our name in EHLO; without it, our address."""
+
+    learned: Learned = field(default_factory=Learned, compare=False)
 
 
 Extensions = dict[str, str]
@@ -75,9 +88,21 @@ async def _begin(link: Link, server: Server) -> Extensions:
 
 async def _hello(link: Link, server: Server) -> Extensions:
     name = server.hello_name or link.address_literal
-    reply = _expect(Phase.HELLO, await link.command(Phase.HELLO, f"EHLO {name}"))
-    offers = (line.partition(" ") for line in reply.lines[1:])
-    return {keyword.upper(): parameters for keyword, _, parameters in offers}
+    reply = await link.command(Phase.HELLO, f"EHLO {name}")
+    if reply.permanent:  # one that knows HELO only (RFC 5321, 3.2), or refuses EHLO to strangers
+        helo = await link.command(Phase.HELLO, f"HELO {name}")
+        _expect(Phase.HELLO, helo if helo.positive else reply)
+        return {}
+    return _offers(_expect(Phase.HELLO, reply))
+
+
+def _offers(reply: Reply) -> Extensions:
+    """What is offered; some offer AUTH twice, or as ``AUTH=`` for clients of last century."""
+    offers: Extensions = {}
+    for line in reply.lines[1:]:
+        keyword, _, parameters = line.replace("=", " ", 1).partition(" ")
+        offers[keyword.upper()] = f"{offers.get(keyword.upper(), '')} {parameters}".strip()
+    return offers
 
 
 async def _start_tls(link: Link, server: Server, extensions: Extensions) -> None:
@@ -91,22 +116,52 @@ async def _start_tls(link: Link, server: Server, extensions: Extensions) -> None
 
 
 async def _log_in(link: Link, server: Server, extensions: Extensions) -> None:
+    """Log in by a method that is offered, else by the other: not all take what they offer."""
     offered = extensions.get("AUTH", "").upper().split()
-    if "PLAIN" in offered:
-        secret = f"\x00{server.user}\x00{server.password}"
-        commands = [f"AUTH PLAIN {_base64(secret)}"]
-    elif "LOGIN" in offered:
-        commands = ["AUTH LOGIN", _base64(server.user), _base64(server.password)]
-    else:
+    methods = [method for method in _METHODS if method in offered]
+    if not methods:
         raise NotConnectedError(
             "the server offers no login by password (PLAIN or LOGIN); "
             "unset SMTP_USER if it needs none"
         )
-    for command in commands:
-        reply = await link.command(Phase.LOGIN, command)
-        if reply.code >= 400:  # noqa: PLR2004 - 334 asks for more
+    methods.sort(key=lambda method: method != server.learned.login)
+    refusal: Reply | None = None
+    for method in methods:
+        server.learned.login = method
+        try:
+            reply = await _METHODS[method](link, server)
+        except LinkDroppedError:
+            if refusal is None:
+                raise
+            break  # it hung up after the refusal: the next session begins with this method
+        if reply.positive:
+            return
+        refusal = refusal or reply
+        if not reply.permanent:
             break
-    _expect(Phase.LOGIN, reply)
+    assert refusal is not None  # noqa: S101 - there is a method, and it was refused
+    _expect(Phase.LOGIN, refusal)
+
+
+async def _log_in_plain(link: Link, server: Server) -> Reply:
+    secret = _base64(f"\x00{server.user}\x00{server.password}")
+    reply = await link.command(Phase.LOGIN, f"AUTH PLAIN {secret}")
+    if reply.code == MORE:  # it has not looked at what came with the command (RFC 4954, 4)
+        reply = await link.command(Phase.LOGIN, secret)
+    return reply
+
+
+async def _log_in_by_questions(link: Link, server: Server) -> Reply:
+    reply = await link.command(Phase.LOGIN, "AUTH LOGIN")
+    for secret in (server.user, server.password):
+        if reply.code == MORE:
+            reply = await link.command(Phase.LOGIN, _base64(secret))
+    return reply
+
+
+_METHODS = {"PLAIN": _log_in_plain, "LOGIN": _log_in_by_questions}
+
+MORE = 334
 
 
 def _expect(phase: Phase, reply: Reply) -> Reply:

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from common.contracts.notifications import DeliveryStatus
 from common.errors import MailServerUnavailableError
 from sender.mailer import Outcome, SmtpMailer
-from sender.smtp import link, pool
+from sender.smtp import connection, link, pool
 from sender.smtp.connection import Connection, Mail
 from sender.smtp.replies import Phase
 from tests.integration.sender.test_mailer import a_mailer
@@ -214,6 +214,37 @@ async def test_a_mail_that_loses_a_new_connection_too_is_put_off_and_nobody_else
 
     assert statuses == [SENT, DEFERRED, SENT]
     assert accepted(server) == ["ada", "bob"]
+
+
+@pytest.mark.parametrize("forgets", ["all", "a line"])
+async def test_a_server_that_forgets_what_stands_behind_a_text_is_told_nothing_there_again(
+    forgets: Literal["all", "a line"],
+) -> None:
+    names = [f"a{number}" for number in range(20)]
+    forgetful = SmtpServer(forgets=forgets)
+    async with running_smtp_server(forgetful) as server, a_mailer(server, connections=1) as mailer:
+        statuses = await send_together(mailer, *names)
+
+    assert statuses == [SENT] * 20
+    assert sorted(accepted(server)) == sorted(names)
+    assert len(server.mails) == 20
+    assert len(server.behind_texts) == 1
+    assert server.sessions <= 3
+
+
+async def test_a_server_that_is_slow_with_one_recipient_is_not_taken_for_forgetful(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "ANNOUNCED_SECONDS", 0.05)
+    monkeypatch.setattr(link, "SECONDS", dict.fromkeys(Phase, 3600.0))
+    async with running_smtp_server() as server, a_mailer(server, connections=1) as mailer:
+        held = Hold("250 ok")
+        server.on("RCPT", held, to="bob@example.org")
+        asyncio.get_running_loop().call_later(0.5, held.released.set)
+
+        assert await send_together(mailer, "ada", "bob", "eve") == [SENT, SENT, SENT]
+    assert len(server.behind_texts) == 2
+    assert server.sessions == 1
 
 
 async def test_each_mail_is_asked_about_just_before_its_own_text() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from typing import Literal
 
 import pytest
 
@@ -354,6 +355,74 @@ async def test_the_login_opens_the_session(methods: str) -> None:
         await connection.quit()
 
     assert server.mails[0].user == "us"
+
+
+@pytest.mark.parametrize("reply", ["500 what", "502 5.5.1 no", "550 not to you", "554 no"])
+async def test_a_server_that_knows_helo_only_takes_mails(reply: str) -> None:
+    async with running_smtp_server() as server:
+        server.on("EHLO", reply)
+        server.on("HELO", "250 test")
+        answer = await send_one(server)
+
+    assert answer == "text: 250 2.0.0 queued"
+    assert b"MAIL FROM:<us@example.com>\r\n" in server.packets  # it has offered nothing
+
+
+async def test_helo_offers_no_tls_where_that_is_required() -> None:
+    async with running_smtp_server() as server:
+        server.on("EHLO", "502 5.5.1 no")
+        server.on("HELO", "250 test")
+        with pytest.raises(NotConnectedError, match="STARTTLS"):
+            await Connection.open(a_server(server, security=Security.STARTTLS))
+
+
+OFFERS = {
+    "one line": "250-test\r\n250 AUTH PLAIN LOGIN",
+    "two lines": "250-test\r\n250-AUTH GSSAPI NTLM\r\n250 AUTH LOGIN PLAIN",
+    "for old clients, too": "250-test\r\n250-AUTH LOGIN PLAIN\r\n250 AUTH=LOGIN PLAIN",
+    "for old clients first": "250-test\r\n250-AUTH=LOGIN PLAIN\r\n250-AUTH CRAM-MD5\r\n250 SIZE",
+    "in small letters": "250-test\r\n250 auth plain login",
+}
+
+
+@pytest.mark.parametrize("plain", ["takes", "refuses", "asks"])
+@pytest.mark.parametrize("offer", OFFERS)
+async def test_a_server_is_logged_in_to_however_it_offers_and_takes_it(
+    offer: str, plain: Literal["takes", "refuses", "asks"]
+) -> None:
+    server = SmtpServer(credentials={"us": "sécret"}, plain=plain)
+    server.on("EHLO", OFFERS[offer])
+    async with running_smtp_server(server):
+        connection = await Connection.open(a_server(server, user="us", password="sécret"))
+        await connection.send(a_mail(), before_text=go_on)
+        await connection.quit()
+
+    assert server.mails[0].user == "us"
+
+
+@pytest.mark.parametrize("plain", ["refuses", "hangs up"])
+async def test_a_method_that_was_refused_is_not_tried_first_again(
+    plain: Literal["refuses", "hangs up"],
+) -> None:
+    server = SmtpServer(credentials={"us": "secret"}, plain=plain)
+    async with running_smtp_server(server):
+        target = a_server(server, user="us", password="secret")
+        if plain == "hangs up":
+            with pytest.raises(NotConnectedError, match=r"535 5\.7\.8"):
+                await Connection.open(target)
+        for _ in range(3):
+            connection = await Connection.open(target)
+            await connection.quit()
+
+    assert sum(command.startswith("AUTH PLAIN") for command in server.commands) == 1
+
+
+async def test_a_wrong_password_is_said_with_the_first_refusal() -> None:
+    server = SmtpServer(credentials={"us": "secret"})
+    server.on("AUTH", "535 5.7.8 first", times=1)
+    async with running_smtp_server(server):
+        with pytest.raises(NotConnectedError, match="first"):
+            await Connection.open(a_server(server, user="us", password="wrong"))
 
 
 @pytest.mark.parametrize("methods", ["PLAIN LOGIN", "LOGIN"])

@@ -144,9 +144,13 @@ async def test_poisoned_data_of_mails_without_data_leaves_no_trace(
 
 @pytest.mark.parametrize("poison", POISON)
 async def test_a_poisoned_recipient_is_never_said(mailbox: Mailbox, poison: str) -> None:
-    """The contract refuses it; and if it did not, the client would not say it."""
-    with pytest.raises(ValidationError):
-        EmailRequested(to=f"ada@example.org{poison}", template=Template.WELCOME)
+    """The contract refuses it or folds it away; and if not, the client would not say it."""
+    try:
+        request = EmailRequested(to=f"ada@example.org{poison}", template=Template.WELCOME)
+    except ValidationError:
+        pass
+    else:
+        assert request.to == "ada@example.org"
 
     with pytest.raises(ValueError, match=r"address|@-sign"):
         await send(mailbox, unchecked(to=f"ada@example.org{poison}"))

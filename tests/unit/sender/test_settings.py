@@ -40,6 +40,41 @@ def test_a_password_is_never_sent_in_the_clear(host: str) -> None:
         settings(smtp_host=host, smtp_secure="none", smtp_user="us", smtp_password="secret")
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "said", "security"),
+    [
+        ("smtp.example.org", 587, "false", Security.STARTTLS),
+        ("smtp.example.org", 587, False, Security.STARTTLS),
+        ("smtp.example.org", 465, "true", Security.TLS),
+        ("smtp.example.org", 587, "true", Security.STARTTLS),
+        ("smtp.example.org", 2465, "Yes", Security.TLS),
+        ("mailhog", 1025, "false", Security.NONE),
+        ("localhost", 587, "FALSE", Security.NONE),
+        ("[::1]", 2525, "0", Security.NONE),
+        ("smtp.example.org", 2525, "off", Security.STARTTLS),
+        ("smtp.example.org", 587, "STARTTLS", Security.STARTTLS),
+        ("smtp.example.org", 465, "Tls", Security.TLS),
+    ],
+)
+def test_what_other_programs_call_secure_is_understood(
+    host: str, port: int, said: object, security: Security
+) -> None:
+    assert settings(smtp_host=host, smtp_port=port, smtp_secure=said).smtp_secure is security
+
+
+def test_what_nobody_calls_secure_is_refused() -> None:
+    with pytest.raises(ValidationError, match="smtp_secure"):
+        settings(smtp_secure="perhaps")
+
+
+@pytest.mark.parametrize(
+    ("said", "host"),
+    [("[::1]", "::1"), ("::1", "::1"), ("[2001:db8::1]", "2001:db8::1"), ("[odd]", "[odd]")],
+)
+def test_an_address_of_ipv6_may_stand_in_brackets(said: str, host: str) -> None:
+    assert mail_server(settings(smtp_host=said)).host == host
+
+
 def test_on_this_machine_it_may_be() -> None:
     server = mail_server(
         settings(smtp_host="127.0.0.1", smtp_secure="none", smtp_user="us", smtp_password="secret")
