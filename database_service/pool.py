@@ -92,7 +92,9 @@ class Database:
         self._in_use = 0
         """Connections asked for and not yet given back."""
         self._releases: set[asyncio.Task[None]] = set()
-        self._streams = asyncio.Semaphore(max(1, settings.db_pool_max // 2))
+        half = max(1, settings.db_pool_max // 2)
+        self._streams = asyncio.Semaphore(half)
+        self._changes = asyncio.Semaphore(half)
 
     @classmethod
     @asynccontextmanager
@@ -285,24 +287,37 @@ class Database:
         raise DatabaseUnavailableError(f"Others were first {RACES} times. Nothing was stored.")
 
     @asynccontextmanager
-    async def streaming_connection(self) -> AsyncIterator[Connection]:
-        """A connection for reading for long; at most half of all, so that short work goes on."""
+    async def changing_connection(self) -> AsyncIterator[Connection]:
+        """A connection for changing a row that a caller names; at most half of all.
+
+        Who asks again and again for a row that somebody holds, leaves the others to the rest.
+        """
+        busy = "Too many rows are being changed at the same time."
+        async with self._share(self._changes, busy), self.connection() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _share(self, share: asyncio.Semaphore, busy: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(ACQUIRE_SECONDS):
-                await self._streams.acquire()
+                await share.acquire()
         except TimeoutError as error:
-            raise _PoolBusyError(
-                "Too many reports are being read at the same time. Ask again later."
-            ) from error
+            raise _PoolBusyError(f"{busy} Ask again later.") from error
         try:
-            async with self.connection() as connection:
-                yield connection
+            yield
         finally:
             try:
                 if self._releases:  # a statement that was broken off holds its connection on
                     await asyncio.wait(self._releases)
             finally:
-                self._streams.release()
+                share.release()
+
+    @asynccontextmanager
+    async def streaming_connection(self) -> AsyncIterator[Connection]:
+        """A connection for reading for long; at most half of all, so that short work goes on."""
+        busy = "Too many reports are being read at the same time."
+        async with self._share(self._streams, busy), self.connection() as connection:
+            yield connection
 
 
 class _PoolBusyError(DatabaseUnavailableError):

@@ -58,7 +58,7 @@ class UserRepository:
         Raises:
             DuplicateEmailError: Another user has the address.
         """
-        async with self._database.connection() as connection:
+        async with self._database.changing_connection() as connection:
             row = await connection.fetchrow(self.INSERT_USER, user.name, user.surname, user.email)
         if row is None:
             raise DuplicateEmailError(TAKEN)
@@ -152,7 +152,7 @@ class UserRepository:
             StaleError: It is in another version.
             DuplicateEmailError: Another user has the address.
         """
-        async with self._database.connection() as connection:
+        async with self._database.changing_connection() as connection:
             with _named_constraints():
                 row = await connection.fetchrow(
                     self.UPDATE_USER, user_id, user.name, user.surname, user.email, versions
@@ -175,7 +175,7 @@ class UserRepository:
             NotFoundError: There is none with this id.
             StaleError: It is not in one of ``versions``.
         """
-        async with self._database.connection() as connection:
+        async with self._database.changing_connection() as connection:
             deleted = await connection.fetchval(self.DELETE_USER, user_id, versions)
         if deleted is None:
             await self._raise_refused(user_id, versions)

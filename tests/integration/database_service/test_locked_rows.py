@@ -140,10 +140,13 @@ async def test_who_wants_a_locked_row_again_and_again_leaves_connections_for_oth
     async with psql.transaction():
         await psql.execute("SELECT FROM users WHERE id = $1 FOR UPDATE", user_id)
         changes = [asyncio.create_task(change()) for _ in range(30)]
+        await asyncio.sleep(0.05)  # all of them are waiting
         others = await results(client.store(a_registration()) for _ in range(20))
+        waiting = sum(not task.done() for task in changes)
         answers = await asyncio.gather(*changes)
 
     assert not [answer for answer in others if isinstance(answer, BaseException)]
+    assert waiting > 0  # the others did not wait for them
     assert set(answers) == {(503, "row_locked", "5")}
 
 
