@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable
+from functools import partial
 from typing import TypeVar
 
 import asyncpg
@@ -26,17 +27,17 @@ from tests.integration.database_service.builders import (
 Result = TypeVar("Result")
 
 
+async def is_ready(http: ClientSession) -> bool:
+    async with http.get("/health/ready") as response:
+        return response.status == 200
+
+
 @pytest.fixture
 async def http(database_dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ClientSession]:
     """The service, ready, that waits less long for locks than usual; as many connections."""
     monkeypatch.setitem(pool.SESSION, "lock_timeout", "300ms")
     async with serving(settings_for(database_dsn)) as session:
-
-        async def is_ready() -> bool:
-            async with session.get("/health/ready") as response:
-                return response.status == 200
-
-        await eventually(is_ready)
+        await eventually(partial(is_ready, session))
         yield session
 
 
@@ -127,27 +128,59 @@ async def test_a_locked_mail_holds_up_no_other_outcome(
 
 
 async def test_who_wants_a_locked_row_again_and_again_leaves_connections_for_others(
-    client: DatabaseClient, http: ClientSession, psql: asyncpg.Connection
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user_id, _ = await a_user(client)
+    # Nobody gives up before the row is let go.
+    monkeypatch.setitem(pool.SESSION, "lock_timeout", "100s")
+    monkeypatch.setattr(pool, "COMMAND_SECONDS", 100.0)
+    monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 100.0)
+    async with (
+        serving(settings_for(database_dsn, pool_max=4)) as http,
+        DatabaseClient.open(str(http._base_url)) as client,
+    ):
+        await eventually(partial(is_ready, http))
+        user_id, _ = await a_user(client)
 
-    async def change() -> tuple[int, str, str | None]:
-        body = {"name": "Ada", "surname": "King", "email": an_address()}
-        async with http.put(f"/api/users/{user_id}", json=body) as response:
-            problem = await response.json()
-            return response.status, problem["code"], response.headers.get("Retry-After")
+        async def change() -> int:
+            body = {"name": "Ada", "surname": "King"}
+            async with http.put(f"/api/users/{user_id}", json=body) as response:
+                return response.status
 
-    async with psql.transaction():
-        await psql.execute("SELECT FROM users WHERE id = $1 FOR UPDATE", user_id)
-        changes = [asyncio.create_task(change()) for _ in range(30)]
-        await asyncio.sleep(0.05)  # all of them are waiting
-        others = await results(client.store(a_registration()) for _ in range(20))
-        waiting = sum(not task.done() for task in changes)
+        psql = await asyncpg.connect(database_dsn)
+        async with psql.transaction():
+            await psql.execute("SELECT FROM users WHERE id = $1 FOR UPDATE", user_id)
+            changes = [asyncio.create_task(change()) for _ in range(30)]
+
+            async def two_wait_for_the_row() -> bool:
+                waiting: int = await psql.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted"
+                )
+                return waiting == 2
+
+            await eventually(two_wait_for_the_row)
+            others = await results(client.store(a_registration()) for _ in range(20))
+            waiting = [task for task in changes if not task.done()]
+        await psql.close()
         answers = await asyncio.gather(*changes)
 
     assert not [answer for answer in others if isinstance(answer, BaseException)]
-    assert waiting > 0  # the others did not wait for them
-    assert set(answers) == {(503, "row_locked", "5")}
+    assert len(waiting) == 30
+    assert set(answers) == {200}
+
+
+async def test_who_wants_a_locked_row_is_told_so(
+    client: DatabaseClient, http: ClientSession, psql: asyncpg.Connection
+) -> None:
+    user_id, _ = await a_user(client)
+    body = {"name": "Ada", "surname": "King"}
+
+    async with psql.transaction():
+        await psql.execute("SELECT FROM users WHERE id = $1 FOR UPDATE", user_id)
+        async with http.put(f"/api/users/{user_id}", json=body) as response:
+            problem = await response.json()
+
+    assert (response.status, problem["code"]) == (503, "row_locked")
+    assert response.headers["Retry-After"] == "5"
 
 
 async def test_a_locked_table_is_no_matter_of_one_row(
