@@ -102,6 +102,12 @@ class Evidence:
         """Whether several messages failed and none has got through since."""
         return len(self._witnesses) >= WITNESSES
 
+    def withdraw(self, case: Case) -> None:
+        """Take back the latest failure of a message: the neighbour has explained it."""
+        case.failures -= 1
+        case.failed_at = 0
+        self._witnesses.pop(case.message_id, None)
+
     def failed(self, case: Case) -> bool:
         """Note a failure; True if another message got through since this one's last.
 
@@ -248,7 +254,7 @@ class Breaker:
         """Note that a delivery met an unavailable neighbour, and say what to do with it."""
         probed = self._is_probe(case)
         refuted = self.evidence.failed(case)
-        admitted = await self._admitted(error, refuted=refuted)
+        admitted = await self._admitted(case, error, refuted=refuted)
         if admitted is not None:
             self._keep_paused(admitted, probed=probed, admitted=True)
             return Verdict.HOLD
@@ -259,13 +265,16 @@ class Breaker:
             return Verdict.ASIDE if probed else Verdict.HOLD
         return Verdict.OWN if case.failures > 1 else Verdict.HOLD
 
-    async def _admitted(self, error: UnavailableError, *, refuted: bool) -> UnavailableError | None:
-        """What the neighbours say is wrong with them, if anything."""
-        if error.concerns_all:
-            return error
-        if self._ask is None:
+    async def _admitted(
+        self, case: Case, error: UnavailableError, *, refuted: bool
+    ) -> UnavailableError | None:
+        """What the neighbours say is wrong with them, if anything; then it is not the message."""
+        if self._ask is None and not error.concerns_all:
             return None if refuted else error
-        return await self._answer()
+        admitted = error if error.concerns_all else await self._answer()
+        if admitted is not None:
+            self.evidence.withdraw(case)
+        return admitted
 
     async def _answer(self) -> UnavailableError | None:
         """Ask the neighbours; all who want to know at the same time ask once."""

@@ -448,6 +448,21 @@ async def test_what_failed_in_an_outage_and_works_afterwards_is_held_against_nob
     assert len(asking.paused_for) == 2
 
 
+async def test_what_the_neighbour_has_explained_is_held_against_nobody(
+    asking: Recorded, neighbour: Neighbour
+) -> None:
+    """A neighbour that has just come back may still fail once or twice."""
+    neighbour.error = ADMITTED
+    case = a_case()
+    for _ in range(3):
+        await asking.work(GONE, case)
+    neighbour.error = None
+    await asking.work()
+
+    assert await asking.work(GONE, case) is Verdict.HOLD
+    assert not asking.breaker.paused
+
+
 async def test_who_fail_at_the_same_time_have_the_neighbour_asked_once(
     asking: Recorded, neighbour: Neighbour
 ) -> None:
