@@ -61,6 +61,8 @@ class Case:
     failures: int = 0
     failed_at: int = 0
     """Number of its latest failure, see ``Evidence.failures``."""
+    last_tries: int = 0
+    """How often it failed by itself where its next step would be the dead letters."""
 
 
 class Evidence:

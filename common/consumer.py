@@ -34,6 +34,10 @@ LAST_WORDS_SECONDS = 5.0
 ASIDE_LASTS = timedelta(seconds=10)
 """How long at most a message waits in a retry step, uncounted, while others probe in its place."""
 
+LAST_TRIES = 5
+"""So often a message whose tries are used up fails by itself, put aside in between, until it is
+dead-lettered over an unavailable neighbour."""
+
 Dispatch = Callable[[Delivery], Awaitable[Outcome]]
 
 
@@ -326,12 +330,22 @@ class Consumer:
             return None
         self._waiting.discard(task)  # from here on it may live on elsewhere
         try:
-            if verdict is Verdict.OWN:
+            if verdict is Verdict.OWN and self._is_given_up(delivery, case):
                 return await self._retry(delivery, error)
             return await self._dispatcher.put_aside(delivery, ASIDE_LASTS, code=error.code)
         except UnavailableError:  # of the broker: held, and the next round will tell
             self._waiting.add(task)
             return None
+
+    def _is_given_up(self, delivery: Delivery, case: Case) -> bool:
+        """Whether it may go to its next step; the last one is not taken lightly.
+
+        A link that breaks now and then looks to some messages as if others always got through.
+        """
+        if not self._dispatcher.is_last_attempt(delivery):
+            return True
+        case.last_tries += 1
+        return case.last_tries >= LAST_TRIES
 
     async def _retry(self, delivery: Delivery, error: UnavailableError) -> Outcome:
         """To the next retry step, or to the dead letters; if those are full, wait elsewhere."""

@@ -157,6 +157,10 @@ class Dispatcher:
         )
         return Outcome.PUT_ASIDE
 
+    def is_last_attempt(self, delivery: Delivery) -> bool:
+        """Whether there is no retry step left for it."""
+        return delivery.attempt > len(self._retry_delays)
+
     async def retry(self, delivery: Delivery, error: Exception) -> Outcome:
         """Hand a delivery that failed to its next retry step; after the last, dead-letter it.
 
@@ -165,7 +169,7 @@ class Dispatcher:
         """
         known = error if isinstance(error, UserStreamError) else None
         code = known.code if known else type(error).__name__
-        if delivery.attempt > len(self._retry_delays):
+        if self.is_last_attempt(delivery):
             return await self._dead_letter(delivery, error)
         delay = self._retry_delays[delivery.attempt - 1]
         await self._republish(
