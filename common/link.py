@@ -149,7 +149,10 @@ class Link:
             self._channel.set_result(channel)
             metrics.BROKER_CONNECTED.labels(self._purpose).set(1)
             log.info("broker.connected", purpose=self._purpose)
-            self._failure = BrokerUnavailableError("Connected.")
+            # What is said while it is not known yet that the channel is lost.
+            self._failure = BrokerUnavailableError(
+                "The channel to the broker is lost; it is being opened anew."
+            )
             try:
                 await self._watch(channel, wire)
             finally:

@@ -1,6 +1,7 @@
 """The canary: sends a registration of our own the whole way, and knows when it last came home.
 
-One is under way at a time, so that an outage leaves no flock of them in the queues.
+One is under way at a time. Where it is late, it may be lost, so another one is sent each minute to
+see whether all is well again; in an outage those wait in the queues, one for each minute.
 """
 
 import asyncio
@@ -32,9 +33,12 @@ LATE_SECONDS = 60.0
 """After so long one that is not home is told; or when the next one would be due, if that is sooner.
 """
 
+NEXT_AFTER_SECONDS = 60.0
+"""After so long without one coming home the next one is sent, though not before it is due."""
+
 GIVE_UP_SECONDS = 600.0
-"""Then another one is sent, whatever became of this one; the ledger calls a registration that is
-nowhere to be found after as long lost."""
+"""Then nobody waits for it any more; the ledger calls a registration that is nowhere to be found
+after as long lost."""
 
 SILENT_ROUNDS = 3
 """After so many intervals without a word from the canary itself, that is the news."""
@@ -56,7 +60,7 @@ Register = Callable[[UUID], Awaitable[None]]
 """Sends a canary in through the form's endpoint; raises one of our errors."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Flight:
     """A canary under way."""
 
@@ -92,6 +96,8 @@ class Canary:
         self._home_at: float | None = None
         self._home_seconds = 0.0
         self._is_removed = True
+        self._under_way: dict[_Flight, asyncio.Task[None]] = {}
+        """Oldest first."""
 
     @asynccontextmanager
     async def flying(self) -> AsyncIterator["Canary"]:
@@ -128,12 +134,25 @@ class Canary:
     async def _fly_for_ever(self) -> None:
         # Not all frontends that start together at the same moment, and not before the rest.
         await asyncio.sleep(self._every * random.uniform(0.1, 0.3))  # noqa: S311 - spreads load
-        while True:
-            pause = self._every * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
-            self._heard_at = time.monotonic()
-            flight = _Flight()
-            await self._fly(flight)
-            await asyncio.sleep(max(pause - flight.seconds, 0.1 * self._every))
+        try:
+            while True:
+                pause = self._every * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+                self._heard_at = time.monotonic()
+                flight = _Flight()
+                task = asyncio.create_task(self._fly(flight))
+                self._under_way[flight] = task
+                await asyncio.wait({task}, timeout=max(self._every, NEXT_AFTER_SECONDS))
+                if task.done():
+                    task.result()
+                await asyncio.sleep(max(pause - flight.seconds, 0.1 * self._every))
+        finally:
+            await self._stop_waiting_for(list(self._under_way))
+
+    async def _stop_waiting_for(self, flights: list[_Flight]) -> None:
+        tasks = [self._under_way.pop(flight) for flight in flights]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _fly(self, flight: _Flight) -> None:
         enter_request({CORRELATION_ID: f"canary-{flight.canary_id.hex[-12:]}"})
@@ -141,11 +160,19 @@ class Canary:
             await self._register(flight.canary_id)
         except UserStreamError as error:
             self._in_trouble(f"refused.{error.code}", f"A canary was not accepted: {error.detail}")
+            del self._under_way[flight]
             return
         flight.status = JourneyStatus.PENDING
+        gone = [flight]
         if await self._comes_home(flight):
+            # Those before it are lost, or will be handled some time: that all is well is known.
+            before = list(self._under_way)[: list(self._under_way).index(flight)]
+            await self._stop_waiting_for(before)
             self._came_home(flight)
-        await self._remove(flight)
+            gone += before
+        for each in gone:
+            await self._remove(each)
+        del self._under_way[flight]
 
     async def _comes_home(self, flight: _Flight) -> bool:
         """Follow it until its mail is settled; False if it never is."""
@@ -161,7 +188,8 @@ class Canary:
                 self._in_trouble("mail_failed", "A canary's mail was recorded as failed.")
                 return False
             self._heard_at = time.monotonic()
-            if flight.seconds > min(self._every, LATE_SECONDS):
+            is_oldest = flight is next(iter(self._under_way))
+            if is_oldest and flight.seconds > min(self._every, LATE_SECONDS):
                 self._late(flight, unreadable)
             pause = max(flight.seconds / 2, FIRST_LOOK_SECONDS)
             await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))

@@ -208,6 +208,15 @@ async def test_a_stream_that_is_not_there_is_named_and_read_again_when_it_is(
     await eventually(found, "reading")
 
 
+async def test_a_reader_whose_channel_is_lost_gives_a_failure_for_a_reason(
+    reader: StreamReader,
+) -> None:
+    """Right after connecting nothing has failed yet, and "Connected." would be no reason."""
+    await reader.read(STREAM, "first", seen, limit=10)
+
+    assert "is lost" in reader._link.failure.detail
+
+
 async def test_messages_that_wait_are_counted(
     fresh_broker: TestBroker, reader: StreamReader
 ) -> None:

@@ -30,6 +30,9 @@ class FakePipeline:
     unremovable: Exception | None = None
     registered: list[UUID] = field(default_factory=list)
     removed: list[UUID] = field(default_factory=list)
+    lost: set[UUID] = field(default_factory=set)
+    """Those whose messages are gone."""
+
     refused: int = 0
     looks: int = 0
     most_under_way: int = 0
@@ -47,7 +50,8 @@ class FakePipeline:
         self.looks += 1
         if self.unreadable:
             raise self.unreadable
-        return Journey(registration_id=registration_id, status=self.reaches)
+        reached = JourneyStatus.PENDING if registration_id in self.lost else self.reaches
+        return Journey(registration_id=registration_id, status=reached)
 
     async def delete_canary(self, canary_id: UUID) -> None:
         await asyncio.sleep(0)
@@ -177,6 +181,41 @@ async def test_one_that_never_comes_is_given_up_and_another_one_sent(
 
         assert bird.note().warning
     assert pipeline.most_under_way == 1
+
+
+async def test_one_that_is_lost_keeps_nobody_from_seeing_that_all_is_well_again(
+    pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message is gone for good; the next ones come home, long before it is given up."""
+    monkeypatch.setattr(canary, "NEXT_AFTER_SECONDS", 0.02)
+    pipeline.reaches = JourneyStatus.PENDING
+    with capture_logs() as lines:
+        async with flying(pipeline) as bird:
+            await until(lambda: bird.note().warning, "the warning")
+            lost = [*pipeline.registered]
+            pipeline.lost.update(lost)
+            pipeline.reaches = JourneyStatus.MAILED
+            await until(lambda: not bird.note().warning, "the end of the warning")
+            await until(lambda: set(lost) <= set(pipeline.removed), "the lost ones being removed")
+            home = len(pipeline.removed)
+            await until(lambda: len(pipeline.removed) > home + 3, "further round trips")
+            assert not bird.note().warning
+
+    assert events(lines) == [("canary.missing", "not_stored"), ("canary.back", "")]
+
+
+async def test_in_an_outage_the_next_one_waits_its_minute(
+    pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "NEXT_AFTER_SECONDS", 0.2)
+    pipeline.reaches = JourneyStatus.PENDING
+    async with flying(pipeline) as bird:
+        await until(lambda: len(pipeline.registered) >= 3, "further canaries")
+        looks = pipeline.looks
+        await until(lambda: pipeline.looks > looks, "a look")
+        assert bird.note().warning
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_one_that_can_not_be_removed_was_a_round_trip_all_the_same(
