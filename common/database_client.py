@@ -23,6 +23,8 @@ from common.contracts.dead_letters import (
     RehearsedRegistrations,
 )
 from common.contracts.ledger import (
+    Acknowledged,
+    AcknowledgeIncidents,
     LedgerBatch,
     LedgerPosition,
     PositionQuery,
@@ -39,6 +41,8 @@ from common.contracts.notifications import (
     Notification,
     OutcomeResult,
     OutcomeResults,
+    Withheld,
+    WithheldMail,
 )
 from common.contracts.registrations import (
     MAX_BULK,
@@ -194,6 +198,10 @@ class DatabaseClient:
         """The ledger's totals, and who is missing for long."""
         return await self._send_bulk("api/ledger/settlements", request, Settlement)
 
+    async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
+        """Keep who has taken note of what the ledger can not account for."""
+        return await self._send_bulk("api/ledger/acknowledgements", request, Acknowledged)
+
     # -- notifications ----------------------------------------------------------------------
 
     async def claim(self, request: ClaimRequest) -> ClaimResult:
@@ -203,6 +211,10 @@ class DatabaseClient:
     async def record_outcome(self, outcome: DeliveryOutcomeOf) -> bool:
         """Say how an attempt ended; False if the lease had passed to another sender."""
         return (await self._record(outcome)).recorded
+
+    async def withhold_mail(self, mail: WithheldMail) -> None:
+        """Keep that a mail is not to be sent, unless something is known of it."""
+        await self._send_bulk("api/notifications/withheld", mail, Withheld)
 
     async def select_notification(self, notification_id: UUID) -> Notification:
         """How a notification stands. Raises NotFoundError."""

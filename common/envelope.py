@@ -45,6 +45,9 @@ PLAUSIBLE_COUNT = 200
 
 TRACEPARENT = "traceparent"
 
+WITHOUT_MAIL = "x-without-mail"
+"""Store the registration, and mail nobody: it was mailed before the database forgot it."""
+
 Data_co = TypeVar("Data_co", bound=Contract, covariant=True)
 
 
@@ -68,6 +71,9 @@ class Envelope(Generic[Data_co]):
 
     published_at: datetime | None = None
     """What the publisher says."""
+
+    without_mail: bool = False
+    """Whether nobody is to be mailed for it: a repair's word."""
 
     is_id_derived: bool = False
     """Whether the publisher gave no id, so that the same bytes sent again have this one again."""
@@ -175,6 +181,7 @@ def read(
         last_attempt=delivery.attempt > max_retries,
         published_at=_instant(delivery.timestamp),
         is_id_derived=delivery.is_id_derived,
+        without_mail=delivery.headers.get(WITHOUT_MAIL) is True,
     )
 
 

@@ -113,6 +113,10 @@ LEDGER_REGISTRATIONS = Gauge(
 LEDGER_UNREAD = Gauge(
     "userstream_ledger_unread", "Messages that the stream forgot before the ledger read them."
 )
+LEDGER_INCIDENTS = Gauge(
+    "userstream_ledger_incidents",
+    "What the ledger can not account for and nobody has taken note of.",
+)
 LEDGER_AGE = Gauge(
     "userstream_ledger_age_seconds", "Time since the ledger was last reconciled here."
 )

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from common.envelope import FIRST_SEEN, TRACEPARENT, Delivery
+from common.envelope import FIRST_SEEN, TRACEPARENT, WITHOUT_MAIL, Delivery
 
 ERROR_CODE = "x-error-code"
 ERROR_DETAIL = "x-error-detail"
@@ -43,11 +43,13 @@ def short_text(text: str) -> str:
 def kept_headers(delivery: Delivery) -> dict[str, Any]:
     """Ours only: with a kept ``x-death`` the broker drops the message as a cycle."""
     first_seen = delivery.headers.get(FIRST_SEEN)
-    headers = {
+    headers: dict[str, Any] = {
         FIRST_SEEN: first_seen
         if isinstance(first_seen, str) and len(first_seen) <= FIRST_SEEN_MAX_LENGTH
         else datetime.now(UTC).isoformat(timespec="milliseconds")
     }
+    if delivery.headers.get(WITHOUT_MAIL) is True:
+        headers[WITHOUT_MAIL] = True
     if delivery.traceparent:
         headers[TRACEPARENT] = delivery.traceparent
     return headers

@@ -1,6 +1,5 @@
 """``./userstream dead-letters``: look at what was given up, and decide what becomes of it."""
 
-import getpass
 import json
 import time
 from argparse import SUPPRESS, ArgumentParser, Namespace
@@ -11,6 +10,7 @@ from urllib.parse import urlencode
 
 from launcher.asking import add_url, ask
 from launcher.errors import LauncherError
+from launcher.person import person
 from launcher.terminal import STDERR, Terminal, printable
 
 API = "/api/dead-letters"
@@ -210,7 +210,7 @@ def _resend(given: Namespace) -> tuple[Any, list[str]]:
 
 
 def _discard(given: Namespace) -> tuple[Any, list[str]]:
-    why = {"reason": given.reason, "discardedBy": _person()}
+    why = {"reason": given.reason, "discardedBy": person()}
     if len(given.ids) == 1 and not (given.route or given.code):
         discarded = _ask(given, "POST", f"/{given.ids[0]}/discard", why)
         return discarded, ["Discarded. The reason is kept."]
@@ -254,14 +254,6 @@ def _ask(given: Namespace, method: str, path: str, body: object = None) -> Any:
 
 def _query(values: Mapping[str, Any]) -> str:
     return urlencode({name: value for name, value in values.items() if value is not None})
-
-
-def _person() -> str:
-    """Who sits here, as the system knows them."""
-    try:
-        return getpass.getuser()[:100]
-    except (KeyError, OSError):  # a user without a name, as in some containers
-        return ""
 
 
 _ACTIONS = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.asking import add_url, ask, invocation_of
 from launcher.invocation import Invocation
+from launcher.person import person
 from launcher.terminal import STDERR, Terminal
 
 SERVICE = "queue_receiver"
@@ -30,15 +31,31 @@ def add_arguments(command: ArgumentParser, _options: ArgumentParser) -> None:
         action="store_true",
         help="send what is lost from the stream to the work queue; safe to repeat",
     )
+    command.add_argument(
+        "--mail",
+        choices=("auto", "all", "none"),
+        default="auto",
+        help="with --repair, who of those brought back is mailed: auto leaves out whoever had been"
+        " read before the database was restored from a backup, since they were mailed then",
+    )
+    command.add_argument(
+        "--acknowledge",
+        metavar="REASON",
+        help="take note of what can not be accounted for; who and why is kept",
+    )
 
 
 def run(given: Namespace, terminal: Terminal) -> bool:
-    """Show the ledger, after a repair if one is wanted; False if something is lost.
+    """Show the ledger, after a repair if one is wanted.
+
+    False if something is lost or can not be accounted for, or if that is not known.
 
     Raises:
         LauncherError: It can not be read, in the service's words.
     """
     repair = _repair(given) if given.repair else None
+    if given.acknowledge is not None:
+        _acknowledge(given, STDERR)
     ledger = _read(given)
     if given.json:
         terminal.say(json.dumps(ledger if repair is None else {**ledger, "repair": repair}))
@@ -46,7 +63,16 @@ def run(given: Namespace, terminal: Terminal) -> bool:
         for line in [*(repair_lines(repair) if repair else []), *ledger_lines(ledger)]:
             terminal.say(line)
         _conclude(ledger, terminal, invocation_of(given))
-    return not ledger["lost"]
+    return not ledger["lost"] and not _incidents(ledger) and bool(ledger["caughtUp"])
+
+
+def _acknowledge(given: Namespace, terminal: Terminal) -> None:
+    wish = {"reason": given.acknowledge, "acknowledgedBy": person()}
+    done = ask(given, SERVICE, "POST", "/api/ledger/acknowledgements", wish)
+    for incident in done["acknowledged"]:
+        terminal.say(f"  ✓ Taken note of: {incident['kind']}, noticed {_time(incident)}")
+    if not done["acknowledged"]:
+        terminal.say("  There was nothing to take note of.")
 
 
 def _read(given: Namespace) -> dict[str, Any]:
@@ -63,7 +89,8 @@ def _read(given: Namespace) -> dict[str, Any]:
 def _repair(given: Namespace) -> dict[str, Any]:
     """Repair, and wait until what was sent again is stored."""
     _read(given)
-    repair: dict[str, Any] = ask(given, SERVICE, "POST", "/api/ledger/repairs")
+    query = "" if given.mail == "auto" else f"?mail={given.mail}"
+    repair: dict[str, Any] = ask(given, SERVICE, "POST", f"/api/ledger/repairs{query}")
     if repair["republished"]:
         with STDERR.step(f"Sent {repair['republished']:,} registrations to the work queue"):
             deadline = time.monotonic() + STORED_WITHIN
@@ -78,6 +105,11 @@ def repair_lines(repair: Mapping[str, Any]) -> list[str]:
     if not repair["lost"]:
         return ["There was nothing to repair."]
     lines = [f"Sent again: {repair['republished']:,} of {repair['lost']:,} that were lost."]
+    if unmailed := repair.get("withoutMail"):
+        lines.append(
+            f"Of those {unmailed:,} without a mail: they had been read, and so were mailed, before"
+            " the database was restored. ./userstream mails sends one all the same."
+        )
     if forgotten := repair["notInStream"]:
         lines.append("The stream has forgotten these, so they can not be brought back from here:")
         lines += [f"  {registration_id}" for registration_id in forgotten]
@@ -109,6 +141,8 @@ def _registrations(ledger: Mapping[str, Any]) -> Iterator[Row]:
     yield "accepted", totals["accepted"], repeated
     yield "  stored", totals["stored"], ""
     yield "  duplicates", totals["duplicates"], "of addresses that were known"
+    if vanished := totals.get("vanished"):
+        yield "  vanished", vanished, "of these two: their rows are no longer there"
     yield "  rejected", ledger["rejected"], _reasons(ledger["rejectedByCode"])
     yield "  not stored", totals["missing"], ""
     in_queues = f"ready {place['ready']:,}, in hand {held}, to be retried {place['retrying']:,}"
@@ -146,13 +180,50 @@ def _conclude(ledger: Mapping[str, Any], terminal: Terminal, invocation: Invocat
             f" {invocation.line('check-broker')} says how to mend it."
         )
     if not ledger["caughtUp"]:
-        terminal.fail("The stream can not be read to its end yet; is the broker just starting?")
-    if unread := ledger["totals"]["unread"]:
-        terminal.fail(f"The stream dropped {unread:,} messages before they were read.")
+        terminal.fail(
+            "The stream can not be read to its end yet, so nobody knows of what is behind: is the"
+            " broker just starting, or was the stream made anew? Ask again in half a minute."
+        )
+    for incident in _incidents(ledger):
+        terminal.fail(_incident(incident))
+    if _incidents(ledger):
+        command = invocation.line("ledger --acknowledge REASON")
+        terminal.fail(f"That stays red until somebody has taken note of it: {command}")
     if ledger["lost"]:
         terminal.fail(
             f"{ledger['lost']:,} registrations are lost. {invocation.line('ledger --repair')}"
             " brings back what the stream still has."
         )
+    elif _incidents(ledger):
+        terminal.heading("Nothing else is lost, as far as can be proved.")
+    elif not ledger["caughtUp"]:
+        terminal.heading("Nothing is lost of what was read.")
     else:
         terminal.heading("Nothing is lost.")
+
+
+def _incidents(ledger: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What can not be accounted for; a receiver of an older release names none."""
+    return list(ledger.get("incidents", ()))
+
+
+def _incident(incident: Mapping[str, Any]) -> str:
+    """What can not be accounted for, as a person reads it."""
+    before, stored = f"{incident['acceptedBefore']:,}", f"{incident['storedByThen']:,}"
+    number, noticed = f"{incident['notProvable']:,}", _time(incident)
+    read = incident["lastReadAt"][:19].replace("T", " ") if incident["lastReadAt"] else "never"
+    return {
+        "replaced": f"The stream was made anew, noticed {noticed} UTC, last read {read}: of"
+        f" {before} accepted before, {stored} were stored by then; of {number} others, and of what"
+        " was accepted and not yet read, nobody can prove what became.",
+        "truncated": f"The stream dropped {number} messages before they were read, noticed"
+        f" {noticed} UTC, last read {read}: nobody can prove what became of them.",
+        "restored": f"The database was restored from a backup, noticed {noticed} UTC: it had read"
+        f" up to {read}. What it forgot was read again; --repair stores it, without a second mail.",
+        "vanished": f"{number} rows of registrations are no longer there, noticed {noticed} UTC:"
+        " they stay for ever, so somebody deleted them by hand.",
+    }[incident["kind"]]
+
+
+def _time(incident: Mapping[str, Any]) -> str:
+    return str(incident["noticedAt"])[:19].replace("T", " ")

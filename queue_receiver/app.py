@@ -24,6 +24,8 @@ from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
 from queue_receiver.fates import Fates
 from queue_receiver.handlers import store_registration
 from queue_receiver.ledger import Accounts, Auditor
+from queue_receiver.ledger_mark import Mark
+from queue_receiver.ledger_reading import STREAM
 from queue_receiver.ledger_repair import Repairs
 from queue_receiver.ledger_routes import AUDITOR, REPAIRS
 from queue_receiver.office import DeadLetterOffice
@@ -120,6 +122,7 @@ async def _auditing(
             ),
             dead_letters=letters,
             lost_after=timedelta(seconds=settings.ledger_lost_after_seconds),
+            mark=Mark(settings.crash_notes_dir, STREAM),
         )
         readiness.note("ledger", auditor.note)
         if management is None:

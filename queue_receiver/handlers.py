@@ -7,7 +7,7 @@ from uuid import UUID, uuid5
 import structlog
 
 from common.contracts.base import Contract
-from common.contracts.notifications import EmailRequested, Template
+from common.contracts.notifications import EmailRequested, Template, WithheldMail
 from common.contracts.registrations import (
     Outcome,
     RegistrationSubmitted,
@@ -29,6 +29,10 @@ class Registrations(Protocol):
 
     async def store(self, registration: RegistrationToStore) -> StoredRegistration:
         """Store a registration exactly once."""
+        ...
+
+    async def withhold_mail(self, mail: WithheldMail) -> None:
+        """Keep that a mail is not to be sent."""
         ...
 
 
@@ -74,6 +78,18 @@ async def store_registration(
         stored = await registrations.store(item)
     failpoint("w14")
     template = MAIL_FOR[stored.outcome]
+    if registration.without_mail:
+        await registrations.withhold_mail(
+            WithheldMail(
+                message_id=notification_id(item.registration_id, template),
+                recipient=data.email,
+                template=template,
+                user_id=stored.user_id,
+                registration_id=item.registration_id,
+            )
+        )
+        log.info("registration.stored_without_mail", outcome=stored.outcome, user_id=stored.user_id)
+        return
     await publisher.publish(
         EmailRequested(
             to=data.email,

@@ -15,6 +15,12 @@ import structlog
 from common import metrics
 from common.contracts.ledger import (
     MAX_NAMED,
+    MAX_VERIFIED,
+    Acknowledged,
+    AcknowledgeIncidents,
+    AcknowledgeRequest,
+    Incident,
+    IncidentKind,
     InFlight,
     Ledger,
     LostRegistration,
@@ -27,6 +33,7 @@ from common.dead_letters import DeadLetterQueue
 from common.errors import ConflictError, TopologyMissingError, UserStreamError
 from common.http.health import Note
 from common.queue_view import QueueLook
+from queue_receiver.ledger_mark import Mark
 from queue_receiver.ledger_reading import STREAM, Book, Log, Progress, read_on
 
 log = structlog.get_logger()
@@ -39,6 +46,13 @@ MOST_ON_REQUEST = 50_000
 
 SECOND_LOOK_AFTER = 1.0
 """Seconds between the two looks that make a registration lost."""
+
+VERIFIED_IN_BACKGROUND = 2_000
+"""Rows of registrations that are looked for in one turn: some thousandths of a second."""
+
+EMPTY_FOR = 30.0
+"""Seconds after which a stream that was read before, and has nothing, was made anew. For some
+seconds after the broker's start it looks the same."""
 
 LETTERS_KEPT = timedelta(minutes=1)
 """How long a list of the dead letters is believed while their number stays the same."""
@@ -53,6 +67,10 @@ class Accounts(Book, Protocol):
 
     async def settle_ledger(self, request: SettlementRequest) -> Settlement:
         """The totals, and who is missing."""
+        ...
+
+    async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
+        """Keep who has taken note of what can not be accounted for."""
         ...
 
 
@@ -92,6 +110,7 @@ class Auditor:
         queues: What is under way.
         dead_letters: What waits for a person.
         lost_after: Younger ones are never called lost.
+        mark: How far the stream had been read, should the accounts forget it.
     """
 
     def __init__(
@@ -102,12 +121,14 @@ class Auditor:
         queues: Queues,
         dead_letters: DeadLetterQueue,
         lost_after: timedelta,
+        mark: Mark | None = None,
     ) -> None:
         self._log = log_
         self._accounts = accounts
         self._queues = queues
         self._dead_letters = dead_letters
         self._lost_after = lost_after.total_seconds()
+        self._mark = mark or Mark(None, STREAM)
         self._letters = Letters()
         self._one_at_a_time = asyncio.Lock()
         self._last: Ledger | None = None
@@ -116,6 +137,7 @@ class Auditor:
         self._failure = ""
         self._is_behind = False
         self._unbound = False
+        self._empty_since: float | None = None
         metrics.LEDGER_AGE.set_function(lambda: time.monotonic() - self._last_at)
 
     # -- answers ----------------------------------------------------------------------------
@@ -127,12 +149,44 @@ class Auditor:
             UnavailableError: The broker or database_service is away; nothing is known anew.
         """
         async with self._one_at_a_time:
-            progress = await read_on(self._log, self._accounts, most=most, gently=gently)
-            ledger, self._lost = await self._compare(progress)
+            progress = await self._read_on(most=most, gently=gently)
+            verify = VERIFIED_IN_BACKGROUND if gently else MAX_VERIFIED
+            ledger, self._lost = await self._compare(progress, verify=verify)
             self._is_behind = progress.is_behind
             self._last, self._last_at = ledger, time.monotonic()
         _measure(ledger)
         return ledger
+
+    async def _read_on(self, *, most: int, gently: bool) -> Progress:
+        now = time.monotonic()
+        since = self._empty_since
+        progress = await read_on(
+            self._log,
+            self._accounts,
+            self._mark,
+            most=most,
+            gently=gently,
+            is_empty=since is not None and now - since > EMPTY_FOR,
+        )
+        self._empty_since = (now if since is None else since) if progress.is_empty else None
+        return progress
+
+    async def acknowledge(self, request: AcknowledgeRequest) -> Acknowledged:
+        """Let a person take note of what can not be accounted for; it is no longer red then.
+
+        Raises:
+            DatabaseServiceUnavailableError: Nothing has changed, or it is not known; ask again.
+        """
+        done = await self._accounts.acknowledge_incidents(
+            AcknowledgeIncidents(
+                stream=STREAM, reason=request.reason, acknowledged_by=request.acknowledged_by
+            )
+        )
+        log.info("ledger.acknowledged", incidents=len(done.acknowledged))
+        if self._last is not None:
+            self._last = self._last.model_copy(update={"incidents": []})
+            _measure(self._last)
+        return done
 
     @property
     def lost(self) -> list[MissingRegistration]:
@@ -144,15 +198,21 @@ class Auditor:
         if self._last is None:
             return Note(detail=self._failure or "Not read yet.", warning=bool(self._failure))
         seconds = round(time.monotonic() - self._last_at)
-        facts = {"lost": self._last.lost, "ageSeconds": seconds}
-        if self._last.lost:
+        ledger = self._last
+        facts = {"lost": ledger.lost, "incidents": len(ledger.incidents), "ageSeconds": seconds}
+        texts = [_incident_text(incident) for incident in ledger.incidents]
+        if ledger.lost:
             text = (
-                f"{self._last.lost} accepted registrations are in no queue and not stored, "
+                f"{ledger.lost} accepted registrations are in no queue and not stored, "
                 f"{seconds} s ago. The stream has them: ./userstream ledger --repair"
             )
-            return Note(detail=text, warning=True, facts=facts)
+            texts.insert(0, text)
+        if ledger.incidents:
+            texts.append("When it is clear what happened: ./userstream ledger --acknowledge REASON")
         if self._failure:
-            return Note(detail=self._failure, warning=True, facts=facts)
+            texts.insert(0, self._failure)
+        if texts:
+            return Note(detail=" ".join(texts), warning=True, facts=facts)
         return Note(detail=f"Nothing was lost, {seconds} s ago.", facts=facts)
 
     async def check_binding(self) -> None:
@@ -169,13 +229,15 @@ class Auditor:
 
     # -- comparing --------------------------------------------------------------------------
 
-    async def _compare(self, progress: Progress) -> tuple[Ledger, list[MissingRegistration]]:
+    async def _compare(
+        self, progress: Progress, *, verify: int
+    ) -> tuple[Ledger, list[MissingRegistration]]:
         """Who is missing, after everything that could hold them was looked at.
 
         The queues come first, then the database, then the dead letters: whoever leaves a queue
         is stored or among the dead letters before, so is seen by one of the later looks.
         """
-        queues, settlement, letters, lost = await self._look()
+        queues, settlement, letters, lost = await self._look(verify=verify)
         known = {one.registration_id for one in self._lost}
         if any(one.registration_id not in known for one in lost):
             # The management API's figures are some seconds old: an old message that was just
@@ -188,20 +250,20 @@ class Auditor:
         return self._ledger(progress, settlement, queues, letters, lost), lost
 
     async def _look(
-        self,
+        self, *, verify: int = 0
     ) -> tuple[QueueLook, Settlement, Letters, list[MissingRegistration]]:
         """The queues, then the database, and where somebody seems lost the dead letters."""
         queues = await self._queues.look()
-        settlement = await self._settle(self._lost_after)
+        settlement = await self._settle(self._lost_after, verify=verify)
         suspects = _suspects(settlement, queues, self._lost_after)
         letters = await self._listed(queues.dead, suspects)
         lost = [one for one in suspects if one.registration_id not in letters.codes]
         # As many as could not be listed may be among those.
         return queues, settlement, letters, lost[: max(0, len(lost) - letters.unlisted)]
 
-    async def _settle(self, missing_for_seconds: float) -> Settlement:
+    async def _settle(self, missing_for_seconds: float, *, verify: int = 0) -> Settlement:
         return await self._accounts.settle_ledger(
-            SettlementRequest(stream=STREAM, missing_for_seconds=missing_for_seconds)
+            SettlementRequest(stream=STREAM, missing_for_seconds=missing_for_seconds, verify=verify)
         )
 
     async def _is_unbound(self, queues: QueueLook, letters: Letters) -> bool:
@@ -263,6 +325,7 @@ class Auditor:
             lost_after_seconds=self._lost_after,
             lost_registrations=[_lost(one, now) for one in lost[:MAX_NAMED]],
             work_binding=_binding(queues, unbound=self._unbound),
+            incidents=settlement.incidents,
         )
 
     # -- background -------------------------------------------------------------------------
@@ -279,7 +342,7 @@ class Auditor:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self, interval: timedelta) -> None:
-        was_lost = 0
+        was_lost, told = 0, set[int]()
         while True:
             if not self._is_behind:  # else it goes on at once: reading makes pauses itself
                 await asyncio.sleep(interval.total_seconds())
@@ -295,6 +358,14 @@ class Auditor:
             if ledger.lost > was_lost:
                 log.error("ledger.lost", lost=ledger.lost, work_binding=ledger.work_binding)
             was_lost = ledger.lost
+            for incident in ledger.incidents:
+                if incident.incident_id not in told:
+                    told.add(incident.incident_id)
+                    log.error(
+                        "ledger.incident",
+                        kind=incident.kind,
+                        not_provable=incident.not_provable,
+                    )
 
 
 def _suspects(
@@ -309,8 +380,39 @@ def _suspects(
         return settlement.missing
     if queues.retrying or settlement.stored_up_to is None:
         return []
+    # By when they were read, which follows the stream's order: a publisher says what it likes.
     passed = settlement.stored_up_to - timedelta(seconds=lost_after)
-    return [one for one in settlement.missing if one.accepted_at < passed]
+    return [one for one in settlement.missing if (one.read_at or one.accepted_at) < passed]
+
+
+def _incident_text(incident: Incident) -> str:
+    """What can not be accounted for, in words."""
+    noticed = f"{incident.noticed_at:%Y-%m-%d %H:%M:%S} UTC"
+    read = f"{incident.last_read_at:%Y-%m-%d %H:%M:%S} UTC" if incident.last_read_at else "never"
+    match incident.kind:
+        case IncidentKind.REPLACED:
+            return (
+                f"The stream was made anew (noticed {noticed}; last read {read}): of "
+                f"{incident.accepted_before} accepted before, {incident.stored_by_then} were "
+                f"stored by then; what became of {incident.not_provable} others, and of what was "
+                "accepted and not read by then, can not be proved from it."
+            )
+        case IncidentKind.TRUNCATED:
+            return (
+                f"The stream dropped {incident.not_provable} messages before they were read "
+                f"(noticed {noticed}; last read {read}): what became of them can not be proved."
+            )
+        case IncidentKind.RESTORED:
+            return (
+                f"The database was restored from a backup (noticed {noticed}; it had read up to "
+                f"{read}): what it forgot is read again. ./userstream ledger --repair stores it "
+                "without a second mail."
+            )
+        case IncidentKind.VANISHED:
+            return (
+                f"{incident.not_provable} rows of registrations are no longer there (noticed "
+                f"{noticed}), which stay for ever: somebody deleted them by hand."
+            )
 
 
 def _lost(one: MissingRegistration, now: datetime) -> LostRegistration:
@@ -331,10 +433,12 @@ def _binding(queues: QueueLook, *, unbound: bool) -> WorkBinding:
 def _measure(ledger: Ledger) -> None:
     metrics.LEDGER_LOST.set(ledger.lost)
     metrics.LEDGER_UNREAD.set(ledger.totals.unread)
+    metrics.LEDGER_INCIDENTS.set(len(ledger.incidents))
     states = {
         "accepted": ledger.totals.accepted,
         "stored": ledger.totals.stored,
         "duplicate": ledger.totals.duplicates,
+        "vanished": ledger.totals.vanished,
         "missing": ledger.totals.missing,
         "rejected": ledger.rejected,
         "in_flight": ledger.in_flight,

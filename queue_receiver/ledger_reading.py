@@ -6,7 +6,7 @@ read at once: only one of them gets each message written.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -18,6 +18,7 @@ from common.contracts.ledger import LedgerBatch, LedgerEntry, LedgerPosition
 from common.envelope import Delivery
 from common.stream import PORTION_SECONDS, Start
 from common.topology import USER_REGISTRATION
+from queue_receiver.ledger_mark import Mark
 
 log = structlog.get_logger()
 
@@ -52,6 +53,9 @@ class Progress:
 
     is_behind: bool = False
     """Whether there is more, and nobody else is reading it."""
+
+    is_empty: bool = False
+    """Whether the stream has no message, though some were read before."""
 
 
 class Log(Protocol):
@@ -89,28 +93,45 @@ class _Piece:
     messages: list[Message]
     unread: int = 0
     restarted: bool = False
+    known_up_to: int = 0
 
 
-async def read_on(log_: Log, book: Book, *, most: int, gently: bool = False) -> Progress:
+async def read_on(
+    log_: Log, book: Book, mark: Mark, *, most: int, gently: bool = False, is_empty: bool = False
+) -> Progress:
     """Read from the position to the end of the stream, or until ``most`` messages were read.
 
-    Gently: with pauses, so that work goes on beside it, and not if another reader is at it.
-
     A crash between reading and writing repeats what was not written: nothing counts twice.
+
+    Args:
+        log_: The stream.
+        book: Where what is read is written.
+        mark: How far it had been read, should the book have forgotten it.
+        most: Messages.
+        gently: With pauses, so that work goes on beside it, and not if another reader is at it.
+        is_empty: Believe that a stream in which nothing is found was made anew. Of one that was
+            read before, at least the last message is there; but some seconds after the broker's
+            start it is not yet.
 
     Raises:
         UnavailableError: The broker or database_service is away; what was written stays.
     """
     position = await book.select_ledger_position(STREAM)
+    known_up_to = await _known_up_to(log_, position, mark)
+    if not known_up_to:
+        mark.keep(position)
     left = most
     while left > 0:
         piece = await _read_piece(log_, position, gently=gently)
         if not piece.messages:
-            # Of a stream that was read before, at least the last message is there; some seconds
-            # after the broker's start it is not yet.
-            is_up = not piece.restarted
-            return Progress(position.next_offset, caught_up=is_up)
+            if piece.restarted and is_empty:
+                log.error("ledger.restarted", was_at=position.next_offset, begins_at=0)
+                position = await book.insert_ledger_entries(_empty(position))
+            is_up = not piece.restarted or (is_empty and position.advanced)
+            return Progress(position.next_offset, caught_up=is_up, is_empty=not is_up)
+        piece = replace(piece, known_up_to=known_up_to)
         position = await _write(book, piece, position, gently=gently)
+        mark.keep(position)
         left -= len(piece.messages)
         if position.advanced and len(piece.messages) < PIECE - 1:
             return Progress(position.next_offset, caught_up=True)
@@ -119,13 +140,29 @@ async def read_on(log_: Log, book: Book, *, most: int, gently: bool = False) -> 
     return Progress(position.next_offset, caught_up=False, is_behind=True)
 
 
+async def _known_up_to(log_: Log, position: LedgerPosition, mark: Mark) -> int:
+    """How far this very stream was read before, if further than the book says; else 0."""
+    before = mark.beyond(position)
+    if before is None:
+        return 0
+    last = before.next_offset - 1
+    messages = await log_.read(STREAM, last, _message, limit=1)
+    if [(one.offset, one.id) for one in messages] != [(last, before.last_id)]:
+        return 0  # another stream: somebody has noticed that already, or will now
+    log.error("ledger.restored", was_at=before.next_offset, is_at=position.next_offset)
+    return before.next_offset
+
+
 async def _read_piece(log_: Log, position: LedgerPosition, *, gently: bool) -> _Piece:
     """The next messages, after a look at the one before them: is it still the same stream?"""
     if position.last_id is None:
         messages = await log_.read(STREAM, "first", _message, limit=PIECE, gently=gently)
         return _Piece(messages=messages, unread=messages[0].offset if messages else 0)
     known = position.next_offset - 1
-    messages = await log_.read(STREAM, known, _message, limit=PIECE, gently=gently)
+    for _ in range(2):  # the second look is for a stream that was just not up yet
+        messages = await log_.read(STREAM, known, _message, limit=PIECE, gently=gently)
+        if messages:
+            break
     if messages and messages[0].offset == known and messages[0].id == position.last_id:
         return _Piece(messages=messages[1:])
     if messages and messages[0].offset > known:
@@ -135,7 +172,7 @@ async def _read_piece(log_: Log, position: LedgerPosition, *, gently: bool) -> _
         return _Piece(messages=messages, unread=unread)
     messages = await log_.read(STREAM, "first", _message, limit=PIECE, gently=gently)
     if messages:
-        log.warning("ledger.restarted", was_at=position.next_offset, begins_at=messages[0].offset)
+        log.error("ledger.restarted", was_at=position.next_offset, begins_at=messages[0].offset)
     return _Piece(messages=messages, restarted=True)
 
 
@@ -174,6 +211,7 @@ def _batch(piece: _Piece, start: int, position: LedgerPosition) -> LedgerBatch:
         last_id=last.id,
         unread=0 if start else piece.unread,
         restarted=piece.restarted and not start,
+        known_up_to=0 if start else piece.known_up_to,
         entries=[
             LedgerEntry.model_construct(
                 registration_id=message.id,
@@ -183,4 +221,11 @@ def _batch(piece: _Piece, start: int, position: LedgerPosition) -> LedgerBatch:
             for message in messages
             if not is_canary(message.id)
         ],
+    )
+
+
+def _empty(position: LedgerPosition) -> LedgerBatch:
+    """The stream stands at its beginning, and has nothing."""
+    return LedgerBatch(
+        stream=STREAM, from_offset=position.next_offset, next_offset=0, entries=[], restarted=True
     )

@@ -9,8 +9,8 @@ from uuid import UUID
 
 import structlog
 
-from common.contracts.ledger import Ledger, MissingRegistration, Repair
-from common.envelope import ATTEMPT, Delivery
+from common.contracts.ledger import Ledger, MailChoice, MissingRegistration, Repair
+from common.envelope import ATTEMPT, WITHOUT_MAIL, Delivery
 from common.republishing import kept_headers, kept_properties, short_text
 from common.stream import Start
 from common.topology import USER_REGISTRATION
@@ -80,13 +80,21 @@ class Repairs:
         self._log = log_
         self._publisher = publisher
 
-    async def repair(self) -> Repair:
+    async def repair(self, mail: MailChoice = MailChoice.AUTO) -> Repair:
         """Compare anew, and send what is lost to the work queue; see ``repair`` below."""
         await self._auditor.reconcile()
-        return await repair(self._auditor.lost, log_=self._log, publisher=self._publisher)
+        return await repair(
+            self._auditor.lost, log_=self._log, publisher=self._publisher, mail=mail
+        )
 
 
-async def repair(lost: list[MissingRegistration], *, log_: Log, publisher: Publisher) -> Repair:
+async def repair(
+    lost: list[MissingRegistration],
+    *,
+    log_: Log,
+    publisher: Publisher,
+    mail: MailChoice = MailChoice.AUTO,
+) -> Repair:
     """Publish the messages of lost registrations again, each under its own id.
 
     By the way back of retries, which leads into the work queue whatever else is bound. Safe to
@@ -97,7 +105,12 @@ async def repair(lost: list[MissingRegistration], *, log_: Log, publisher: Publi
         BrokerUnavailableError: Not confirmed; ask again.
     """
     wanted = {one.registration_id: one.stream_offset for one in lost}
-    republished, forgotten = 0, list[UUID]()
+    unmailed = {
+        one.registration_id
+        for one in lost
+        if mail is MailChoice.NONE or (mail is MailChoice.AUTO and one.was_known)
+    }
+    republished, without_mail, forgotten = 0, 0, list[UUID]()
 
     def take(offset: int, delivery: Delivery) -> Found:
         return Found(offset, delivery if delivery.id in wanted else None)
@@ -106,22 +119,42 @@ async def repair(lost: list[MissingRegistration], *, log_: Log, publisher: Publi
         first = min(wanted.values())
         piece = await log_.read(STREAM, first, take, limit=PIECE)
         found = {one.delivery.id: one.delivery for one in piece if one.delivery is not None}
-        await asyncio.gather(*(_republish(publisher, delivery) for delivery in found.values()))
+        await asyncio.gather(
+            *(
+                _republish(publisher, delivery, without_mail=key in unmailed)
+                for key, delivery in found.items()
+            )
+        )
         republished += len(found)
+        without_mail += len(unmailed & found.keys())
         end = piece[-1].offset if piece else max(wanted.values())
         passed = [key for key, offset in wanted.items() if offset <= end and key not in found]
         forgotten += passed
         for key in (*found, *passed):
             del wanted[key]
-    log.info("ledger.repaired", republished=republished, not_in_stream=len(forgotten))
-    return Repair(lost=len(lost), republished=republished, not_in_stream=forgotten)
+    log.info(
+        "ledger.repaired",
+        republished=republished,
+        without_mail=without_mail,
+        not_in_stream=len(forgotten),
+    )
+    return Repair(
+        lost=len(lost),
+        republished=republished,
+        without_mail=without_mail,
+        not_in_stream=forgotten,
+    )
 
 
-async def _republish(publisher: Publisher, delivery: Delivery) -> None:
+async def _republish(publisher: Publisher, delivery: Delivery, *, without_mail: bool) -> None:
     await publisher.send(
         USER_REGISTRATION.return_exchange,
         short_text(delivery.routing_key),
         delivery.body,
         properties=kept_properties(delivery),
-        headers={**kept_headers(delivery), ATTEMPT: 1},
+        headers={
+            **kept_headers(delivery),
+            ATTEMPT: 1,
+            **({WITHOUT_MAIL: True} if without_mail else {}),
+        },
     )

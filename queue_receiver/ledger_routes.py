@@ -2,7 +2,13 @@
 
 from aiohttp import web
 
-from common.contracts.ledger import Ledger, Repair
+from common.contracts.ledger import (
+    Acknowledged,
+    AcknowledgeRequest,
+    Ledger,
+    Repair,
+    RepairRequest,
+)
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
@@ -27,7 +33,27 @@ async def get_ledger(request: web.Request) -> web.StreamResponse:
     return answer(await request.app[AUDITOR].reconcile())
 
 
-@api.post("/api/ledger/repairs", returns={200: Repair}, raises=(*_AWAY, UnroutableError))
-async def repair_ledger(request: web.Request) -> web.StreamResponse:
-    """Send lost registrations from the stream to the work queue; safe to repeat."""
-    return answer(await request.app[REPAIRS].repair())
+@api.post(
+    "/api/ledger/repairs",
+    query=RepairRequest,
+    returns={200: Repair},
+    raises=(*_AWAY, UnroutableError),
+)
+async def repair_ledger(request: web.Request, *, query: RepairRequest) -> web.StreamResponse:
+    """Send lost registrations from the stream to the work queue; safe to repeat.
+
+    `mail` says whom that mails: `auto` leaves out those who had been read before the database was
+    restored from a backup, since they were mailed then; `all` and `none` are what they say.
+    """
+    return answer(await request.app[REPAIRS].repair(query.mail))
+
+
+@api.post(
+    "/api/ledger/acknowledgements",
+    body=AcknowledgeRequest,
+    returns={200: Acknowledged},
+    raises=(DatabaseServiceUnavailableError,),
+)
+async def acknowledge(request: web.Request, *, body: AcknowledgeRequest) -> web.StreamResponse:
+    """Take note of everything that can not be accounted for; who and why is kept."""
+    return answer(await request.app[AUDITOR].acknowledge(body))

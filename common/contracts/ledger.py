@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from common.contracts.base import Answer, Body
+from common.contracts.dead_letters import Person, Reason
 from common.contracts.rules import Instant
 
 MAX_ENTRIES = 1000
@@ -16,6 +17,12 @@ MAX_ENTRIES = 1000
 
 MAX_MISSING = 20_000
 """Missing registrations that one answer names."""
+
+MAX_VERIFIED = 50_000
+"""Stored registrations that are looked for in one turn; some tenths of a second."""
+
+MAX_INCIDENTS = 100
+"""Incidents that are named."""
 
 MAX_NAMED = 100
 """Lost registrations that ``GET /api/ledger`` names."""
@@ -60,8 +67,8 @@ class LedgerBatch(Body):
     """The position that the reader knew. If another reader was first, nothing is written."""
 
     next_offset: Offset
-    last_id: UUID
-    """Id of the message just before ``next_offset``."""
+    last_id: UUID | None = None
+    """Id of the message just before ``next_offset``; none at the beginning of an empty stream."""
 
     entries: Annotated[list[LedgerEntry], Field(max_length=MAX_ENTRIES)]
     """In the stream's order; without those that nobody wants to see (canaries)."""
@@ -71,6 +78,10 @@ class LedgerBatch(Body):
 
     restarted: bool = False
     """Whether the stream is another one than at the last position."""
+
+    known_up_to: Offset = 0
+    """How far this very stream had been read before, where the reader knows that it was further
+    than the position says: then the database was restored from a backup."""
 
 
 class PositionQuery(Body):
@@ -105,13 +116,24 @@ class SettlementRequest(Body):
 
     limit: Annotated[int, Field(ge=0, le=MAX_MISSING)] = MAX_MISSING
 
+    verify: Annotated[int, Field(ge=0, le=MAX_VERIFIED)] = 0
+    """Look whether the rows of so many that were stored are still there, in turns."""
+
 
 class MissingRegistration(Answer):
     """Accepted, and not in the database."""
 
     registration_id: UUID
     accepted_at: Instant
+    """When the publisher says that it was."""
+
+    read_at: Instant | None = None
+    """When it was read from the stream, by the database's clock."""
+
     stream_offset: int
+    was_known: bool = False
+    """Whether it had been read before the database was restored: it was probably stored and
+    mailed then."""
 
 
 class MailCounts(Answer):
@@ -157,6 +179,68 @@ class LedgerTotals(Answer):
     restarts: int
     """How often the stream was found to be another one."""
 
+    vanished: int = 0
+    """Of those stored or duplicates: their row in ``registrations`` is no longer there."""
+
+
+class IncidentKind(StrEnum):
+    """Why something can not be accounted for."""
+
+    REPLACED = "replaced"
+    """Another stream stands under the name: what the old one had and nobody had read is gone."""
+
+    TRUNCATED = "truncated"
+    """The stream dropped messages, by age or size, before they were read."""
+
+    RESTORED = "restored"
+    """The database is older than what had been read: somebody restored it from a backup."""
+
+    VANISHED = "vanished"
+    """Rows of ``registrations``, which stay for ever, are no longer there."""
+
+
+class Incident(Answer):
+    """Something that the ledger can not account for."""
+
+    incident_id: int
+    kind: IncidentKind
+    noticed_at: Instant
+    last_read_at: Instant | None = None
+    """When the last message before was read; what was accepted after it and is not in the stream
+    any more was never seen."""
+
+    accepted_before: int
+    stored_by_then: int
+    not_provable: int
+    """At least so many: accepted and not stored by then (``replaced``), messages that nobody read
+    (``truncated``), rows (``vanished``). 0 for ``restored``, where the stream is read again."""
+
+    acknowledged_at: Instant | None = None
+    acknowledged_by: str = ""
+    reason: str = ""
+
+
+class AcknowledgeRequest(Body):
+    """A person has taken note of all incidents that are open."""
+
+    reason: Reason
+    """What was found out; it is kept, so name no person in it."""
+
+    acknowledged_by: Person = ""
+    """Who."""
+
+
+class AcknowledgeIncidents(AcknowledgeRequest):
+    """The same, of one stream."""
+
+    stream: StreamName
+
+
+class Acknowledged(Answer):
+    """What was open until now."""
+
+    acknowledged: list[Incident]
+
 
 class Settlement(Answer):
     """The totals, and who is missing for long, oldest first."""
@@ -169,6 +253,9 @@ class Settlement(Answer):
     missing: list[MissingRegistration]
     rejected: dict[str, int] = {}
     """Dead letters that a person discarded, by error code; they do not count as missing."""
+
+    incidents: list[Incident] = []
+    """Those that nobody has taken note of, oldest first; at most 100."""
 
 
 class WorkBinding(StrEnum):
@@ -228,6 +315,27 @@ class Ledger(Answer):
     """The oldest of those lost; at most 100."""
 
     work_binding: WorkBinding
+    incidents: list[Incident] = []
+    """What can not be accounted for, and nobody has taken note of yet; oldest first."""
+
+
+class MailChoice(StrEnum):
+    """Whom a repair mails."""
+
+    AUTO = "auto"
+    """Those who were lost; not those who had been read before the database was restored."""
+
+    ALL = "all"
+    """Everybody, perhaps for a second time."""
+
+    NONE = "none"
+    """Nobody."""
+
+
+class RepairRequest(Body):
+    """How to repair; an empty body will do."""
+
+    mail: MailChoice = MailChoice.AUTO
 
 
 class Repair(Answer):
@@ -238,6 +346,9 @@ class Repair(Answer):
 
     republished: int
     """Sent to the work queue again, under their own id; stored once, whatever happens."""
+
+    without_mail: int = 0
+    """Of those: brought back without a mail."""
 
     not_in_stream: list[UUID]
     """Those that the stream has forgotten: they can not be brought back from here."""

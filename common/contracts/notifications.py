@@ -118,6 +118,23 @@ class MailContent(Body):
     data: Data = {}
 
 
+class WithheldMail(Body):
+    """A mail that is not to be sent, since it was before the database forgot it."""
+
+    message_id: UUID
+    recipient: EmailAddress
+    template: Template
+    user_id: RowId
+    registration_id: UUID
+
+
+class Withheld(Answer):
+    """The mail counts as suppressed."""
+
+    withheld: bool
+    """False: something was known of it, which stays as it is."""
+
+
 class ClaimRequest(Body):
     """A sender asks for the right to send one mail."""
 

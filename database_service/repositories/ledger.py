@@ -7,6 +7,9 @@ from uuid import UUID
 import asyncpg
 
 from common.contracts.ledger import (
+    MAX_INCIDENTS,
+    AcknowledgeIncidents,
+    Incident,
     LedgerBatch,
     LedgerPosition,
     LedgerTotals,
@@ -25,7 +28,7 @@ NO_ID = UUID(int=0)
 
 
 class LedgerRepository:
-    """The tables ``ledger_positions`` and ``ledger_entries``."""
+    """The tables ``ledger_positions``, ``ledger_entries`` and ``ledger_incidents``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -53,6 +56,7 @@ class LedgerRepository:
             before = await _lock(connection, batch.stream)
             if before["next_offset"] != batch.from_offset:
                 return _position(before, advanced=False)
+            await _note_incidents(connection, batch)
             added = await _insert(connection, batch)
             return _position(await _advance(connection, batch, added))
 
@@ -64,9 +68,32 @@ class LedgerRepository:
         async def work(connection: Connection) -> Settlement:
             position = await _lock(connection, request.stream)
             await _settle(connection, request.stream, position["settled_to"] or NO_ID)
+            if request.verify:
+                after = position["verified_to"] or NO_ID
+                await _verify(connection, request.stream, after, most=request.verify)
             return await _settlement(connection, request)
 
         return await self._database.in_transaction(work)
+
+    UPDATE_INCIDENTS = """
+           UPDATE ledger_incidents
+              SET acknowledged_at = now(),
+                  acknowledged_by = $2,
+                  reason = $3
+            WHERE stream = $1
+              AND acknowledged_at IS NULL
+        RETURNING id AS incident_id, kind, noticed_at, last_read_at, accepted_before,
+                  stored_by_then, not_provable, acknowledged_at, acknowledged_by, reason
+    """
+
+    async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> list[Incident]:
+        """Close every open incident of a stream, with the reason; those it closed, oldest first."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                self.UPDATE_INCIDENTS, request.stream, request.acknowledged_by, request.reason
+            )
+        closed = [Incident.model_validate(dict(row)) for row in rows]
+        return sorted(closed, key=lambda incident: incident.incident_id)[:MAX_INCIDENTS]
 
 
 def _position(row: asyncpg.Record, *, advanced: bool = True) -> LedgerPosition:
@@ -83,7 +110,7 @@ INSERT_POSITION = """
 """
 
 SELECT_POSITION_FOR_UPDATE = """
-    SELECT next_offset, last_id, read_at, settled_to
+    SELECT next_offset, last_id, read_at, settled_to, verified_to
       FROM ledger_positions
      WHERE stream = $1
        FOR UPDATE
@@ -98,6 +125,43 @@ async def _lock(connection: Connection, stream: str) -> asyncpg.Record:
         row = await connection.fetchrow(SELECT_POSITION_FOR_UPDATE, stream)
     assert row is not None  # noqa: S101 - inserted above, and never deleted
     return row
+
+
+# Of an incident that is open already no second one is made: a restored database is read in many
+# batches, by several readers, each of which knows how far it was read before.
+INSERT_INCIDENT = """
+    INSERT INTO ledger_incidents
+           (stream, kind, last_read_at, accepted_before, stored_by_then, not_provable, known_up_to)
+    SELECT position.stream,
+           $2,
+           position.read_at,
+           position.accepted,
+           position.stored + position.duplicates,
+           coalesce($3::bigint, missing.number),
+           $4
+      FROM ledger_positions AS position,
+           LATERAL (SELECT count(*) AS number
+                      FROM ledger_entries
+                     WHERE outcome IS NULL
+                       AND rejected IS NULL) AS missing
+     WHERE position.stream = $1
+       AND NOT EXISTS (SELECT
+                         FROM ledger_incidents AS known
+                        WHERE known.stream = $1
+                          AND known.kind = $2
+                          AND known.known_up_to = $4)
+"""
+
+
+async def _note_incidents(connection: Connection, batch: LedgerBatch) -> None:
+    """Keep what can not be accounted for any more, with the ledger as it stands before."""
+    stream = batch.stream
+    if batch.restarted:
+        await connection.execute(INSERT_INCIDENT, stream, "replaced", None, None)
+    if batch.unread:
+        await connection.execute(INSERT_INCIDENT, stream, "truncated", batch.unread, None)
+    if batch.known_up_to > batch.from_offset:
+        await connection.execute(INSERT_INCIDENT, stream, "restored", 0, batch.known_up_to)
 
 
 # An id that is known at the same offset is the same message read again, after the stream was
@@ -139,6 +203,7 @@ INSERT_ENTRIES = """
         ON CONFLICT (registration_id) DO UPDATE
                 SET stream_offset = excluded.stream_offset,
                     accepted_at = excluded.accepted_at,
+                    read_at = now(),
                     rejected = NULL
               WHERE ledger_entries.outcome IS NULL
                 AND ledger_entries.stream_offset <> excluded.stream_offset
@@ -150,7 +215,7 @@ INSERT_ENTRIES = """
            count(*) FILTER (WHERE known_offset IS NULL AND outcome = 'duplicate') AS duplicates,
            count(*) FILTER (WHERE known_offset IS NULL AND mail = 'sent') AS mailed,
            count(*) FILTER (WHERE known_offset IS NULL AND mail = 'suppressed') AS suppressed,
-           max(accepted_at) FILTER (WHERE outcome IS NOT NULL) AS stored_up_to
+           CASE WHEN count(outcome) > 0 THEN now() END AS stored_up_to
       FROM looked
 """
 
@@ -213,7 +278,7 @@ async def _advance(
 # not keep the others from being looked at.
 SETTLE_ENTRIES = """
     WITH turn AS (
-             SELECT registration_id, accepted_at, outcome
+             SELECT registration_id, accepted_at, read_at, outcome
                FROM ledger_entries
               WHERE NOT settled
                 AND registration_id > $1
@@ -222,7 +287,7 @@ SETTLE_ENTRIES = """
          ),
          looked AS (
              SELECT turn.registration_id,
-                    turn.accepted_at,
+                    turn.read_at,
                     turn.outcome IS NULL AS was_missing,
                     registrations.outcome,
                     CASE WHEN registrations.outcome IS NULL THEN discard.error_code END AS rejected,
@@ -256,14 +321,14 @@ SETTLE_ENTRIES = """
                 AND (ledger_entries.outcome IS DISTINCT FROM looked.outcome
                      OR ledger_entries.rejected IS DISTINCT FROM looked.rejected
                      OR ledger_entries.mail IS DISTINCT FROM looked.mail)
-          RETURNING looked.was_missing, looked.accepted_at, looked.outcome, looked.mail
+          RETURNING looked.was_missing, looked.read_at, looked.outcome, looked.mail
          ),
          summed AS (
              SELECT count(*) FILTER (WHERE was_missing AND outcome = 'stored') AS stored,
                     count(*) FILTER (WHERE was_missing AND outcome = 'duplicate') AS duplicates,
                     count(*) FILTER (WHERE mail = 'sent') AS mailed,
                     count(*) FILTER (WHERE mail = 'suppressed') AS suppressed,
-                    max(accepted_at) FILTER (WHERE outcome IS NOT NULL) AS stored_up_to
+                    max(read_at) FILTER (WHERE outcome IS NOT NULL) AS stored_up_to
                FROM changed
          ),
          reached AS (
@@ -292,6 +357,68 @@ async def _settle(connection: Connection, stream: str, after: UUID) -> None:
         await connection.execute(SETTLE_ENTRIES, NO_ID, rest, stream)
 
 
+# Kept for ever, so whoever misses a row of registrations misses it for good. Looked at in turns,
+# by the primary keys of both tables. A row that comes back is no longer missed.
+VERIFY_ENTRIES = """
+    WITH turn AS (
+             SELECT entry.registration_id,
+                    entry.vanished_at IS NOT NULL AS was_gone,
+                    (SELECT true
+                       FROM registrations
+                      WHERE registrations.registration_id = entry.registration_id) IS NULL
+                        AS is_gone,
+                    entry.outcome IS NOT NULL AS is_stored
+               FROM ledger_entries AS entry
+              WHERE registration_id > $1
+           ORDER BY registration_id
+              LIMIT $2
+         ),
+         changed AS (
+             UPDATE ledger_entries
+                SET vanished_at = CASE WHEN turn.is_gone THEN now() END
+               FROM turn
+              WHERE ledger_entries.registration_id = turn.registration_id
+                AND turn.is_stored
+                AND turn.is_gone <> turn.was_gone
+          RETURNING turn.is_gone
+         ),
+         reached AS (
+             SELECT count(*) AS looked_at,
+                    (array_agg(registration_id ORDER BY registration_id DESC))[1] AS last_id
+               FROM turn
+         ),
+         moved AS (
+             UPDATE ledger_positions
+                SET verified_to = CASE WHEN reached.looked_at = $2 THEN reached.last_id END
+               FROM reached
+              WHERE stream = $3
+         )
+    SELECT reached.looked_at, (SELECT count(*) FROM changed WHERE is_gone) AS gone
+      FROM reached
+"""
+
+UPDATE_VANISHED = """
+    UPDATE ledger_incidents
+       SET not_provable = not_provable + $2
+     WHERE stream = $1
+       AND kind = 'vanished'
+       AND acknowledged_at IS NULL
+"""
+
+
+async def _verify(connection: Connection, stream: str, after: UUID, *, most: int) -> None:
+    """Look whether those that were stored are still there; if not, it is an incident."""
+    row = await connection.fetchrow(VERIFY_ENTRIES, after, most, stream)
+    assert row is not None  # noqa: S101 - an aggregate has one row
+    gone = row["gone"]
+    if row["looked_at"] < most and after != NO_ID:
+        rest = await connection.fetchrow(VERIFY_ENTRIES, NO_ID, most - row["looked_at"], stream)
+        assert rest is not None  # noqa: S101 - an aggregate has one row
+        gone += rest["gone"]
+    if gone and await connection.execute(UPDATE_VANISHED, stream, gone) == "UPDATE 0":
+        await connection.execute(INSERT_INCIDENT, stream, "vanished", gone, None)
+
+
 SELECT_TOTALS = """
     SELECT accepted, repeated, stored, duplicates, mailed, suppressed, unread, restarts,
            stored_up_to
@@ -316,11 +443,24 @@ COUNT_REJECTED = """
 """
 
 SELECT_MISSING = """
-      SELECT registration_id, accepted_at, stream_offset
+      SELECT registration_id, accepted_at, read_at, stream_offset,
+             EXISTS (SELECT
+                       FROM ledger_incidents AS restored
+                      WHERE restored.stream = $3
+                        AND restored.kind = 'restored'
+                        AND restored.known_up_to > ledger_entries.stream_offset
+                        AND NOT EXISTS (SELECT
+                                          FROM ledger_incidents AS replaced
+                                         WHERE replaced.stream = $3
+                                           AND replaced.kind = 'replaced'
+                                           AND replaced.noticed_at BETWEEN restored.noticed_at
+                                                                       AND ledger_entries.read_at)
+                    ) AS was_known
         FROM ledger_entries
        WHERE outcome IS NULL
          AND rejected IS NULL
          AND accepted_at <= now() - $1::interval
+         AND read_at <= now() - $1::interval
     ORDER BY accepted_at, registration_id
        LIMIT $2
 """
@@ -331,6 +471,21 @@ COUNT_MISSING = """
      WHERE outcome IS NULL
        AND rejected IS NULL
        AND accepted_at <= now() - $1::interval
+       AND read_at <= now() - $1::interval
+"""
+
+COUNT_VANISHED = """
+    SELECT count(*) FROM ledger_entries WHERE vanished_at IS NOT NULL
+"""
+
+SELECT_INCIDENTS = """
+      SELECT id AS incident_id, kind, noticed_at, last_read_at, accepted_before, stored_by_then,
+             not_provable
+        FROM ledger_incidents
+       WHERE stream = $1
+         AND acknowledged_at IS NULL
+    ORDER BY id
+       LIMIT $2
 """
 
 NO_AGE = timedelta(days=-1)
@@ -343,9 +498,16 @@ async def _settlement(connection: Connection, request: SettlementRequest) -> Set
     mails = {row["mail"]: row["number"] for row in await connection.fetch(COUNT_MAILS)}
     rejected = {row["rejected"]: row["number"] for row in await connection.fetch(COUNT_REJECTED)}
     age = timedelta(seconds=request.missing_for_seconds)
-    missing = await connection.fetch(SELECT_MISSING, age, request.limit)
+    missing = await connection.fetch(SELECT_MISSING, age, request.limit, request.stream)
+    incidents = await connection.fetch(SELECT_INCIDENTS, request.stream, MAX_INCIDENTS)
     return Settlement(
-        totals=_totals(totals, mails, missing=await connection.fetchval(COUNT_MISSING, NO_AGE)),
+        totals=_totals(
+            totals,
+            mails,
+            missing=await connection.fetchval(COUNT_MISSING, NO_AGE),
+            vanished=await connection.fetchval(COUNT_VANISHED),
+        ),
+        incidents=[Incident.model_validate(dict(row)) for row in incidents],
         stored_up_to=totals["stored_up_to"],
         rejected=rejected,
         missing_for_long=await connection.fetchval(COUNT_MISSING, age),
@@ -353,7 +515,9 @@ async def _settlement(connection: Connection, request: SettlementRequest) -> Set
     )
 
 
-def _totals(row: asyncpg.Record, mails: dict[str, int], *, missing: int) -> LedgerTotals:
+def _totals(
+    row: asyncpg.Record, mails: dict[str, int], *, missing: int, vanished: int
+) -> LedgerTotals:
     found = {status: mails.get(status, 0) for status in ("failed", "bounced", "unsure")}
     waiting: Sequence[str] = [status for status in mails if status not in found]
     return LedgerTotals(
@@ -370,4 +534,5 @@ def _totals(row: asyncpg.Record, mails: dict[str, int], *, missing: int) -> Ledg
         ),
         unread=row["unread"],
         restarts=row["restarts"],
+        vanished=vanished,
     )

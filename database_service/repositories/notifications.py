@@ -12,6 +12,7 @@ from common.contracts.notifications import (
     Notification,
     OutcomeResult,
     Template,
+    WithheldMail,
 )
 from common.errors import NotFoundError
 from database_service.pool import Database
@@ -52,6 +53,28 @@ class NotificationRepository:
             )
             results |= {place: answers[claim.message_id] for place, claim in turn}
         return [results[place] for place in range(len(claims))]
+
+    INSERT_WITHHELD = """
+        INSERT INTO notification_logs
+                    (message_id, user_id, registration_id, recipient, notification_type, status,
+                     error_message)
+             VALUES ($1, (SELECT id FROM users WHERE id = $2), $3, $4, $5, 'suppressed',
+                     'It was mailed before the database was restored from a backup.')
+        ON CONFLICT (message_id) DO NOTHING
+    """
+
+    async def insert_withheld(self, mail: WithheldMail) -> bool:
+        """Record a mail as suppressed; False if something was known of it."""
+        async with self._database.connection() as connection:
+            done = await connection.execute(
+                self.INSERT_WITHHELD,
+                mail.message_id,
+                mail.user_id,
+                mail.registration_id,
+                mail.recipient,
+                mail.template,
+            )
+        return done == "INSERT 0 1"
 
     async def update_outcomes(self, outcomes: Sequence[DeliveryOutcomeOf]) -> list[OutcomeResult]:
         """Record how attempts ended; answers in their order.

@@ -3,6 +3,8 @@
 from aiohttp import web
 
 from common.contracts.ledger import (
+    Acknowledged,
+    AcknowledgeIncidents,
     LedgerBatch,
     LedgerPosition,
     PositionQuery,
@@ -56,3 +58,15 @@ async def add_entries(request: web.Request, *, body: LedgerBatch) -> web.StreamR
 async def settle(request: web.Request, *, body: SettlementRequest) -> web.StreamResponse:
     """Look again at what is not settled; answers the totals, and who is missing for long."""
     return answer(await request.app[LEDGER].settle(body))
+
+
+@api.post(
+    "/api/ledger/acknowledgements",
+    body=AcknowledgeIncidents,
+    returns={200: Acknowledged},
+    raises=(DatabaseUnavailableError,),
+)
+async def acknowledge(request: web.Request, *, body: AcknowledgeIncidents) -> web.StreamResponse:
+    """Keep who has taken note of all open incidents, and why they are no longer red."""
+    closed = await request.app[LEDGER].acknowledge_incidents(body)
+    return answer(Acknowledged(acknowledged=closed))

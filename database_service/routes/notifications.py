@@ -14,6 +14,8 @@ from common.contracts.notifications import (
     Notification,
     OutcomeResult,
     OutcomeResults,
+    Withheld,
+    WithheldMail,
 )
 from common.errors import DatabaseUnavailableError, NotFoundError, RowLockedError
 from common.http.api import Api, answer
@@ -42,6 +44,18 @@ async def claim_notifications(request: web.Request, *, body: ClaimRequests) -> w
     """Ask for the right to send mails, or renew it; a lease is 30 s."""
     results = await request.app[NOTIFICATIONS].insert_claims(body.claims)
     return answer(ClaimResults(results=results))
+
+
+@api.post(
+    "/api/notifications/withheld",
+    body=WithheldMail,
+    returns={200: Withheld},
+    raises=(DatabaseUnavailableError, RowLockedError),
+)
+async def withhold_mail(request: web.Request, *, body: WithheldMail) -> web.StreamResponse:
+    """Keep that a mail is not to be sent: it was, before the database forgot it."""
+    withheld = await request.app[NOTIFICATIONS].insert_withheld(body)
+    return answer(Withheld(withheld=withheld))
 
 
 @api.post(

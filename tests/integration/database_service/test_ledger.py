@@ -9,6 +9,8 @@ import asyncpg
 import pytest
 
 from common.contracts.ledger import (
+    AcknowledgeIncidents,
+    IncidentKind,
     LedgerBatch,
     LedgerEntry,
     LedgerPosition,
@@ -117,12 +119,13 @@ async def test_a_missing_one_that_is_stored_later_is_missing_no_more(
 
 
 async def test_only_who_is_missing_for_long_is_named_oldest_first(
-    ledger: LedgerRepository,
+    ledger: LedgerRepository, sql: asyncpg.Connection
 ) -> None:
     old, older, young = uuid4(), uuid4(), uuid4()
     await ledger.insert_entries(a_batch([young]))
     await ledger.insert_entries(a_batch([old], at=1, age=700))
     await ledger.insert_entries(a_batch([older], at=2, age=900))
+    await sql.execute("UPDATE ledger_entries SET read_at = accepted_at")
 
     settlement = await settled(ledger, after=600)
 
@@ -256,3 +259,133 @@ async def test_those_that_never_settle_do_not_keep_the_others_from_being_looked_
         totals = (await settled(ledger)).totals
 
     assert (totals.stored, totals.missing) == (10, 0)
+
+
+async def test_a_stream_made_anew_is_an_incident_until_somebody_takes_note(
+    ledger: LedgerRepository, registrations: RegistrationRepository
+) -> None:
+    known, unknown = await stored(registrations, 3), [uuid4(), uuid4()]
+    await ledger.insert_entries(a_batch([*known, *unknown]))
+    await settled(ledger)
+    await ledger.insert_entries(a_batch([uuid4()], at=5, first_offset=0, restarted=True))
+
+    (incident,) = (await settled(ledger)).incidents
+
+    assert incident.kind is IncidentKind.REPLACED
+    assert (incident.accepted_before, incident.stored_by_then, incident.not_provable) == (5, 3, 2)
+    assert incident.last_read_at is not None
+    assert incident.last_read_at <= incident.noticed_at
+    request = AcknowledgeIncidents(stream=STREAM, reason="a new disk", acknowledged_by="ada")
+    (closed,) = await ledger.acknowledge_incidents(request)
+    assert (closed.incident_id, closed.reason) == (incident.incident_id, "a new disk")
+    assert await ledger.acknowledge_incidents(request) == []
+    assert (await settled(ledger)).incidents == []
+
+
+async def test_an_emptied_stream_is_read_from_its_beginning(ledger: LedgerRepository) -> None:
+    await ledger.insert_entries(a_batch([uuid4(), uuid4()]))
+    empty = LedgerBatch(
+        stream=STREAM, from_offset=2, next_offset=0, last_id=None, entries=[], restarted=True
+    )
+
+    position = await ledger.insert_entries(empty)
+    again = await ledger.insert_entries(empty)  # another reader noticed it too
+
+    assert (position.next_offset, position.last_id, again.advanced) == (0, None, False)
+    assert [one.kind for one in (await settled(ledger)).incidents] == [IncidentKind.REPLACED]
+
+
+async def test_what_was_truncated_unread_is_an_incident(ledger: LedgerRepository) -> None:
+    await ledger.insert_entries(a_batch([uuid4()]))
+    await ledger.insert_entries(a_batch([uuid4()], at=1, first_offset=8, unread=7))
+
+    (incident,) = (await settled(ledger)).incidents
+
+    assert (incident.kind, incident.not_provable) == (IncidentKind.TRUNCATED, 7)
+
+
+async def test_a_restored_database_is_one_incident_and_knows_whom_it_knew(
+    ledger: LedgerRepository,
+) -> None:
+    """However many readers tell it of how far they had come, batch by batch."""
+    in_dump, known, new = ([uuid4(), uuid4()] for _ in range(3))
+    await ledger.insert_entries(a_batch(in_dump))
+    await ledger.insert_entries(a_batch(known, at=2, known_up_to=4))
+    await ledger.insert_entries(a_batch(new, at=4))
+    await ledger.insert_entries(a_batch([uuid4()], at=6, known_up_to=4))  # as if it lagged behind
+
+    settlement = await settled(ledger)
+
+    assert [one.kind for one in settlement.incidents] == [IncidentKind.RESTORED]
+    were_known = {one.registration_id for one in settlement.missing if one.was_known}
+    assert were_known == {*in_dump, *known}
+
+
+async def test_in_a_stream_made_anew_nobody_was_known_before(ledger: LedgerRepository) -> None:
+    await ledger.insert_entries(a_batch([uuid4()], known_up_to=4))
+    new = [uuid4(), uuid4()]
+    await ledger.insert_entries(a_batch(new, at=1, first_offset=0, restarted=True))
+
+    missing = (await settled(ledger)).missing
+
+    assert {one.registration_id for one in missing if not one.was_known} == set(new)
+
+
+async def test_a_publishers_old_clock_makes_nobody_missing_for_long(
+    ledger: LedgerRepository,
+) -> None:
+    await ledger.insert_entries(a_batch([uuid4()], age=7200))
+
+    assert (await settled(ledger, after=600)).missing_for_long == 0
+    assert (await settled(ledger, after=0)).missing_for_long == 1
+
+
+@pytest.mark.parametrize("at_once", [4, 1000])
+async def test_rows_that_vanish_are_noticed_in_turns_and_told_once(
+    ledger: LedgerRepository,
+    registrations: RegistrationRepository,
+    sql: asyncpg.Connection,
+    at_once: int,
+) -> None:
+    ids = await stored(registrations, 20)
+    await ledger.insert_entries(a_batch([*ids, uuid4()]))
+    assert (await verified(ledger, at_once)).incidents == []
+    gone = sorted(ids)[3:17:2]
+    rows = await sql.fetch(
+        "DELETE FROM registrations WHERE registration_id = ANY ($1)"
+        " RETURNING registration_id, outcome, user_id, received_at",
+        gone,
+    )
+
+    for _ in range(2):
+        settlement = await verified(ledger, at_once)
+        (incident,) = settlement.incidents
+        assert (incident.kind, incident.not_provable) == (IncidentKind.VANISHED, len(gone))
+        assert (settlement.totals.vanished, settlement.totals.stored) == (len(gone), 20)
+
+    await sql.executemany(
+        "INSERT INTO registrations (registration_id, outcome, user_id, received_at)"
+        " VALUES ($1, $2, $3, $4)",
+        [tuple(row.values()) for row in rows],
+    )
+    assert (await verified(ledger, at_once)).totals.vanished == 0
+
+
+async def test_a_user_that_is_deleted_on_purpose_leaves_the_account_true(
+    ledger: LedgerRepository, registrations: RegistrationRepository, sql: asyncpg.Connection
+) -> None:
+    await ledger.insert_entries(a_batch(await stored(registrations, 3)))
+    await sql.execute("DELETE FROM users")
+
+    settlement = await verified(ledger, 1000)
+
+    assert (settlement.incidents, settlement.totals.vanished) == ([], 0)
+    assert (settlement.totals.stored, settlement.totals.missing) == (3, 0)
+
+
+async def verified(ledger: LedgerRepository, at_once: int) -> Settlement:
+    """After enough turns to have looked at 21 entries."""
+    for _ in range(21 // at_once + 1):
+        request = SettlementRequest(stream=STREAM, missing_for_seconds=0, verify=at_once)
+        settlement = await ledger.settle(request)
+    return settlement

@@ -52,6 +52,7 @@ BULK = {
     "outcomes": outcomes.UPDATE_OUTCOMES,
     "entries of the ledger": ledger.INSERT_ENTRIES,
     "settling the ledger": ledger.SETTLE_ENTRIES,
+    "verifying the ledger": ledger.VERIFY_ENTRIES,
 }
 
 

@@ -1,14 +1,18 @@
 """The receiver's ledger, with a real broker and a real database behind it."""
 
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
+import pytest
 from aiohttp import ClientSession
 
 from common.contracts.registrations import RegistrationSubmitted
 from common.publisher import Publisher
-from common.topology import USER_REGISTRATION, definitions
+from common.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION, definitions
 from launcher.broker import FLUSH_TABLES
+from queue_receiver import ledger as ledger_module
 from tests.amqp import a_registration, depth, eventually, publish
 from tests.backends import TestBroker
 from tests.integration.queue_receiver.receivers import (
@@ -175,15 +179,20 @@ async def test_two_receivers_asked_at_the_same_time_count_nothing_twice(
         await eventually(whole, "reading all")
 
 
-async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
+def make_anew(broker: TestBroker) -> None:
+    """Delete the stream and import the definitions, as somebody who tidies up does."""
+    broker.management("DELETE", f"/api/queues/%2F/{LOG}")
+    broker.management("POST", "/api/definitions", definitions())
+
+
+async def test_a_stream_that_was_made_anew_is_an_incident_until_somebody_takes_note(
     fresh_broker: TestBroker, database_url: str, database_dsn: str
 ) -> None:
     async with a_receiver(fresh_broker, database_url) as receiver:
         ids = list(await accepted(fresh_broker, 9))
         await until_stored(database_dsn, ids)
         assert (await the_ledger(receiver))["totals"]["accepted"] == 9
-        fresh_broker.management("DELETE", f"/api/queues/%2F/{LOG}")
-        fresh_broker.management("POST", "/api/definitions", definitions())
+        make_anew(fresh_broker)
         await until_stored(database_dsn, list(await accepted(fresh_broker, 4)))
 
         async def read() -> dict[str, Any] | None:
@@ -192,9 +201,111 @@ async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
             return ledger if ledger.get("totals", {}).get("accepted") == 13 else None
 
         ledger = await eventually(read, "reading the new stream")
+        assert (ledger["readUpTo"], ledger["totals"]["restarts"]) == (4, 1)
+        assert (ledger["lost"], ledger["totals"]["repeated"]) == (0, 0)
+        (incident,) = ledger["incidents"]
+        assert (incident["kind"], incident["acceptedBefore"]) == ("replaced", 9)
+        assert await _ledger_says(receiver, "made anew")
+        async with receiver.get("/health/ready") as response:
+            assert response.status == 200  # red, and at work
 
-    assert (ledger["readUpTo"], ledger["totals"]["restarts"]) == (4, 1)
-    assert (ledger["lost"], ledger["totals"]["repeated"]) == (0, 0)
+        note = {"reason": "A new disk.", "acknowledgedBy": "ada"}
+        async with receiver.post("/api/ledger/acknowledgements", json=note) as response:
+            assert response.status == 200, await response.text()
+
+        assert await _ledger_says(receiver, "Nothing was lost")
+        assert (await the_ledger(receiver))["incidents"] == []
+
+
+async def test_a_stream_and_queue_emptied_before_anybody_read_them_is_not_nothing_lost(
+    fresh_broker: TestBroker, database_url: str, database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was accepted meanwhile is gone for good; of that alone there is no trace anywhere."""
+    monkeypatch.setattr(ledger_module, "EMPTY_FOR", 1)
+    async with a_receiver(fresh_broker, database_url) as receiver:
+        await until_stored(database_dsn, list(await accepted(fresh_broker, 2)))
+        await the_ledger(receiver)
+    await accepted(fresh_broker, 30)
+    make_anew(fresh_broker)
+    fresh_broker.management("DELETE", f"/api/queues/%2F/{NAME}/contents")
+
+    async with a_receiver(fresh_broker, database_url) as receiver:
+        assert not (await the_ledger(receiver))["caughtUp"]
+
+        async def noticed() -> list[dict[str, Any]]:
+            incidents: list[dict[str, Any]] = (await the_ledger(receiver))["incidents"]
+            return incidents
+
+        (incident,) = await eventually(noticed, "noticing")
+
+    assert (incident["kind"], incident["acceptedBefore"]) == ("replaced", 2)
+
+
+async def test_a_restored_database_gets_everybody_back_and_mails_nobody_twice(
+    fresh_broker: TestBroker, database_url: str, database_dsn: str, tmp_path: Path
+) -> None:
+    """Restored while no receiver ran; one that is lost for another reason is mailed."""
+    notes = {"crash_notes_dir": tmp_path}
+    async with a_receiver(fresh_broker, database_url, **notes) as receiver:
+        kept = list(await accepted(fresh_broker, 3))
+        await until_stored(database_dsn, kept)
+        await the_ledger(receiver)
+        backup = await dumped(database_dsn)
+        forgotten = list(await accepted(fresh_broker, 5))
+        await until_stored(database_dsn, forgotten)
+        await the_ledger(receiver)
+        await eventually(lambda: _depth_is(fresh_broker, 8), "8 mails being asked for")
+    await restored(database_dsn, backup)
+
+    async with a_receiver(fresh_broker, database_url, **notes) as receiver:
+        unbind(fresh_broker)
+        stranded = list(await accepted(fresh_broker, 2))
+
+        async def noticed() -> dict[str, Any] | None:
+            ledger = await the_ledger(receiver)
+            return ledger if ledger["lost"] == 7 else None
+
+        ledger = await eventually(noticed, "noticing")
+        assert [one["kind"] for one in ledger["incidents"]] == ["restored"]
+        done = await repaired(receiver)
+        await until_stored(database_dsn, [*kept, *forgotten, *stranded])
+
+        async def all_settled() -> bool:
+            mails = (await the_ledger(receiver))["totals"]["mails"]
+            return bool(mails["suppressed"] == 5)
+
+        await eventually(all_settled, "the mails that were sent before being on record")
+
+    assert (done["republished"], done["withoutMail"]) == (7, 5)
+    assert await depth(fresh_broker.admin_url, EMAIL_NOTIFICATIONS.queue) == 8 + 2
+
+
+TABLES = ("users", "registrations", "ledger_positions", "ledger_entries")
+
+
+async def dumped(database_dsn: str) -> dict[str, list[asyncpg.Record]]:
+    """What a backup keeps."""
+    connection = await asyncpg.connect(database_dsn)
+    try:
+        return {table: await connection.fetch(f"TABLE {table}") for table in TABLES}
+    finally:
+        await connection.close()
+
+
+async def restored(database_dsn: str, backup: dict[str, list[asyncpg.Record]]) -> None:
+    """Put back what a backup kept."""
+    connection = await asyncpg.connect(database_dsn)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"TRUNCATE {', '.join(TABLES)}, notification_logs CASCADE")
+            for table, rows in backup.items():
+                await connection.copy_records_to_table(table, records=[*map(tuple, rows)])
+    finally:
+        await connection.close()
+
+
+async def _depth_is(broker: TestBroker, number: int) -> bool:
+    return await depth(broker.admin_url, EMAIL_NOTIFICATIONS.queue) == number
 
 
 async def test_the_ledger_is_kept_current_after_the_broker_was_killed(

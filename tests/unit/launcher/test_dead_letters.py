@@ -131,7 +131,7 @@ def test_a_file_that_is_no_json_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_reason_goes_with_who_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
     service = FakeService({})
-    monkeypatch.setattr(dead_letters, "_person", lambda: "ada")
+    monkeypatch.setattr(dead_letters, "person", lambda: "ada")
 
     said("discard x --reason nonsense", service, monkeypatch)
 

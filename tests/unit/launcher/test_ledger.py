@@ -59,10 +59,12 @@ class Receiver:
         self.ledgers = list(ledgers)
         self.repair = repair
         self.asked: list[str] = []
+        self.bodies: list[object] = []
 
-    def ask(self, _data: Path, service: str, method: str, path: str) -> Any:
+    def ask(self, _data: Path, service: str, method: str, path: str, body: object = None) -> Any:
         assert service == "queue_receiver"
         self.asked.append(f"{method} {path}")
+        self.bodies += [body] if body is not None else []
         if method == "POST":
             return self.repair
         return self.ledgers.pop(0) if len(self.ledgers) > 1 else self.ledgers[0]
@@ -109,14 +111,12 @@ def test_figures_are_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ends) == 1, figures
 
 
-def test_a_missing_binding_and_unread_messages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    totals = {**a_ledger()["totals"], "unread": 7}
-    receiver = Receiver(a_ledger(workBinding="missing", totals=totals))
+def test_a_missing_binding_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver = Receiver(a_ledger(workBinding="missing"))
 
     _, lines = shown(monkeypatch, receiver)
 
     assert any("not bound" in line for line in lines)
-    assert any("dropped 7 messages" in line for line in lines)
 
 
 def test_it_is_read_to_the_end_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,10 +133,73 @@ def test_a_stream_that_can_not_be_read_is_told_and_not_waited_for(
 ) -> None:
     receiver = Receiver(a_ledger(caughtUp=False))
 
-    _, lines = shown(monkeypatch, receiver)
+    is_whole, lines = shown(monkeypatch, receiver)
 
+    assert not is_whole
     assert len(receiver.asked) == 2
     assert any("can not be read to its end" in line for line in lines)
+    assert lines[-1] != "Nothing is lost."
+
+
+INCIDENT = {
+    "incidentId": 1,
+    "kind": "replaced",
+    "noticedAt": "2026-01-31T09:30:00.000Z",
+    "lastReadAt": "2026-01-31T09:29:00.000Z",
+    "acceptedBefore": 1000,
+    "storedByThen": 700,
+    "notProvable": 300,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("replaced", "of 1,000 accepted before, 700 were stored by then; of 300 others"),
+        ("truncated", "dropped 300 messages"),
+        ("restored", "restored from a backup"),
+        ("vanished", "300 rows of registrations"),
+    ],
+)
+def test_what_can_not_be_accounted_for_is_told_and_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, kind: str, words: str
+) -> None:
+    incident = {**INCIDENT, "kind": kind}
+
+    is_whole, lines = shown(monkeypatch, Receiver(a_ledger(incidents=[incident])))
+
+    text = "\n".join(lines)
+    assert not is_whole
+    assert words in text
+    assert "2026-01-31 09:30:00 UTC" in text
+    assert "--acknowledge" in text
+    assert "Nothing is lost." not in lines
+
+
+def test_taking_note_says_why_and_by_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "person", lambda: "ada")
+    receiver = Receiver(a_ledger(), repair={"acknowledged": [INCIDENT]})
+
+    is_whole, _ = shown(monkeypatch, receiver, "--acknowledge", "a disk was replaced")
+
+    assert is_whole
+    assert receiver.asked[0] == "POST /api/ledger/acknowledgements"
+    assert receiver.bodies == [{"reason": "a disk was replaced", "acknowledgedBy": "ada"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "query"), [((), ""), (("--mail", "auto"), ""), (("--mail", "all"), "?mail=all")]
+)
+def test_a_repair_says_whom_it_mails(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], query: str
+) -> None:
+    repair = {"lost": 3, "republished": 3, "withoutMail": 2, "notInStream": []}
+    receiver = Receiver(a_ledger(), repair=repair)
+
+    _, lines = shown(monkeypatch, receiver, "--repair", *options)
+
+    assert f"POST /api/ledger/repairs{query}" in receiver.asked
+    assert any("2 without a mail" in line for line in lines)
 
 
 def test_a_repair_waits_until_all_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:

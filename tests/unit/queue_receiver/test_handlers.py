@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from common.contracts.base import Contract
-from common.contracts.notifications import EmailRequested, Template
+from common.contracts.notifications import EmailRequested, Template, WithheldMail
 from common.contracts.registrations import (
     Outcome,
     RegistrationSubmitted,
@@ -19,6 +19,7 @@ from common.errors import (
     InvalidError,
     UserStreamError,
 )
+from common.ids import notification_id
 from queue_receiver.handlers import MAIL_FOR, store_registration
 
 PUBLISHED_AT = datetime(2026, 1, 31, 9, 31, tzinfo=UTC)
@@ -32,6 +33,7 @@ class FakeRegistrations:
         self.stored: dict[UUID, RegistrationToStore] = {}
         self.answers: dict[UUID, StoredRegistration] = {}
         self.error: UserStreamError | None = None
+        self.withheld: list[WithheldMail] = []
         self.deleted: set[int] = set()
         """Users that are gone."""
 
@@ -54,6 +56,9 @@ class FakeRegistrations:
             )
         answer = self.answers[key]
         return answer.model_copy(update={"user_exists": answer.user_id not in self.deleted})
+
+    async def withhold_mail(self, mail: WithheldMail) -> None:
+        self.withheld.append(mail)
 
 
 class FakePublisher:
@@ -247,3 +252,16 @@ async def test_only_what_came_without_an_id_registers_somebody_deleted_again(
 
     mails = {message_id for _, message_id, _ in receiver.publisher.published}
     assert len(mails) == len(receiver.registrations.stored) == 1 + is_derived
+
+
+async def test_who_is_brought_back_without_a_mail_gets_none_and_it_is_on_record(
+    receiver: Receiver,
+) -> None:
+    registration = replace(a_registration(), without_mail=True)
+
+    await receiver.handle(registration)
+
+    assert receiver.publisher.published == []
+    (mail,) = receiver.registrations.withheld
+    assert mail.message_id == notification_id(registration.id, Template.WELCOME)
+    assert (mail.recipient, mail.user_id) == ("ada@example.org", 1)

@@ -10,6 +10,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from common.contracts.ledger import (
+    Acknowledged,
+    AcknowledgeIncidents,
+    AcknowledgeRequest,
+    Incident,
+    IncidentKind,
     Ledger,
     LedgerBatch,
     LedgerPosition,
@@ -58,6 +63,11 @@ class FakeAccounts:
     """Who is missing, by the age in seconds."""
 
     missing: dict[UUID, float] = field(default_factory=dict)
+    claimed_age: float = 0
+    """Seconds by which a publisher's clock makes registrations older than they are."""
+
+    incidents: list[Incident] = field(default_factory=list)
+    acknowledged: list[AcknowledgeIncidents] = field(default_factory=list)
     stored_up_to: timedelta | None = None
     """How long ago the youngest that is stored was accepted."""
 
@@ -73,7 +83,10 @@ class FakeAccounts:
         now = datetime.now(UTC)
         old = [
             MissingRegistration(
-                registration_id=key, accepted_at=now - timedelta(seconds=age), stream_offset=0
+                registration_id=key,
+                accepted_at=now - timedelta(seconds=age + self.claimed_age),
+                read_at=now - timedelta(seconds=age),
+                stream_offset=0,
             )
             for key, age in self.missing.items()
             if age >= request.missing_for_seconds
@@ -93,7 +106,13 @@ class FakeAccounts:
             stored_up_to=now - self.stored_up_to if self.stored_up_to is not None else None,
             missing_for_long=len(old),
             missing=old,
+            incidents=self.incidents,
         )
+
+    async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
+        self.acknowledged.append(request)
+        closed, self.incidents = self.incidents, []
+        return Acknowledged(acknowledged=closed)
 
 
 @dataclass
@@ -193,6 +212,69 @@ async def test_whom_the_work_queue_has_passed_long_ago_is_lost_though_it_is_busy
     assert await world.lost() == {passed}
 
     del waiting
+
+
+async def test_an_old_clock_of_a_publisher_makes_nobody_pass_for_lost(world: World) -> None:
+    """What counts is when it was read: by its publisher's clock all of it is two hours old."""
+    world.missing(age=700)
+    world.accounts.claimed_age = 7200
+    world.queues.unacknowledged = 1
+    world.accounts.stored_up_to = timedelta(seconds=200)
+
+    assert await world.lost() == set()
+
+
+def an_incident(kind: IncidentKind, **changes: Any) -> Incident:
+    values: dict[str, Any] = {
+        "incident_id": 1,
+        "kind": kind,
+        "noticed_at": datetime(2026, 1, 31, 9, 30, tzinfo=UTC),
+        "last_read_at": datetime(2026, 1, 31, 9, 29, tzinfo=UTC),
+        "accepted_before": 1000,
+        "stored_by_then": 700,
+        "not_provable": 300,
+    }
+    return Incident.model_validate(values | changes)
+
+
+@pytest.mark.parametrize("kind", list(IncidentKind))
+async def test_what_can_not_be_accounted_for_is_red_until_somebody_takes_note(
+    world: World, kind: IncidentKind
+) -> None:
+    world.accounts.incidents = [an_incident(kind)]
+
+    ledger = await world.auditor.reconcile()
+
+    assert [incident.kind for incident in ledger.incidents] == [kind]
+    note = world.auditor.note()
+    assert (note.warning, note.facts["incidents"]) == (True, 1)
+    assert "2026-01-31 09:30:00" in note.detail
+    assert "--acknowledge" in note.detail
+
+    done = await world.auditor.acknowledge(AcknowledgeRequest(reason="disk", acknowledged_by="ada"))
+
+    assert len(done.acknowledged) == 1
+    assert world.accounts.acknowledged == [
+        AcknowledgeIncidents(stream="user.registration.log", reason="disk", acknowledged_by="ada")
+    ]
+    assert not world.auditor.note().warning
+
+
+async def test_an_empty_stream_is_believed_only_after_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believed: list[bool] = []
+
+    async def read_on(*_: object, is_empty: bool, **_options: object) -> Progress:
+        believed.append(is_empty)
+        return Progress(9, caught_up=False, is_empty=len(believed) != 3)
+
+    monkeypatch.setattr(ledger_module, "read_on", read_on)
+    for empty_for in (60, 60, -1, 60, -1):  # the third finds a message
+        monkeypatch.setattr(ledger_module, "EMPTY_FOR", empty_for)
+        await world.auditor.reconcile()
+
+    assert believed == [False, False, True, False, True]
 
 
 @pytest.mark.parametrize("place", ["ready", "retrying", "unacknowledged"])
@@ -317,7 +399,8 @@ async def test_while_it_is_behind_the_background_reads_on_without_waiting(
         happened.append(seconds)
         await wait_a_turn(0)
 
-    async def read_on(*_: object, most: int, gently: bool) -> Progress:
+    async def read_on(*_: object, most: int, gently: bool, is_empty: bool) -> Progress:
+        assert not is_empty
         assert (most, gently) == (ledger_module.MOST_IN_BACKGROUND, True)
         if not turns:
             is_over.set()

@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -10,7 +12,9 @@ from common.contracts.ledger import LedgerBatch, LedgerPosition
 from common.envelope import Delivery
 from common.stream import Start
 from queue_receiver import ledger_reading
-from queue_receiver.ledger_reading import Message, Progress, accepted_at, read_on
+from queue_receiver.ledger_mark import Mark
+from queue_receiver.ledger_reading import Message, Progress, accepted_at
+from queue_receiver.ledger_reading import read_on as read_on_with
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
@@ -66,6 +70,19 @@ class FakeBook:
     @property
     def ids(self) -> list[UUID]:
         return [entry.registration_id for batch in self.batches for entry in batch.entries]
+
+
+async def read_on(
+    log: FakeLog,
+    book: FakeBook,
+    *,
+    most: int,
+    gently: bool = False,
+    mark: Mark | None = None,
+    is_empty: bool = False,
+) -> Progress:
+    mark = mark or Mark(None, "stream")
+    return await read_on_with(log, book, mark, most=most, gently=gently, is_empty=is_empty)
 
 
 def some_ids(count: int) -> list[UUID]:
@@ -210,6 +227,76 @@ async def test_a_stream_that_is_not_up_yet_changes_nothing() -> None:
     progress = await read_on(FakeLog(), book, most=100)
 
     assert (book.batches, progress.next_offset, progress.caught_up) == ([], 3, False)
+    assert progress.is_empty
+
+
+async def test_a_stream_that_comes_up_between_two_looks_is_the_same() -> None:
+    ids = some_ids(3)
+    log, book = FakeLog([]), FakeBook(LedgerPosition(next_offset=3, last_id=ids[2]))
+    read = log.read
+
+    async def read_when_up(*arguments: Any, **options: Any) -> list[Message]:
+        found = await read(*arguments, **options)
+        log.ids = ids
+        return found
+
+    log.read = read_when_up  # type: ignore[method-assign]
+    progress = await read_on(log, book, most=100)
+
+    assert (book.batches, progress) == ([], Progress(3, caught_up=True))
+
+
+async def test_a_stream_that_stays_empty_is_believed_to_be_another_one() -> None:
+    log, book = FakeLog(), FakeBook(LedgerPosition(next_offset=3, last_id=uuid4()))
+
+    progress = await read_on(log, book, most=100, is_empty=True)
+    log.ids = some_ids(2)
+    on = await read_on(log, book, most=100)
+
+    assert progress == Progress(0, caught_up=True)
+    assert [batch.restarted for batch in book.batches] == [True, False]
+    assert (on, book.ids) == (Progress(2, caught_up=True), log.ids)
+
+
+async def test_a_database_that_forgot_what_was_read_is_told_so_once(tmp_path: Path) -> None:
+    """By a process that was started since; and the next reading is none after a restoration."""
+    log, book = FakeLog(some_ids(9)), FakeBook()
+    await read_on(log, book, most=100, mark=Mark(tmp_path, "stream"))
+    book.position, book.batches = LedgerPosition(next_offset=4, last_id=log.ids[3]), []
+    mark = Mark(tmp_path, "stream")
+
+    await read_on(log, book, most=100, mark=mark)
+    log.ids += some_ids(1)
+    await read_on(log, book, most=100, mark=mark)
+
+    assert [batch.known_up_to for batch in book.batches] == [9, 0]
+
+
+async def test_another_stream_that_is_shorter_is_no_restoration(tmp_path: Path) -> None:
+    log, book, mark = FakeLog(some_ids(9)), FakeBook(), Mark(tmp_path, "stream")
+    await read_on(log, book, most=100, mark=mark)
+    log.ids = some_ids(12)
+    book.position, book.batches = LedgerPosition(next_offset=1, last_id=log.ids[0]), []
+
+    await read_on(log, book, most=100, mark=mark)
+
+    assert [batch.known_up_to for batch in book.batches] == [0]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"nextOffset": "x", "lastId": 1}'])
+def test_a_mark_that_can_not_be_read_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "stream.position.json").write_text(content)
+
+    assert Mark(tmp_path, "stream").beyond(LedgerPosition(next_offset=0)) is None
+
+
+def test_a_mark_that_can_not_be_written_is_kept_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    mark, position = Mark(tmp_path / "file", "s"), LedgerPosition(next_offset=3, last_id=uuid4())
+
+    mark.keep(position)
+
+    assert mark.beyond(LedgerPosition(next_offset=0)) == position
 
 
 async def test_canaries_are_passed_and_not_written() -> None:

@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from common.contracts.ledger import MissingRegistration
+from common.contracts.ledger import MailChoice, MissingRegistration
 from common.envelope import Delivery
 from common.errors import UnroutableError
 from common.stream import Start
@@ -93,6 +93,26 @@ async def test_the_lost_ones_alone_are_sent_back_as_they_were() -> None:
     assert (exchange, body) == ("user.registration.return", b"3")
     assert headers["x-attempt"] == 1
     assert not headers.keys() & {"x-death", "x-stream-offset"}
+
+
+@pytest.mark.parametrize(("mail", "unmailed"), [("auto", {2}), ("all", set()), ("none", {1, 2})])
+async def test_who_was_known_before_a_restoration_is_brought_back_without_a_mail(
+    mail: str, unmailed: set[int]
+) -> None:
+    ids = [uuid4() for _ in range(3)]
+    new, known = lost(ids, 1, 2)
+    known = known.model_copy(update={"was_known": True})
+    publisher = FakePublisher()
+
+    done = await repair([new, known], log_=FakeLog(ids), publisher=publisher, mail=MailChoice(mail))
+
+    assert (done.republished, done.without_mail) == (2, len(unmailed))
+    marked = {
+        UUID(properties["message_id"])
+        for _, _, properties, headers in publisher.published
+        if headers.get("x-without-mail") is True
+    }
+    assert marked == {ids[offset] for offset in unmailed}
 
 
 async def test_nothing_is_read_where_nothing_is_lost() -> None:
