@@ -108,7 +108,8 @@ def repair_lines(repair: Mapping[str, Any]) -> list[str]:
     if unmailed := repair.get("withoutMail"):
         lines.append(
             f"Of those {unmailed:,} without a mail: they had been read, and so were mailed, before"
-            " the database was restored. ./userstream mails resend ID --force sends one all the same."
+            " the database was restored. `./userstream mails resend ID --force` sends one all the"
+            " same."
         )
     if forgotten := repair["notInStream"]:
         lines.append("The stream has forgotten these, so they can not be brought back from here:")
