@@ -223,6 +223,8 @@ class Incident(Answer):
 class AcknowledgeRequest(Body):
     """A person has taken note of all incidents that are open."""
 
+    sample: ClassVar[Mapping[str, Any]] = {"reason": "The disk was replaced."}
+
     reason: Reason
     """What was found out; it is kept, so name no person in it."""
 
@@ -232,6 +234,11 @@ class AcknowledgeRequest(Body):
 
 class AcknowledgeIncidents(AcknowledgeRequest):
     """The same, of one stream."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        **AcknowledgeRequest.sample,
+        "stream": "user.registration.log",
+    }
 
     stream: StreamName
 

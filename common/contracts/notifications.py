@@ -121,6 +121,14 @@ class MailContent(Body):
 class WithheldMail(Body):
     """A mail that is not to be sent, since it was before the database forgot it."""
 
+    sample: ClassVar[Mapping[str, Any]] = {
+        "messageId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+        "recipient": "ada@example.org",
+        "template": "welcome",
+        "userId": 1,
+        "registrationId": "0192f7a4-6c8d-7d4f-8a21-3c7e2d4b5f60",
+    }
+
     message_id: UUID
     recipient: EmailAddress
     template: Template
