@@ -140,7 +140,7 @@ def test_a_reason_goes_with_who_gave_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_kind_is_discarded_with_one_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     service = FakeService({"discarded": 12})
-    monkeypatch.setattr(dead_letters, "_person", lambda: "ada")
+    monkeypatch.setattr(dead_letters, "person", lambda: "ada")
 
     _, text = said("discard --code malformed --reason nonsense", service, monkeypatch)
 
