@@ -171,7 +171,7 @@ class Auditor:
         self._empty_since = (now if since is None else since) if progress.is_empty else None
         return progress
 
-    async def acknowledge(self, request: AcknowledgeRequest) -> Acknowledged:
+    async def take_note(self, request: AcknowledgeRequest) -> Acknowledged:
         """Let a person take note of what can not be accounted for; it is no longer red then.
 
         Raises:

@@ -56,4 +56,4 @@ async def repair_ledger(request: web.Request, *, query: RepairRequest) -> web.St
 )
 async def acknowledge(request: web.Request, *, body: AcknowledgeRequest) -> web.StreamResponse:
     """Take note of everything that can not be accounted for; who and why is kept."""
-    return answer(await request.app[AUDITOR].acknowledge(body))
+    return answer(await request.app[AUDITOR].take_note(body))

@@ -251,7 +251,7 @@ async def test_what_can_not_be_accounted_for_is_red_until_somebody_takes_note(
     assert "2026-01-31 09:30:00" in note.detail
     assert "--acknowledge" in note.detail
 
-    done = await world.auditor.acknowledge(AcknowledgeRequest(reason="disk", acknowledged_by="ada"))
+    done = await world.auditor.take_note(AcknowledgeRequest(reason="disk", acknowledged_by="ada"))
 
     assert len(done.acknowledged) == 1
     assert world.accounts.acknowledged == [
