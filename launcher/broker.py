@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.topology import MONITOR, ROUTES, definitions, queues
+from launcher.confirming import Finding, examine_broker
 from launcher.errors import LauncherError
 from launcher.memory import available_memory
 from launcher.plain_paths import plain
@@ -31,6 +32,12 @@ SERVER_ADDITIONAL_ERL_ARGS="$SERVER_ADDITIONAL_ERL_ARGS -kernel inet_dist_use_in
 """
 
 AMQP_HEADER = b"AMQP\0\0\x09\x01"
+
+SETTLE_SECONDS = 30.0
+"""Longest wait for a broker that has just started to have all that it had, and to confirm."""
+
+MANAGEMENT_SECONDS = 10.0
+"""Longest wait for an answer of the management API."""
 
 FLUSH_TABLES = "[dets:sync(T) || T <- dets:all()]."
 """Erlang: write to disk which queue lives in which directory.
@@ -110,6 +117,7 @@ class Broker:
             directory=self.directory,
             log=self.log_directory / "rabbitmq.log",
             is_ready=lambda: speaks_amqp(self.ports.amqp),
+            works=lambda: not self.examine().needs_restart,
             ready_within=120,
             stop_within=60,
         )
@@ -118,20 +126,30 @@ class Broker:
         """Return when the topology is there and survives a crash. To be called before use.
 
         Raises:
-            LauncherError: The broker left out something; it does so without a word.
+            LauncherError: The broker left out something, which it does without a word; or it
+                confirms no message.
         """
         self._wait_for_management()
-        if missing := self.missing():
+        deadline = time.monotonic() + SETTLE_SECONDS
+        # A stream comes some moments after the queues, also to a broker that has had it before.
+        while (missing := self.missing()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if missing:
             raise LauncherError(
                 "RabbitMQ started without a part of its definitions (it ignores in silence what it"
                 " can not import): " + ", ".join(missing) + f".\nSee {self.node().log}"
             )
+        self._wait_for_a_confirm()
         marker = self.directory / "flushed"
         imported = (self.directory / "definitions" / "topology.json").read_bytes()
         digest = hashlib.sha256(imported).hexdigest()
         if not marker.exists() or marker.read_text("utf-8") != digest:
             self.ctl("eval", FLUSH_TABLES)
             marker.write_text(digest, "utf-8")
+
+    def examine(self) -> Finding:
+        """Publish a message and wait for its confirm."""
+        return examine_broker(self.management)
 
     def missing(self) -> list[str]:
         """What ``common/topology.py`` has and the broker has not, as ``kind name``."""
@@ -191,24 +209,15 @@ class Broker:
         return f"http://{MONITOR}:{self.password(MONITOR)}@{HOST}:{self.ports.management}"
 
     def management(self, method: str, path: str, body: object = None) -> Any:
-        """Call the management API as administrator and return its JSON.
-
-        Raises:
-            LauncherError: It answered with an error.
-            OSError: It could not be reached.
-        """
-        connection = http.client.HTTPConnection(HOST, self.ports.management, timeout=10)
-        credentials = f"{ADMINISTRATOR}:{self.password(ADMINISTRATOR)}".encode()
-        headers = {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
-        try:
-            connection.request(method, path, json.dumps(body), headers)
-            response = connection.getresponse()
-            content = response.read()
-        finally:
-            connection.close()
-        if response.status >= http.HTTPStatus.BAD_REQUEST:
-            raise LauncherError(f"{method} {path}: {response.status} {content.decode()}")
-        return json.loads(content) if content else None
+        """Call the management API as administrator; see ``ask_management``."""
+        return ask_management(
+            method,
+            path,
+            body,
+            port=self.ports.management,
+            user=ADMINISTRATOR,
+            password=self.password(ADMINISTRATOR),
+        )
 
     def ctl(self, *arguments: str) -> str:
         """Run ``rabbitmqctl`` on this node and return what it prints (0.4 s and more)."""
@@ -235,6 +244,16 @@ class Broker:
                 time.sleep(0.1)
             else:
                 return
+
+    def _wait_for_a_confirm(self) -> None:
+        """Return when a message is confirmed, or when an alarm keeps it from that."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (finding := self.examine()).needs_restart:
+            if time.monotonic() > deadline:
+                raise LauncherError(
+                    f"RabbitMQ is of no use: {finding.problem}\n{tail(self.node().log)}"
+                )
+            time.sleep(0.1)
 
     @property
     def _home(self) -> Path:
@@ -277,6 +296,29 @@ log.console = true
 log.console.use_colors = off
 log.file = false
 """
+
+
+def ask_management(
+    method: str, path: str, body: object = None, *, port: int, user: str, password: str
+) -> Any:
+    """Call the management API of a broker on this machine and return its JSON.
+
+    Raises:
+        LauncherError: It answered with an error.
+        OSError: It could not be reached, or did not answer in time.
+    """
+    connection = http.client.HTTPConnection(HOST, port, timeout=MANAGEMENT_SECONDS)
+    credentials = f"{user}:{password}".encode()
+    headers = {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
+    try:
+        connection.request(method, path, json.dumps(body), headers)
+        response = connection.getresponse()
+        content = response.read()
+    finally:
+        connection.close()
+    if response.status >= http.HTTPStatus.BAD_REQUEST:
+        raise LauncherError(f"{method} {path}: {response.status} {content.decode()}")
+    return json.loads(content) if content else None
 
 
 def speaks_amqp(port: int) -> bool:

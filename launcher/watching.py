@@ -5,11 +5,13 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from launcher.asking import Addresses, health
-from launcher.broker import speaks_amqp
+from launcher.broker import ask_management, speaks_amqp
+from launcher.confirming import examine_broker
 from launcher.errors import LauncherError
 from launcher.invocation import Invocation
 from launcher.ports import HOST
@@ -116,8 +118,18 @@ def _said(said: dict[str, Any]) -> dict[str, Any]:
 
 def _part(name: str, state: dict[str, Any]) -> dict[str, Any]:
     ports, connections = state["ports"], state["connections"][name]
+    problem = SILENT["itself"]
     if name == "rabbitmq":
         ready, url = speaks_amqp(ports["rabbitmq amqp"]), connections["management"]
+        if ready:
+            ask = partial(
+                ask_management,
+                port=ports["rabbitmq management"],
+                user=connections["user"],
+                password=connections["password"],
+            )
+            problem = examine_broker(ask).problem
+            ready = not problem
     elif name == "postgres":
         ready = serves_postgres(ports["postgres"])
         url = f"postgresql://{HOST}:{ports['postgres']}"  # without the password
@@ -126,7 +138,7 @@ def _part(name: str, state: dict[str, Any]) -> dict[str, Any]:
     process = _process(name, state)
     waits = {}
     if not ready:
-        down = "It is down, and is started again." if process["pid"] is None else SILENT["itself"]
+        down = "It is down, and is started again." if process["pid"] is None else problem
         waits = {"itself": down}
     return {**process, "url": url, "ready": ready, "waitsFor": waits}
 

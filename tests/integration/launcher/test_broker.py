@@ -9,6 +9,7 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
 from common.topology import BROKER_USERS, USER_REGISTRATION, definitions
+from launcher.confirming import QUEUE as PROBE
 from launcher.memory import available_memory
 from tests.amqp import eventually
 from tests.backends import TestBroker, queue_names
@@ -20,6 +21,7 @@ MARK = 'logger:error("the mark of the test", #{domain => [rabbitmq, queue]})'
 def test_broker_has_the_whole_topology(broker: TestBroker) -> None:
     queues = {queue["name"]: queue["type"] for queue in broker.management("GET", "/api/queues")}
 
+    queues.pop(PROBE, None)  # of who asks whether messages are confirmed
     assert queues == {**dict.fromkeys(queue_names(), "quorum"), USER_REGISTRATION.log: "stream"}
     policies = {policy["name"]: policy for policy in broker.management("GET", "/api/policies")}
     assert list(policies) == sorted(policy["name"] for policy in definitions()["policies"])  # type: ignore[attr-defined]
