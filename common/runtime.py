@@ -45,6 +45,8 @@ def run_service(
     failpoints.arm(settings.userstream_failpoint)
     raise_file_limit()
     configure_logging(name, settings.log_level, settings.log_format)
+    for setting, reason in settings.without_effect().items():
+        log.warning("setting.without_effect", setting=setting, reason=reason)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(name, settings, build_app(settings)))

@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, AnyHttpUrl, Field, UrlConstraints, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, Url
@@ -25,6 +26,7 @@ from pydantic_settings import (
 
 from common import failpoints
 from common.errors import SettingError
+from common.setting_names import misspelt
 
 Port = Annotated[int, Field(ge=0, le=65535, description="TCP port to listen on.")]
 AmqpUrl = Annotated[Url, UrlConstraints(allowed_schemes=["amqp", "amqps"], host_required=True)]
@@ -116,6 +118,10 @@ class Section(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
+    def unused(self) -> dict[str, str]:
+        """Fields that another setting makes meaningless, and why."""
+        return {}
+
 
 class ServiceSettings(Section):
     """What every service can be told; a variable wins over a file, a file over ``.env``."""
@@ -145,6 +151,24 @@ class ServiceSettings(Section):
         failpoints.parse(text)
         return text
 
+    def without_effect(self) -> dict[str, str]:
+        """What was given and changes nothing: the variable, and why, in words."""
+        known = {name.upper() for name in type(self).model_fields}
+        found = {
+            name: f"there is no such setting{f'; {like} is one' if like else ''}"
+            for name, like in misspelt(os.environ, known).items()
+        }
+        # In a file of our own, whatever is no setting is a mistake.
+        for name in dotenv_values(_dotenv(type(self)), encoding="utf-8-sig"):
+            if name.upper() not in known:
+                like = misspelt([name], known).get(name)
+                found[name] = f"no such setting is read from .env{f'; {like} is' if like else ''}"
+        for name in sorted(known & os.environ.keys()):
+            if os.environ.get(f"{name}_FILE"):
+                found[f"{name}_FILE"] = f"{name} is given too, and wins"
+        given = {name: why for name, why in self.unused().items() if name in self.model_fields_set}
+        return found | {name.upper(): why for name, why in given.items()}
+
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic-settings' own hook
         cls,
@@ -154,11 +178,16 @@ class ServiceSettings(Section):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        module = sys.modules[settings_cls.__module__].__file__ or ""
         dotenv = DotEnvSettingsSource(
-            settings_cls, env_file=Path(module).with_name(".env"), env_file_encoding="utf-8-sig"
+            settings_cls, env_file=_dotenv(settings_cls), env_file_encoding="utf-8-sig"
         )
         return init_settings, env_settings, SecretFiles(settings_cls), dotenv
+
+
+def _dotenv(settings_class: type[BaseSettings]) -> Path:
+    """The file beside the service's settings."""
+    module = sys.modules[settings_class.__module__].__file__ or ""
+    return Path(module).with_name(".env")
 
 
 class BrokerSettings(Section):
@@ -191,6 +220,12 @@ class ConsumerSettings(BrokerSettings):
     crash_notes_dir: Path | None = None
     """Folder for notes about messages that may kill their process; it must outlive the process.
     Without one, a folder below the system's for temporary files."""
+
+    def unused(self) -> dict[str, str]:
+        """Fields that another setting makes meaningless, and why."""
+        if self.max_retry_attempts:
+            return super().unused()
+        return {**super().unused(), "retry_delay_ms": "MAX_RETRY_ATTEMPTS is 0, so nothing waits"}
 
     def retry_delays(self, factor: int = 2) -> list[timedelta]:
         """The waits before each retry, first one first."""

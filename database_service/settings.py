@@ -57,6 +57,12 @@ class Settings(ServiceSettings):
             raise ValueError("DB_POOL_MIN is larger than DB_POOL_MAX.")
         return self
 
+    def unused(self) -> dict[str, str]:
+        """Fields that another setting makes meaningless, and why."""
+        if self.db_ssl_ca is not None and not self.db_ssl.startswith("verify"):
+            return {"db_ssl_ca": f"DB_SSL is {self.db_ssl}, so no certificate is looked at"}
+        return {}
+
     @property
     def ssl(self) -> ssl.SSLContext | Literal["disable", "prefer", "require"]:
         """The mode as asyncpg takes it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
+from common.setting_names import misspelt
 from launcher.cache import PROJECT
 from launcher.errors import LauncherError
 from launcher.folders import PRIVATE_UMASK, open_data
@@ -18,7 +19,7 @@ from launcher.invocation import Invocation
 from launcher.logs import Tail
 from launcher.ports import require_free
 from launcher.processes import POLL_INTERVAL
-from launcher.services import SETTINGS, all_waiting
+from launcher.services import KNOWN, SETTINGS, all_waiting
 from launcher.side_by_side import side_by_side
 from launcher.stack import Stack, build_stack, listening_ports
 from launcher.state import StateFile
@@ -65,6 +66,9 @@ class Runner:
         state = StateFile(data)
         # Held to the very end of this process: who waits for it finds nothing left.
         _claim(state, self.invocation)
+        for name, like in misspelt(os.environ, KNOWN).items():
+            hint = f"; {like} is one" if like else ""
+            self.terminal.say(f"{name} has no effect: there is no such setting{hint}.")
         require_free(listening_ports(os.environ, offset), invocation=self.invocation)
         stack = build_stack(offset=offset, data=data, given=os.environ, terminal=self.terminal)
         os.umask(PRIVATE_UMASK)

@@ -43,6 +43,9 @@ SETTINGS = {
 """Service to the variables it reads besides ``PORT`` and ``LISTENING``."""
 
 LIVE = "/health/live"
+KNOWN = frozenset({*LISTENING, *(name for names in SETTINGS.values() for name in names)})
+"""Every variable that reaches a service from the launcher's own environment."""
+
 READY = "/health/ready"
 
 ANSWER_SECONDS = 2.0

@@ -90,6 +90,15 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
             return Security.NONE if is_plain else Security.STARTTLS
         return word
 
+    def unused(self) -> dict[str, str]:
+        """Fields that another setting makes meaningless, and why."""
+        found = super().unused()
+        if self.smtp_password.get_secret_value() and not self.smtp_user:
+            found |= {"smtp_password": "SMTP_USER is not given, so there is no login"}
+        if self.smtp_ca_file is not None and self.smtp_secure is Security.NONE:
+            found["smtp_ca_file"] = "SMTP_SECURE is none, so no certificate is looked at"
+        return found
+
     @model_validator(mode="after")
     def _never_show_the_password(self) -> Self:
         if self.smtp_user and self.smtp_secure is Security.NONE and not _is_here(self.smtp_host):

@@ -119,6 +119,17 @@ def test_a_byte_order_mark_in_dotenv_hides_no_setting(
     assert (password(settings), settings.log_level) == ("hunter2", "ERROR")
 
 
+def test_what_is_no_setting_in_dotenv_is_named(
+    settings_class: type[ServiceSettings], tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("DB_PASSWORD=hunter2\nDB_POOL_MEN=7\nCOLOUR=red\n")
+
+    named = settings_class().without_effect()
+
+    assert set(named) == {"DB_POOL_MEN", "COLOUR"}
+    assert "DB_POOL_MIN" in named["DB_POOL_MEN"]
+
+
 @pytest.mark.parametrize("service", ["frontend", "report_generator"])
 @pytest.mark.parametrize("end", ["/register", "/register/", "/?a=1", "/#a"])
 def test_a_public_url_with_a_path_is_refused_at_start(
