@@ -8,6 +8,7 @@ from launcher import apt
 from launcher.environment import tools_directory
 from launcher.errors import LauncherError
 from launcher.locks import waiting_for
+from launcher.plain_paths import plain
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the library itself puts it
 
@@ -35,7 +36,7 @@ class Clock:
         clock = cls(
             file,
             {
-                "LD_PRELOAD": str(library),
+                "LD_PRELOAD": str(plain(library)),
                 "FAKETIME_TIMESTAMP_FILE": str(file),
                 "FAKETIME_CACHE_DURATION": "1",
                 # Time-outs and the loop's clock: NTP steps never touch those either.

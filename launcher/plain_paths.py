@@ -1,4 +1,7 @@
-"""Paths for programs that can not take every path: RabbitMQ's scripts split them at blanks."""
+"""Paths for programs that can not take every path.
+
+RabbitMQ's scripts split them at blanks, and so does the loader with ``LD_PRELOAD``.
+"""
 
 import fcntl
 import hashlib
