@@ -93,20 +93,24 @@ def _write(path: Path, text: str, *, mode: int = 0o600) -> None:
     fresh.replace(path)
 
 
-def configure(directory: Path, *, memory: str) -> None:
+def configure(directory: Path, *, memory: str, password: str) -> None:
     """Write what a broker in a container of its own reads from its ``/etc/rabbitmq``.
 
     Args:
         directory: Is mounted there.
         memory: How much the container may use, as in ``1g``; by itself RabbitMQ takes that of
             the machine, and is killed before it thinks that its memory is short.
+        password: The administrator's, for the health check beside the broker.
     """
     directory.mkdir(parents=True, exist_ok=True)
     shared = (CONFIGURATION / "rabbitmq.conf").read_text()
     own = f"log.console = true\ntotal_memory_available_override_value = {memory}\n"
     _write(directory / "rabbitmq.conf", f"{shared}\n# In a container:\n{own}", mode=0o644)
-    for name in ("advanced.config", "enabled_plugins", "rabbitmq-env.conf"):
+    for name in ("advanced.config", "enabled_plugins", "rabbitmq-env.conf", "health"):
         _write(directory / name, (CONFIGURATION / name).read_text(), mode=0o644)
+    login = base64.b64encode(f"{ADMINISTRATOR}:{password}".encode()).decode()
+    # Readable whatever user the image runs as; the volume is the broker's alone.
+    _write(directory / "health_login", login, mode=0o644)
 
 
 def main() -> None:
@@ -138,7 +142,8 @@ def main() -> None:
         mode=0o644,
     )
     if given.configuration:
-        configure(given.configuration, memory=given.memory)
+        password = keep_secret(given.secrets / f"{ADMINISTRATOR}.password")
+        configure(given.configuration, memory=given.memory, password=password)
     if given.hand_out:
         hand_out(given.secrets, given.hand_out)
 

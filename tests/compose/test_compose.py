@@ -253,6 +253,21 @@ async def test_a_flood_is_held_and_the_broker_stays_up(system: ComposeSystem, st
     system.compose("start", "queue_receiver")
 
 
+async def test_a_broker_that_confirms_nothing_is_started_again(
+    system: ComposeSystem, stack: Stack
+) -> None:
+    before = system.restarts("rabbitmq")
+
+    # The process that writes what quorum queues have to keep stands still.
+    system.shell("rabbitmq", "rabbitmqctl eval 'sys:suspend(ra_log_wal).'")
+
+    await eventually(lambda: system.restarts("rabbitmq") > before, "a restart", 3 * SETTLED_SECONDS)
+    people = addresses(REGISTRATIONS)
+    accepted = await register(stack, people)
+    await settled(system, accepted)
+    assert sorted(accepted.values()) == sorted(people)
+
+
 async def test_what_was_there_is_there_again_after_down(
     system: ComposeSystem, stack: Stack
 ) -> None:

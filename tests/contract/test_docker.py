@@ -276,6 +276,7 @@ def test_the_broker_gets_all_that_it_reads_at_start(tmp_path: Path) -> None:
     files = [path for path in (tmp_path / "broker").rglob("*") if path.is_file()]
     assert {str(path.relative_to(tmp_path / "broker")) for path in files} == {
         *("rabbitmq.conf", "rabbitmq-env.conf", "advanced.config", "enabled_plugins"),
+        *("health", "health_login"),
         *("definitions/users.json", "definitions/topology.json"),
     }
     # Read by another user, in another container.
