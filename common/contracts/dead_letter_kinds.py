@@ -40,8 +40,8 @@ _ALONE = Kind(
     "Repair what the log's reason says; then send it back.",
 )
 _MAIL_SERVER = Kind(
-    "The mail server put it off for 26 hours.",
-    "Ask the mail server's owner, then send it back.",
+    "The mail server put it off for 26 hours, or refused it for what is not the recipient's fault.",
+    "Look at its attempts for the server's words, repair that, then send it back.",
 )
 _STORAGE = Kind(
     "A report could not be written.",
