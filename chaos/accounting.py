@@ -6,6 +6,7 @@ Nothing here talks to anything; see ``chaos/evidence.py`` for how the facts are 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from chaos.journal import Journal
@@ -23,6 +24,9 @@ UNRECORDED = frozenset({"sending", "unsure"})
 
 ROW_LOCKED = "row_locked"
 """Code of what met a row that somebody held through all retries."""
+
+ID_REUSED = "id_reused"
+"""Code of what came under an id that is somebody else's."""
 
 EXHAUSTED = frozenset({"mail_deferred", "mail_unsure", "lease_lost"})
 """Codes of mails that were put off to the end of the retry steps."""
@@ -97,6 +101,10 @@ class Evidence:
     """Half-made files that nobody will finish."""
     locked: Collection[str] = ()
     """Addresses, in lower case, of users whose rows somebody held for a while."""
+    ledger: Mapping[str, Any] | None = None
+    """What ``GET /api/ledger`` says; None where nobody asked."""
+    logs_deleted: int = 0
+    """How often the stream of registrations was deleted."""
 
 
 @dataclass(slots=True)
@@ -127,6 +135,8 @@ def judge(evidence: Evidence) -> Verdict:
         "failed_unexplained": failed_unexplained,
         "two_answers": lambda evidence: map(str, evidence.journal.two_answers),
         "reports": reports,
+        "reused_untold": reused_untold,
+        "ledger_untrue": ledger_untrue,
     }
     verdict = Verdict({name: sorted(check(evidence)) for name, check in checks.items()})
     verdict.counts = _counts(evidence) | {
@@ -142,6 +152,8 @@ def lost(evidence: Evidence) -> Iterator[str]:
     for registration_id, email in evidence.journal.accepted.items():
         if registration_id not in stored and registration_id not in dead:
             yield str(registration_id)
+        elif registration_id in evidence.journal.reused:
+            continue  # one of two people, whoever was handled first; see reused_untold
         elif registration_id in stored and not evidence.users.get(email.lower()):
             yield f"{registration_id} (stored, but there is no user)"
 
@@ -209,6 +221,8 @@ def dlq_unexplained(evidence: Evidence) -> Iterator[str]:
         if letter.route == REGISTRATIONS and expected == letter.code:
             continue
         accepted = evidence.journal.accepted.get(letter.message_id, "")
+        if letter.code == ID_REUSED and letter.message_id in evidence.journal.reused:
+            continue
         if letter.code == ROW_LOCKED and accepted.lower() in evidence.locked:
             continue
         mail = mails.get(letter.message_id) if letter.route == MAILS else None
@@ -217,6 +231,37 @@ def dlq_unexplained(evidence: Evidence) -> Iterator[str]:
         if letter.code in (*EXHAUSTED, ROW_LOCKED) and (put_off > MAIL_STEPS or was_locked):
             continue
         yield f"{letter.route}: {letter.message_id} ({letter.code}, expected {expected})"
+
+
+def reused_untold(evidence: Evidence) -> Iterator[str]:
+    """Two people under one id of whom one vanished without a dead letter."""
+    told = {letter.message_id for letter in evidence.dead if letter.code == ID_REUSED}
+    held_up = {letter.message_id for letter in evidence.dead if letter.code == ROW_LOCKED}
+    yield from (str(each) for each in evidence.journal.reused - told - held_up)
+
+
+def ledger_untrue(evidence: Evidence) -> Iterator[str]:
+    """What the ledger says against what is there; it has had time to read everything."""
+    ledger = evidence.ledger
+    if ledger is None:
+        return
+    totals, kinds = ledger["totals"], [each["kind"] for each in ledger["incidents"]]
+    stored = {row.id for row in evidence.registrations}
+    dead = {each.message_id for each in evidence.dead if each.route == REGISTRATIONS} - stored
+    settled = totals["stored"] + totals["duplicates"]
+    if not ledger["caughtUp"]:
+        yield "it could not be read to its end"
+    if ledger["lost"]:
+        yield f"it calls {ledger['lost']} lost"
+    if totals["accepted"] != settled + totals["missing"] + ledger["rejected"]:
+        yield f"its parts do not make up the whole: {totals}"
+    if settled > len(stored) or totals["missing"] > len(dead):
+        missing = f"{totals['missing']} missing of {len(dead)}"
+        yield f"it has {settled} stored of {len(stored)}, {missing}"
+    if evidence.logs_deleted and "replaced" not in kinds:
+        yield f"the log was deleted {evidence.logs_deleted} times, and it does not say so"
+    if unfounded := [kind for kind in kinds if kind != "replaced" or not evidence.logs_deleted]:
+        yield f"incidents that did not happen: {unfounded}"
 
 
 def malformed_missing(evidence: Evidence) -> Iterator[str]:
@@ -272,6 +317,8 @@ def _counts(evidence: Evidence) -> dict[str, int]:
         "malformed": len(journal.malformed),
         "stored": len(stored),
         "duplicate_addresses": _count(row.outcome == "duplicate" for row in evidence.registrations),
+        "ids_reused": len(journal.reused),
+        "logs_deleted": evidence.logs_deleted,
         "recovered": len(stored - set(journal.accepted)),
         "mailed": len(by_id),
         "mails_failed": _count(mail.status == "failed" for mail in evidence.mails),

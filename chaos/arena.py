@@ -36,7 +36,7 @@ LOOK_SECONDS = 0.05
 
 SHORTENED = {
     "frontend": {"CANARY_SECONDS": "0"},
-    "queue_receiver": {"RETRY_DELAY_MS": "1000"},
+    "queue_receiver": {"RETRY_DELAY_MS": "1000", "LEDGER_LOST_AFTER_SECONDS": "30"},
     "report_generator": {"RETRY_DELAY_MS": "2000"},
     # Times six with each step: 10 ms, 60 ms, 0.4 s, 2 s, 13 s, 78 s. The drain outlasts each.
     "sender": {"RETRY_DELAY_MS": "10", "SMTP_CONNECTIONS": "10"},
@@ -63,6 +63,8 @@ class Arena:
     """Instance to its port."""
     locked: set[str] = field(default_factory=set)
     """Addresses of users whose rows a transaction held for a while."""
+    logs_deleted: int = 0
+    """How often the stream of registrations was deleted."""
     notes: list[str] = field(default_factory=list)
     """What this machine does not allow."""
 

@@ -29,6 +29,9 @@ EVERY_FOREIGN = 6
 EVERY_KNOWN = 25
 """Every so manieth is for an address that somebody has registered before."""
 
+EVERY_REUSED = 60
+"""Every so manieth foreign one comes under the id of another person, who was there before."""
+
 EVERY_MALFORMED = 5
 """One message that can not be handled for so many registrations."""
 
@@ -71,6 +74,8 @@ class Driver:
     begun: float = 0.0
     """On the monotonic clock."""
     _turn: "count[int]" = field(default_factory=count)
+    _foreign: list[UUID] = field(default_factory=list)
+    """Promised, published by the foreign program, oldest first."""
     _connection: AbstractConnection | None = None
     _exchange: AbstractExchange | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -108,7 +113,9 @@ class Driver:
             due = self.begun + number * self.seconds / self.number
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             person = self._person(number, chance)
-            if number % EVERY_FOREIGN == EVERY_FOREIGN - 1:
+            if number % EVERY_REUSED == EVERY_REUSED - 1 and self._foreign:
+                yield self._reuse(self._foreign.pop(0), person)
+            elif number % EVERY_FOREIGN == EVERY_FOREIGN - 1:
                 yield self._publish(UUID(int=chance.getrandbits(128), version=4), person, number)
             else:
                 yield self._register(session, person, number)
@@ -193,6 +200,13 @@ class Driver:
             await self._until_confirmed(message_id, body, TYPE)
         self.journal.unpromised -= 1
         self._promised(message_id, person)
+        self._foreign.append(message_id)
+
+    async def _reuse(self, message_id: UUID, person: dict[str, str]) -> None:
+        """Register somebody under an id that was somebody else's."""
+        body = json.dumps(person, ensure_ascii=False).encode()
+        await self._until_confirmed(message_id, body, TYPE)
+        self.journal.reused.add(message_id)
 
     async def _poison(self, message_id: UUID, number: int, chance: random.Random) -> None:
         body, kind, reason = _malformed(number // EVERY_MALFORMED, chance)

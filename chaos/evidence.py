@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import aio_pika
+import aiohttp
 import asyncpg
 
 from chaos.accounting import Attempt, DeadLetter, Evidence, Mail, Registration
@@ -26,6 +27,9 @@ DRAIN_SECONDS = 120.0
 
 LOOK_SECONDS = 1.0
 """Between two looks; the management API's figures are up to 5 s old."""
+
+LEDGER_SECONDS = 90.0
+"""Longest wait for the ledger to have read everything."""
 
 RESTS = 7
 """Looks in a row at which nothing was under way: longer than those figures are old."""
@@ -144,6 +148,8 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
         put_off=put_off,
         refused=sink.tricked.get(Trick.REFUSE, Counter()),
         locked=arena.locked,
+        ledger=await _ledger(arena),
+        logs_deleted=arena.logs_deleted,
         dead=await dead_letters(arena),
         waiting=await asyncio.to_thread(waiting, arena),
         reports=[(UUID(int=row["report_id"].int), row["status"]) for row in reports],
@@ -153,6 +159,26 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
             if time.time() - file.stat().st_mtime > DRAFT_MAX_AGE.total_seconds()
         ],
     )
+
+
+async def _ledger(arena: Arena) -> Mapping[str, Any]:
+    """What the ledger says once it has read all there is, and has been to rest for a while."""
+    deadline = time.monotonic() + LEDGER_SECONDS
+    url = f"{arena.urls('queue_receiver')[0]}/api/ledger"
+    said: dict[str, Any] = {"caughtUp": False, "lost": 0, "incidents": [], "rejected": 0}
+    said["totals"] = {"accepted": 0, "stored": 0, "duplicates": 0, "missing": 0}
+    timeout = aiohttp.ClientTimeout(total=LEDGER_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        while time.monotonic() < deadline:
+            with suppress(aiohttp.ClientError, OSError, TimeoutError):
+                async with session.get(url) as response:
+                    answer = await response.json()
+                    if response.ok:
+                        said = answer
+                        if said["caughtUp"]:
+                            return said
+            await asyncio.sleep(LOOK_SECONDS)
+    return said
 
 
 async def _mails(connection: "asyncpg.Connection[asyncpg.Record]") -> list[Mail]:

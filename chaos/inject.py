@@ -1,6 +1,7 @@
 """Makes the faults happen, mends them, and notes when each began and ended."""
 
 import asyncio
+import http.client
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from bench.procfs import all_processes, family
 from chaos.arena import Arena
 from chaos.proxy import Mode
 from chaos.schedule import Fault, Kind, instances_of
+from common.topology import USER_REGISTRATION, definitions
 from launcher.errors import LauncherError
 
 READY_SECONDS = 60.0
@@ -22,6 +24,8 @@ POLL_SECONDS = 0.03
 
 MEMORY_LIMIT = "0.4"
 """RabbitMQ's default share of the memory at which it blocks publishers."""
+
+LOG = f"/api/queues/%2F/{USER_REGISTRATION.log}"
 
 LOCK_NEWEST_USERS = """
       SELECT lower(email) AS email
@@ -74,6 +78,7 @@ class Injector:
         arena.clock.jump(0)
         arena.sink.misbehaves = False
         await self._watermark(MEMORY_LIMIT)
+        await asyncio.to_thread(self._import_definitions)
 
     async def _inject(self, fault: Fault) -> None:
         happened = Happened(fault, time.time())
@@ -116,6 +121,8 @@ class Injector:
                 )
             case Kind.ROW_LOCK:
                 await self._lock_rows(fault, happened)
+            case Kind.LOG_DELETED:
+                await self._delete_log(fault, happened)
             case Kind.CLOCK_JUMP:
                 clock = self.arena.clock
                 await self._for_a_while(
@@ -195,6 +202,30 @@ class Injector:
             pass  # PostgreSQL was ended meanwhile, and the locks with it
         finally:
             connection.terminate()
+
+    async def _delete_log(self, fault: Fault, happened: Happened) -> None:
+        """Delete the stream of registrations and make it anew, as somebody who tidies up does.
+
+        A broker that is killed soon after may lose a new queue (docs/reliability.md, W8), so it
+        is made again until that can not be.
+        """
+        until = time.monotonic() + fault.lasts
+        is_deleted = False
+        while time.monotonic() < until:
+            try:
+                if not is_deleted:
+                    await asyncio.to_thread(self.arena.broker.management, "DELETE", LOG)
+                    is_deleted = True
+                    self.arena.logs_deleted += 1
+                await asyncio.to_thread(self._import_definitions)
+            except (LauncherError, OSError, http.client.HTTPException):
+                pass  # it is away, for another reason
+            await asyncio.sleep(1)
+        if not is_deleted:
+            happened.skipped = "the broker was down"
+
+    def _import_definitions(self) -> None:
+        self.arena.broker.management("POST", "/api/definitions", definitions())
 
     async def _break_link(self, fault: Fault) -> None:
         proxies = self.arena.links(fault.target)

@@ -22,6 +22,8 @@ class Journal:
     """Message that can not be handled to the reason with which it must be dead-lettered."""
     poisoned: dict[UUID, str] = field(default_factory=dict)
     """The same with those that the broker never confirmed: they may be there, or not."""
+    reused: set[UUID] = field(default_factory=set)
+    """Ids under which a second person was published: one of the two is stored."""
     insisted: set[UUID] = field(default_factory=set)
     """Messages published again because no confirm came, though the first may have arrived."""
     unpromised: int = 0

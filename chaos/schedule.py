@@ -40,6 +40,7 @@ class Kind(StrEnum):
     DISK_FULL = "disk_full"
     CLOCK_JUMP = "clock_jump"
     ROW_LOCK = "row_lock"
+    LOG_DELETED = "log_deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,10 @@ SECONDS_PER_LOCK = 35.0
 LOCK_SECONDS = 30.0
 """A transaction of somebody's that holds some rows; longer than all retries of a registration."""
 
+SECONDS_PER_DELETION = 150.0
+DELETION_SECONDS = 15.0
+"""The stream is deleted and made anew at once; it is watched as long as a kill may lose it."""
+
 MODES = ("cut", "blackhole", "throttle", "reset_after")
 JUMPS = (3600, -3600)
 
@@ -119,8 +124,10 @@ def plan(seed: int, seconds: float) -> list[Fault]:
     outages = list(_one_after_the_other(chance, seconds))
     kills = list(_kills(chance, seconds, [fault for fault in outages if _freezes(fault)]))
     locks = list(_locks(chance, seconds))
+    deletions = list(_deletions(chance, seconds))
     return sorted(
-        [*outages, *kills, *locks], key=lambda fault: (fault.at, fault.kind, fault.target)
+        [*outages, *kills, *locks, *deletions],
+        key=lambda fault: (fault.at, fault.kind, fault.target),
     )
 
 
@@ -225,6 +232,14 @@ def _locks(chance: random.Random, seconds: float) -> Iterator[Fault]:
     while now + LOCK_SECONDS <= seconds:
         yield Fault(at=now, kind=Kind.ROW_LOCK, lasts=LOCK_SECONDS)
         now += SECONDS_PER_LOCK
+
+
+def _deletions(chance: random.Random, seconds: float) -> Iterator[Fault]:
+    """Deletions of the log, once the ledger has read some of it: they are no outage either."""
+    now = seconds * chance.uniform(0.3, 0.6) if seconds < SECONDS_PER_DELETION * 2 else 60.0
+    while now + DELETION_SECONDS <= seconds:
+        yield Fault(at=now, kind=Kind.LOG_DELETED, lasts=DELETION_SECONDS)
+        now += SECONDS_PER_DELETION
 
 
 def _kills(chance: random.Random, seconds: float, frozen: Sequence[Fault]) -> Iterator[Fault]:

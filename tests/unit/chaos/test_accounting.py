@@ -214,3 +214,59 @@ def test_what_was_stored_without_a_promise_is_counted_and_allowed() -> None:
 
     assert verdict.holds
     assert verdict.counts["recovered"] == 1
+
+
+def a_ledger(**changes: Any) -> dict[str, Any]:
+    """Both people stored, and the malformed message missing."""
+    ledger: dict[str, Any] = {
+        "caughtUp": True,
+        "lost": 0,
+        "rejected": 0,
+        "incidents": [],
+        "totals": {"accepted": 3, "stored": 2, "duplicates": 0, "missing": 1},
+    }
+    return ledger | changes
+
+
+def test_a_ledger_that_is_true_is_not_called_untrue() -> None:
+    replaced = a_ledger(incidents=[{"kind": "replaced"}])
+
+    assert broken(evidence(ledger=a_ledger())) == {}
+    assert broken(evidence(ledger=replaced, logs_deleted=2)) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "logs_deleted"),
+    [
+        ({"caughtUp": False}, 0),
+        ({"lost": 1}, 0),
+        ({"totals": {"accepted": 4, "stored": 2, "duplicates": 0, "missing": 1}}, 0),
+        ({"totals": {"accepted": 4, "stored": 3, "duplicates": 0, "missing": 1}}, 0),
+        ({"totals": {"accepted": 4, "stored": 2, "duplicates": 0, "missing": 2}}, 0),
+        ({}, 1),
+        ({"incidents": [{"kind": "replaced"}]}, 0),
+        ({"incidents": [{"kind": "replaced"}, {"kind": "vanished"}]}, 1),
+    ],
+)
+def test_a_ledger_that_does_not_tell_what_is_there_is_broken(
+    changes: dict[str, Any], logs_deleted: int
+) -> None:
+    found = evidence(ledger=a_ledger(**changes), logs_deleted=logs_deleted)
+
+    assert broken(found).keys() == {"ledger_untrue"}
+
+
+def test_of_two_people_under_one_id_the_second_is_a_dead_letter() -> None:
+    found = evidence()
+    found.journal.reused.add(BOB)
+    told = [*found.dead, DeadLetter("user.registration", BOB, "id_reused")]
+
+    assert broken(replace(found, dead=told)) == {}
+    assert broken(found) == {"reused_untold": [str(BOB)]}
+
+
+def test_a_reused_id_that_nobody_reused_is_unexplained() -> None:
+    found = evidence()
+    told = [*found.dead, DeadLetter("user.registration", BOB, "id_reused")]
+
+    assert broken(replace(found, dead=told)).keys() == {"dlq_unexplained"}
