@@ -40,10 +40,20 @@ def build_web(store: MailStore, settings: Settings) -> web.Application:
     )
     app.add_routes(api.routes)
     app.add_routes(pages.routes)
-    app.router.add_static("/static", Path(__file__).parent / "static")
+    app.router.add_get("/static/{name}", _static_file)
     app.on_response_prepare.append(pages.set_security_headers)
     app.on_shutdown.append(pages.end_streams)
     return app
+
+
+STATIC = {path.name: path for path in (Path(__file__).parent / "static").iterdir()}
+
+
+async def _static_file(request: web.Request) -> web.StreamResponse:
+    """A file of the page; aiohttp's own route fails on names that no file system takes."""
+    if path := STATIC.get(request.match_info["name"]):
+        return web.FileResponse(path)
+    raise web.HTTPNotFound
 
 
 def _refusing(access: Access) -> Callable[..., Awaitable[web.StreamResponse]]:

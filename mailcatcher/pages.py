@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import jinja2
 from aiohttp import web
 
+from common.http.server import connection_limit
 from mailcatcher.api import PAGE_SIZE, STORE, find_mail, page_of, search_ids, summary
 from mailcatcher.headers import Headers, all_headers, clean, decode_words, parse_addresses
 from mailcatcher.message import Content, read_content
@@ -125,6 +126,8 @@ async def delete_all(request: web.Request) -> web.Response:
 @routes.get("/events")
 async def stream_changes(request: web.Request) -> web.StreamResponse:
     """Tell an open page, by server-sent events, the version and size of the mailbox."""
+    if len(request.app[LISTENERS]) >= connection_limit() // 2:
+        raise web.HTTPServiceUnavailable(text="Too many pages are open.")
     if task := asyncio.current_task():
         request.app[LISTENERS].add(task)
         task.add_done_callback(request.app[LISTENERS].discard)

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import aiosmtplib
 import pytest
+from yarl import URL
 
 from mailcatcher.app import PortTakenError, catching
 from mailcatcher.settings import Settings
@@ -546,3 +547,31 @@ async def test_ids_nobody_has_delete_nothing(catcher: Client) -> None:
         assert response.status == 200
 
     assert (await catcher.get("/api/v1/messages"))["messages"][0]["ID"] == mail_id
+
+
+async def test_open_pages_leave_room_for_others(
+    catcher: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailcatcher.pages.connection_limit", lambda: 10)
+    streams = [await catcher.http.get("/events") for _ in range(6)]
+
+    assert [stream.status for stream in streams] == [200] * 5 + [503]
+    for stream in streams:
+        stream.close()
+
+
+@pytest.mark.parametrize("name", ["%00", "x" * 300, "..%2fapp.py", "nothing.js", "%ff"])
+async def test_what_is_no_file_of_the_page_is_not_found(catcher: Client, name: str) -> None:
+    async with catcher.http.get(URL(f"/static/{name}", encoded=True)) as response:
+        assert response.status == 404
+    async with catcher.http.get("/static/live.js") as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("header", ["Accept", "Cookie", "Expect", "If-None-Match", "Range"])
+async def test_a_header_that_is_not_ascii_is_no_fault_of_the_catcher(
+    catcher: Client, header: str
+) -> None:
+    for path in ("/", "/static/style.css", "/view/latest"):
+        async with catcher.http.get(path, headers={header: "\N{SNOWMAN}"}) as response:
+            assert response.status < 500
