@@ -18,7 +18,7 @@ from chaos.accounting import Attempt, DeadLetter, Evidence, Mail, Registration
 from chaos.arena import Arena
 from chaos.journal import Journal
 from chaos.sink import Trick
-from common.topology import ROUTES
+from common.topology import EMAIL_NOTIFICATIONS, ROUTES
 from launcher.errors import LauncherError
 from report_generator.files import DRAFT_MARK, DRAFT_MAX_AGE
 
@@ -91,6 +91,7 @@ async def _under_way(arena: Arena, journal: Journal) -> str:
     """What is not at rest, in words; empty if all is."""
     try:
         queues = await asyncio.to_thread(waiting, arena)
+        dead = await asyncio.to_thread(waiting, arena, [EMAIL_NOTIFICATIONS.dead_letter_queue])
         connection = await asyncpg.connect(arena.postgres.dsn(), timeout=5)
         try:
             rows = await connection.fetchval(UNDER_WAY)
@@ -100,7 +101,8 @@ async def _under_way(arena: Arena, journal: Journal) -> str:
     except (*NOT_THERE, LauncherError, http.client.HTTPException) as error:
         return f"{type(error).__name__}: {error}"
     parts = [f"{queue}: {number}" for queue, number in queues.items()]
-    if rows:
+    # A mail that was given up stays as it was at its last try: a person decides.
+    if (rows := rows - sum(dead.values())) > 0:
         parts.append(f"{rows} mails or reports that have not ended")
     if stored < len(journal.accepted) and queues:
         parts.append(f"{len(journal.accepted) - stored} not stored")
