@@ -115,7 +115,6 @@ def test_people_of_all_scripts_have_names(name: str) -> None:
         ("\N{RIGHT-TO-LEFT OVERRIDE}adA", "adA"),
         ("\N{FIRST STRONG ISOLATE}Ada\N{POP DIRECTIONAL ISOLATE}", "Ada"),
         ("So\N{SOFT HYPHEN}lo", "Solo"),
-        ("Ada\N{TAG SPACE}", "Ada"),
         ("Ada\N{VARIATION SELECTOR-16}", "Ada"),
         ("A\N{ZERO WIDTH JOINER}da", "Ada"),
         ("علی\N{ZERO WIDTH NON-JOINER}", "علی"),
@@ -156,6 +155,7 @@ def test_a_name_is_brought_into_one_form(typed: str, kept: str) -> None:
         "・",
         "\N{COMBINING ACUTE ACCENT}",
         "\N{ARABIC NUMBER SIGN}Ada",
+        "Ada\N{TAG SPACE}",
         "Ada_L",
         "ada@example",
         "Ada/L",
@@ -200,7 +200,7 @@ def test_the_pattern_of_a_name_and_its_check_take_the_same_characters() -> None:
         if pattern.is_valid(f"a{character}b") is refused(NAME, f"a{character}b")
     ]
 
-    assert different == VISIBLE_FORMATS
+    assert different == []
     assert [name for name in (".", "-", " ", "'") if pattern.is_valid(name)] == []
 
 
@@ -210,17 +210,6 @@ def every_kind_of_character() -> Iterator[str]:
         for number in range(start, end):
             if unicodedata.category(chr(number)) != "Cn":
                 yield chr(number)
-
-
-VISIBLE_FORMATS = [
-    f"U+{number:04X}"
-    for number in (
-        *(*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, *range(0xFFF9, 0xFFFC)),
-        *(0x110BD, 0x110CD, *range(0x13430, 0x13440)),
-    )
-    if unicodedata.category(chr(number)) != "Cn"
-]
-"""Signs that are seen although Unicode counts them among the invisible: the server refuses them."""
 
 
 @given(
