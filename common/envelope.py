@@ -92,6 +92,7 @@ class Delivery:
     content_encoding: object = None
     app_id: object = None
     timestamp: object = None
+    priority: object = None
     headers: dict[str, Any]
 
     @property

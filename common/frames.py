@@ -73,7 +73,8 @@ class Content(NamedTuple):
     """Bytes of the body."""
 
     properties: dict[str, Any]
-    """Texts by name; ``timestamp`` as a datetime, ``headers`` as a dict; only those there are."""
+    """Texts by name; ``timestamp`` as a datetime, ``headers`` as a dict, ``priority`` as a number;
+    only those there are."""
 
 
 # -- writing --------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def content_header(
 
     Args:
         size: Bytes of the body.
-        properties: Short strings by name, and ``timestamp``.
+        properties: Short strings by name, ``timestamp`` and ``priority``.
         headers: The header table.
         expiration: How long the message may wait in a queue.
     """
@@ -117,11 +118,12 @@ def content_header(
     if expiration is not None:
         values["expiration"] = short_text(str(round(expiration.total_seconds() * 1000)))
     for name, value in properties.items():
-        values[name] = (
-            _SECONDS.pack(int(value.timestamp()))
-            if isinstance(value, datetime)
-            else short_text(value)
-        )
+        if isinstance(value, str):
+            values[name] = short_text(value)
+        elif isinstance(value, datetime):
+            values[name] = _SECONDS.pack(int(value.timestamp()))
+        else:
+            values[name] = bytes((value,))
     flags, names = _order(frozenset(values))
     return _CONTENT.pack(60, 0, size, flags) + b"".join([values[name] for name in names])
 
@@ -188,7 +190,9 @@ def read_content_header(data: bytes) -> Content:
             consumed, properties[name] = tolerant_amqp.table(data[at:])
         elif name == "timestamp":
             consumed, properties[name] = tolerant_amqp.timestamp(data[at : at + 8])
-        elif name in ("delivery_mode", "priority"):
+        elif name == "priority":
+            consumed, properties[name] = 1, data[at]
+        elif name == "delivery_mode":
             consumed = 1
         else:
             consumed = 1 + data[at]

@@ -142,5 +142,6 @@ def _delivery(message: DeliveredMessage) -> Delivery:
         content_encoding=properties.content_encoding,
         app_id=properties.app_id,
         timestamp=properties.timestamp,
+        priority=properties.priority,
         headers=dict(properties.headers or {}),
     )

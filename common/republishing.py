@@ -32,6 +32,10 @@ def kept_properties(delivery: Delivery) -> dict[str, Any]:
     }
     if isinstance(delivery.timestamp, datetime):
         kept["timestamp"] = delivery.timestamp
+    if isinstance(delivery.priority, int):
+        # From RabbitMQ 4.3 on it decides who comes first, and a message without one has 4: a
+        # copy without it would come before those that still wait with 0, again and again.
+        kept["priority"] = delivery.priority
     return kept
 
 

@@ -185,6 +185,7 @@ class Wire(Line):
                 content_encoding=properties.get("content_encoding"),
                 app_id=properties.get("app_id"),
                 timestamp=properties.get("timestamp"),
+                priority=properties.get("priority"),
                 headers=properties.get("headers") or {},
             ),
         )

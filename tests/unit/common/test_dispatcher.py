@@ -383,3 +383,12 @@ def test_a_consumer_reads_one_route() -> None:
             publisher=cast("Publisher", FakePublisher()),
             retry_delays=[],
         )
+
+
+@pytest.mark.parametrize("priority", [0, 9, None])
+async def test_a_copy_waits_with_the_priority_that_its_message_had(priority: int | None) -> None:
+    bench = Bench(NeighbourError("500"))
+
+    await bench.dispatch(priority=priority)
+
+    assert bench.sent.properties.get("priority") == priority

@@ -72,7 +72,7 @@ def properties_by_pamqp(read: header.ContentHeader) -> dict[str, Any]:
         NAMES.get(name, name): value
         for name, value in read.properties
         if value is not None
-        and name not in ("delivery_mode", "priority")
+        and name != "delivery_mode"
         and (name, value) != ("cluster_id", "")  # there or not, it says
     }
 
@@ -268,7 +268,6 @@ def test_a_content_header_of_anybody_is_read(
 
     expected = {NAMES.get(name, name): value for name, value in (texts | numbers).items()}
     expected.pop("delivery_mode", None)
-    expected.pop("priority", None)
     assert read == (size, expected)
 
 

@@ -646,6 +646,7 @@ async def test_a_delivery_is_handed_over_with_all_it_says(paper: Paper) -> None:
                 content_encoding="utf-8",
                 app_id="a",
                 timestamp=moment,
+                priority=3,
                 headers={"x-attempt": 2},
             ),
         )
