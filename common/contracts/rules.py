@@ -27,6 +27,10 @@ from pydantic import (
 NAME_MAX_LENGTH = 100
 """Characters in a name after trimming and NFC."""
 
+NAME_TYPED_LENGTH = 10 * NAME_MAX_LENGTH
+"""Characters that are brought into one form: letters may come apart from their marks, with spaces
+and invisible characters between them."""
+
 EMAIL_MAX_LENGTH = 254
 """Characters in an address (RFC 5321, 4.5.3.1.3 less the angle brackets)."""
 
@@ -98,8 +102,13 @@ def clean_name(value: object) -> object:
     """
     if not isinstance(value, str) or _PLAIN_NAME.fullmatch(value):
         return value
-    # Remembered where it is short: each name passes here three times on its way.
-    return _in_one_form(value) if len(value) <= NAME_MAX_LENGTH else _in_one_form.__wrapped__(value)
+    if len(value) <= NAME_MAX_LENGTH:
+        # Remembered: each name passes here three times on its way.
+        return _in_one_form(value)
+    value = value.strip()
+    # To compose many marks behind one letter takes time that grows with their square. What is
+    # left as it is here is too long for a name.
+    return _in_one_form.__wrapped__(value) if len(value) <= NAME_TYPED_LENGTH else value
 
 
 @lru_cache(maxsize=REMEMBERED_NAMES)

@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001
 # Names of all scripts are full of characters that look like others.
 
+import time
 import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -221,11 +222,21 @@ def test_a_name_that_was_cleaned_stays_as_it_is(text: str) -> None:
     assert clean_name(cleaned) == cleaned
 
 
+def test_a_name_that_is_made_to_take_long_is_refused_at_once() -> None:
+    zalgo = "a" + "\N{COMBINING ACUTE ACCENT}\N{COMBINING GRAVE ACCENT BELOW}" * 30_000
+
+    started = time.process_time()
+    assert refused(NAME, zalgo)
+
+    assert time.process_time() - started < 1
+
+
 def test_a_name_has_up_to_100_characters_after_trimming_and_composing() -> None:
     decomposed = "e\N{COMBINING ACUTE ACCENT}" * 100
 
     assert NAME.validate_python("é" * 100) == NAME.validate_python(decomposed) == "é" * 100
     assert NAME.validate_python(" " * 500 + "a" * 100) == "a" * 100
+    assert NAME.validate_python(" " * 50_000 + decomposed) == "é" * 100
     assert NAME.validate_python("𐐷" * 100) == "𐐷" * 100  # characters, not UTF-16 units
     assert refused(NAME, "a" * 101)
 
