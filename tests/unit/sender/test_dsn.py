@@ -325,6 +325,8 @@ HOSTILE = {
     "a type": "Content-Type: multipart/mixed;" + ' boundary="\\' * 20_000,
     "ids": "References: " + "<0192f7a4-5b7c-5c3e-9f10-" * 10_000,
     "mails": "Content-Type: message/rfc822\n\n" * 8_000,
+    "spaces among ids": f"Content-Type: message/rfc822\nReferences: x{' ' * 1_950}y\n\n" * 98
+    + "Content-Type: message/delivery-status\n\nAction: failed\n",
     "spaces": "Content-Type: message/delivery-status\n\nAction" + " " * 250_000 + "failed",
 }
 
