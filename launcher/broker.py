@@ -304,7 +304,7 @@ def ask_management(
     """Call the management API of a broker on this machine and return its JSON.
 
     Raises:
-        LauncherError: It answered with an error.
+        LauncherError: It answered with an error, or not with JSON.
         OSError: It could not be reached, or did not answer in time.
     """
     connection = http.client.HTTPConnection(HOST, port, timeout=MANAGEMENT_SECONDS)
@@ -317,8 +317,12 @@ def ask_management(
     finally:
         connection.close()
     if response.status >= http.HTTPStatus.BAD_REQUEST:
-        raise LauncherError(f"{method} {path}: {response.status} {content.decode()}")
-    return json.loads(content) if content else None
+        text = content.decode("utf-8", "replace")
+        raise LauncherError(f"{method} {path}: {response.status} {text}")
+    try:
+        return json.loads(content) if content else None
+    except ValueError as error:
+        raise LauncherError(f"{method} {path}: the answer is no JSON.") from error
 
 
 def speaks_amqp(port: int) -> bool:

@@ -1,9 +1,13 @@
 """What an examination of a broker finds, by what its management API answers."""
 
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
+from launcher.broker import ask_management
 from launcher.confirming import QUEUE, examine_broker
 from launcher.errors import LauncherError
 
@@ -104,3 +108,27 @@ def test_a_refusal_is_told_in_its_words() -> None:
         raise LauncherError("GET /api/nodes: 401 not_authorised")
 
     assert "401 not_authorised" in examine_broker(refuse).problem
+
+
+class Nonsense(BaseHTTPRequestHandler):
+    """Answers with something that is no JSON and no UTF-8."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>\xff")
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+def test_an_answer_that_is_no_json_is_a_finding_and_ends_nobody() -> None:
+    with HTTPServer(("127.0.0.1", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ask = partial(ask_management, port=server.server_port, user="a", password="b")
+
+        finding = examine_broker(ask)
+
+        server.shutdown()
+    assert finding.needs_restart
+    assert "no JSON" in finding.problem
