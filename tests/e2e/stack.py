@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 import aiohttp
 import asyncpg
 
+from launcher.private import remove_folder
 from tests.amqp import eventually
 
 PROJECT = Path(__file__).parents[2]
@@ -187,7 +188,7 @@ def running(data: Path, **settings: str) -> Iterator[Stack]:
         yield stack
     finally:
         stack.launcher("down")
-        subprocess.run(["rm", "-rf", str(data)], check=True)
+        remove_folder(data, keep_logs=False)
 
 
 def _started(data: Path, settings: Mapping[str, str]) -> Stack:
