@@ -268,7 +268,8 @@ def judge(answer: Answer, *, needs_utf8: bool = False) -> Outcome:
         if reply.code in NO_SUCH_PARAMETER or refusal is Refusal.UNSUPPORTED_ADDRESS:
             return Outcome(DeliveryStatus.FAILED, reply)
         refusal = Refusal.POLICY
-    if refusal is Refusal.UNKNOWN:
+    says_why = refusal is not Refusal.UNKNOWN
+    if not says_why:
         refusal = _without_words(answer)
     failed = refusal is Refusal.MESSAGE or (
         refusal.concerns_recipient and refusal is not Refusal.MAILBOX_FULL
@@ -276,7 +277,8 @@ def judge(answer: Answer, *, needs_utf8: bool = False) -> Outcome:
     return Outcome(
         DeliveryStatus.FAILED if failed else DeliveryStatus.DEFERRED,
         reply,
-        concerns_recipient=refusal.concerns_recipient,
+        # A bare 550 may be anything: of one recipient it is believed, of all in a row it is not.
+        concerns_recipient=says_why and refusal.concerns_recipient,
     )
 
 

@@ -202,9 +202,15 @@ async def test_addresses_that_are_dead_full_or_greylisted_in_a_row_stop_nobody(
     assert statuses == [status] * 6
 
 
-async def test_a_mail_that_is_refused_for_its_size_fails_unless_all_are() -> None:
+@pytest.mark.parametrize(
+    ("point", "reply"),
+    [("TEXT", "552 5.3.4 too big"), ("RCPT", "550 no"), ("RCPT", "555"), ("RCPT", "553 5.0.0 -")],
+)
+async def test_what_fails_one_mail_without_saying_whose_fault_it_is_is_ours_if_all_get_it(
+    point: Point, reply: str
+) -> None:
     async with running_smtp_server() as server, a_mailer(server) as mailer:
-        server.on("TEXT", "552 5.3.4 too big")
+        server.on(point, reply)
         statuses = await in_a_row(mailer, 4)
 
     assert statuses == [DeliveryStatus.FAILED] * 2 + [None] * 2
