@@ -1,5 +1,6 @@
 """A private PostgreSQL server: own data and port, never as root."""
 
+import errno
 import os
 import pwd
 import shutil
@@ -34,6 +35,9 @@ ELSEWHERE = (Path("/var/lib/userstream"), Path("/var/tmp"))  # noqa: S108 - mkdt
 
 UNSAFE_BUT_FAST = ("fsync=off", "full_page_writes=off")
 """Settings for tests: safe against a killed process, not against a power cut."""
+
+COPY_SECONDS = 3600.0
+"""For data that move to another file system."""
 
 PROTOCOL_VERSION = 3 << 16
 """Of PostgreSQL's messages; 3.0 since PostgreSQL 7.4."""
@@ -72,6 +76,8 @@ class Postgres:
         Raises:
             LauncherError: There is none of the version that made the data, or that is gone.
         """
+        if self._next_link.is_symlink() and not self.directory.exists():
+            self._next_link.replace(self.directory)
         if self.directory.is_symlink() and not self.directory.exists():
             raise LauncherError(
                 f"The database of this data was in {self.directory.readlink()}, and is not there"
@@ -166,13 +172,32 @@ class Postgres:
         if self.directory.is_symlink() or not (owner := unprivileged_owner()):
             return
         if not _reachable(self.directory.parent):
-            elsewhere = _elsewhere()
-            for entry in self.directory.iterdir():  # of a start when it could be reached
-                shutil.move(entry, elsewhere)
-            self.directory.rmdir()
-            self.directory.symlink_to(elsewhere)
+            self._move_elsewhere()
         os.chown(self._home, owner.uid, owner.gid)
         self._home.chmod(0o700)
+
+    def _move_elsewhere(self) -> None:
+        """Move what an earlier start made, and leave a link: all of it or, if killed, nothing."""
+        elsewhere = _elsewhere()
+        self._next_link.unlink(missing_ok=True)
+        self._next_link.symlink_to(elsewhere)
+        moved = self.directory.with_name(f"{self.directory.name}.moved")
+        try:
+            self.directory.rename(elsewhere)  # which is empty
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # Another file system. Of all that copies, this alone keeps who owns what.
+            copy = ["cp", "-a", f"{self.directory}/.", str(elsewhere)]
+            run_briefly(copy, timeout=COPY_SECONDS)
+            self.directory.rename(moved)
+        self._next_link.replace(self.directory)
+        shutil.rmtree(moved, ignore_errors=True)
+
+    @property
+    def _next_link(self) -> Path:
+        """The link before it takes the folder's place; still there if that was broken off."""
+        return self.directory.with_name(f"{self.directory.name}.link")
 
     def _programs(self) -> Path:
         """The programs of the version that made the data, or of the newest there is."""
