@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from email.message import Message as Part
 from html import unescape
 
-from mailcatcher.headers import clean, decode_words
+from mailcatcher.headers import VALUE_LIMIT, clean, decode_words
 
 _SPACE = re.compile(r"[\s\ufeff]+")
 SNIPPET_SOURCE = 50_000
@@ -19,6 +19,15 @@ _NESTING_LIMIT = 50
 
 _PART_LIMIT = 1000
 """Parts looked at; a mail of more is a test of our patience."""
+
+
+_PARAMETER_LIMIT = 200
+"""In one header: at each semicolon within quotes the parser counts all quotes before it anew."""
+
+_WITH_PARAMETERS = re.compile(
+    rb"(?:^|[\r\n])content-(?:type|disposition):[^\r\n]*(?:(?:\r\n|\r|\n)[ \t][^\r\n]*)*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +71,17 @@ class Content:
 
 def read_content(raw: bytes) -> Content:
     """Decode a mail. Of one that makes no sense, whatever can be shown: never an error."""
-    if raw.lower().count(b"multipart/") > _NESTING_LIMIT:
+    if raw.lower().count(b"multipart/") > _NESTING_LIMIT or _has_endless_header(raw):
         return _unread(raw)
     try:
         return _read_parts(email.message_from_bytes(raw))
     except Exception:  # noqa: BLE001 - broken MIME makes the parser raise nearly anything
         return _unread(raw)
+
+
+def _has_endless_header(raw: bytes) -> bool:
+    headers = _WITH_PARAMETERS.finditer(raw)
+    return any(header[0].count(b";") > _PARAMETER_LIMIT for header in headers)
 
 
 def _unread(raw: bytes) -> Content:
@@ -156,7 +170,7 @@ def _attachment(number: int, part: Part) -> Attachment:
     payload = part.get_payload(decode=True)
     return Attachment(
         part_id=str(number),
-        file_name=clean(decode_words(part.get_filename() or "")),
+        file_name=clean(decode_words((part.get_filename() or "")[:VALUE_LIMIT])),
         content_type=clean(part.get_content_type()),
         content_id=clean(content_id),
         inline=part.get_content_disposition() == "inline"

@@ -92,6 +92,32 @@ def test_strip_html_takes_ten_times_as_long_for_ten_times_as_much(piece: str) ->
 
 
 @pytest.mark.parametrize(
+    "header",
+    ["Content-Type: text/plain", "Content-Type: multipart/mixed", "Content-Disposition: inline"],
+)
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [('; a="', ";b"), ("", ";b=c"), ('; a="', ";\n "), ("; filename=", "=?utf-8?b?a?=\n ")],
+)
+def test_a_header_is_read_in_ten_times_the_time_for_ten_times_as_much(
+    header: str, begin: str, piece: str
+) -> None:
+    def seconds(count: int) -> float:
+        mail = f"Subject: x\n{header}{begin}{piece * count}\n\nhello".encode()
+        begun = time.thread_time()
+        read_content(mail)
+        return time.thread_time() - begun
+
+    assert seconds(40_000) < 40 * max(seconds(4_000), 0.005)
+
+
+def test_a_mail_whose_headers_are_too_odd_to_be_read_is_shown_as_it_is() -> None:
+    mail = b'Content-Type: text/plain; a="' + b";" * 1000 + b"\r\n\r\nhello"
+
+    assert read_content(mail).text == "hello"
+
+
+@pytest.mark.parametrize(
     ("html", "words"),
     [
         ("a<!-- b --><!-- c", "a"),
