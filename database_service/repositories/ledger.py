@@ -166,7 +166,8 @@ async def _note_incidents(connection: Connection, batch: LedgerBatch) -> None:
 
 # An id that is known at the same offset is the same message read again, after the stream was
 # begun anew; at another one it was published again. A missing one is then looked for there,
-# and one that was discarded has another chance.
+# and one that was discarded has another chance. That an id is stored tells how far the work queue
+# has come only where it is new: what is published again may still wait behind everybody else.
 # Of several mails for one registration the one counts that came furthest.
 INSERT_ENTRIES = """
     WITH looked AS (
@@ -215,7 +216,8 @@ INSERT_ENTRIES = """
            count(*) FILTER (WHERE known_offset IS NULL AND outcome = 'duplicate') AS duplicates,
            count(*) FILTER (WHERE known_offset IS NULL AND mail = 'sent') AS mailed,
            count(*) FILTER (WHERE known_offset IS NULL AND mail = 'suppressed') AS suppressed,
-           CASE WHEN count(outcome) > 0 THEN now() END AS stored_up_to
+           CASE WHEN count(outcome) FILTER (WHERE known_offset IS NULL) > 0 THEN now() END
+               AS stored_up_to
       FROM looked
 """
 

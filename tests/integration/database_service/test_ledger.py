@@ -340,6 +340,22 @@ async def test_a_publishers_old_clock_makes_nobody_missing_for_long(
     assert (await settled(ledger, after=0)).missing_for_long == 1
 
 
+async def test_an_id_that_comes_again_does_not_tell_how_far_the_work_queue_has_come(
+    ledger: LedgerRepository, registrations: RegistrationRepository
+) -> None:
+    """Stored long ago, it is stored now, too, though its message waits behind all the others."""
+    (known,) = await stored(registrations, 1)
+    await ledger.insert_entries(a_batch([known]))
+    before = (await settled(ledger)).stored_up_to
+    await ledger.insert_entries(a_batch([uuid4()], at=1))
+
+    await ledger.insert_entries(a_batch([known], at=2))
+
+    settlement = await settled(ledger)
+    assert settlement.totals.repeated == 1
+    assert settlement.stored_up_to == before
+
+
 @pytest.mark.parametrize("at_once", [4, 1000])
 async def test_rows_that_vanish_are_noticed_in_turns_and_told_once(
     ledger: LedgerRepository,
