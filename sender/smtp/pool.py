@@ -241,9 +241,8 @@ class Pool:
         try:
             return await waiting.turn
         except asyncio.CancelledError:
-            if not waiting.turn.cancelled():  # it was our turn in the same moment
-                with suppress(LinkDroppedError):
-                    self._pass_on(waiting.turn.result())
+            if not waiting.turn.cancelled() and waiting.turn.exception() is None:
+                self._pass_on(waiting.turn.result())  # it was our turn in the same moment
             raise
 
     def _take_follower(self, connection: Connection) -> Mail | None:

@@ -9,6 +9,7 @@ from common.errors import DestinationBusyError, MailServerUnavailableError
 from sender import mailer as mailer_module
 from sender.mailer import Outcome, SmtpMailer
 from sender.smtp import link, pool
+from sender.smtp.errors import BusyDestinationError
 from sender.smtp.replies import Phase
 from tests.amqp import eventually
 from tests.integration.sender.test_mailer import a_mailer, send
@@ -169,5 +170,23 @@ async def test_a_server_that_is_slow_with_a_mail_is_ready(monkeypatch: pytest.Mo
         await until(lambda: len(server.mails) == SIZE)
 
         await mailer.check()
+        held.released.set()
+        await all_sent(slow)
+
+
+async def test_a_mail_that_is_called_off_as_it_is_sent_elsewhere_is_called_off() -> None:
+    async with running_smtp_server() as server, a_mailer(server, connections=1) as mailer:
+        held = Hold("250 ok")
+        server.on("RCPT", held, to="@slow.example")
+        slow = started(mailer, 1, "slow.example")
+        waiting = asyncio.create_task(send(mailer, "b@slow.example"))
+        queue = mailer._pool._waiting
+        await until(lambda: bool(queue), "waiting for the connection")
+
+        queue[0].turn.set_exception(BusyDestinationError())
+        waiting.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
         held.released.set()
         await all_sent(slow)

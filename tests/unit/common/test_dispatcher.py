@@ -322,6 +322,18 @@ async def test_a_republished_message_drops_headers_that_are_not_ours(
     assert bench.sent.headers.get("x-error-code") != "of an earlier life"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no luck"), PermanentError("no"), UnderWayError()])
+async def test_a_republished_message_that_is_to_mail_nobody_still_mails_nobody(
+    error: Exception,
+) -> None:
+    bench = Bench(error)
+
+    await bench.dispatch(headers={"x-without-mail": True})
+
+    assert bench.handler.seen[0].without_mail
+    assert bench.sent.headers["x-without-mail"] is True
+
+
 async def test_the_first_failure_notes_when_and_later_ones_keep_it() -> None:
     bench = Bench(RuntimeError("no luck"))
     before = datetime.now(UTC).isoformat(timespec="milliseconds")
