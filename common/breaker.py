@@ -61,6 +61,8 @@ class Case:
     failures: int = 0
     failed_at: int = 0
     """Number of its latest failure, see ``Evidence.failures``."""
+    refuted: bool = False
+    """Whether another message ever got through between two of its failures."""
     last_tries: int = 0
     """How often it failed by itself where its next step would be the dead letters."""
 
@@ -121,6 +123,7 @@ class Evidence:
         case.failed_at = self.failures
         self._witnesses.pop(case.message_id, None)
         if refuted:
+            case.refuted = True
             return True
         if len(self._witnesses) >= WITNESSES:  # more would prove no more
             del self._witnesses[next(iter(self._witnesses))]

@@ -340,10 +340,13 @@ class Consumer:
     def _is_given_up(self, delivery: Delivery, case: Case) -> bool:
         """Whether it may go to its next step; the last one is not taken lightly.
 
-        A link that breaks now and then looks to some messages as if others always got through.
+        A link that breaks now and then looks to some messages as if others always got through. And
+        one that nobody else came by may have met an outage that the neighbour does not admit.
         """
         if not self._dispatcher.is_last_attempt(delivery):
             return True
+        if not case.refuted:
+            return False
         case.last_tries += 1
         return case.last_tries >= LAST_TRIES
 

@@ -415,6 +415,21 @@ async def test_an_outage_that_only_messages_show_burns_no_attempt(
     assert await depth(empty_broker.admin_url, DEAD) == 0
 
 
+async def test_a_single_message_in_an_outage_that_nobody_admits_is_not_dead_lettered(
+    empty_broker: TestBroker,
+) -> None:
+    """As with PostgreSQL's disk full: it can be asked, and stores nothing."""
+    handler = Recorder()
+    handler.error = DatabaseServiceUnavailableError("gone")
+
+    async with a_consumer(empty_broker, handler, ask=is_well):
+        one = await submit(empty_broker)
+        await eventually(lambda: len(handler.seen) >= 3 + 2 * LAST_TRIES, "trying again and again")
+        assert await depth(empty_broker.admin_url, DEAD) == 0
+        handler.error = None
+        await eventually(lambda: [each.id for each in handler.done] == [one], "handling it")
+
+
 async def test_a_single_message_in_an_outage_that_is_admitted_burns_no_attempt(
     empty_broker: TestBroker,
 ) -> None:
