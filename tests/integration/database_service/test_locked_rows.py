@@ -14,6 +14,7 @@ from common.contracts.registrations import Outcome, RegistrationToStore
 from common.database_client import DatabaseClient
 from common.errors import DatabaseServiceUnavailableError, RowLockedError
 from database_service import pool
+from database_service.pool import Database
 from tests.integration.database_service.builders import (
     a_claim,
     a_registration,
@@ -65,6 +66,24 @@ async def a_user(client: DatabaseClient) -> tuple[int, str]:
     stored = await client.store(a_registration(address))
     assert stored.user_id is not None
     return stored.user_id, address
+
+
+async def test_a_lock_is_waited_for_longer_than_a_deadlock_and_not_as_long_as_a_statement(
+    database_dsn: str,
+) -> None:
+    async with (
+        Database.open(settings_for(database_dsn, pool_max=2)) as database,
+        database.connection() as one,
+        database.connection() as other,  # one of them has migrated, and waited without end
+    ):
+        for connection in (one, other):
+            rows = await connection.fetch(
+                "SELECT name, setting::int FROM pg_settings"
+                " WHERE name IN ('lock_timeout', 'deadlock_timeout')"
+            )
+            milliseconds = dict(map(tuple, rows))
+            assert milliseconds["deadlock_timeout"] < milliseconds["lock_timeout"]
+            assert milliseconds["lock_timeout"] < pool.COMMAND_SECONDS * 1000 / 2
 
 
 async def test_a_row_of_one_user_left_uncommitted_holds_up_no_other_registration(

@@ -3,8 +3,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.coalesce import Coalescer
-from common.errors import DatabaseServiceUnavailableError, InvalidError
+from common.coalesce import SINGLES_UNDER_WAY, Coalescer
+from common.errors import DatabaseServiceUnavailableError, InvalidError, RowLockedError
 
 
 class Neighbour:
@@ -14,6 +14,7 @@ class Neighbour:
         self.requests: list[list[int]] = []
         self.gate: asyncio.Event | None = None
         self.bad: set[int] = set()
+        self.locked: set[int] = set()
         self.away = False
 
     async def __call__(self, items: list[int]) -> list[int]:
@@ -24,6 +25,8 @@ class Neighbour:
             raise DatabaseServiceUnavailableError("gone")
         if self.bad & set(items):
             raise InvalidError("one of them is bad")
+        if self.locked & set(items):
+            raise RowLockedError("somebody holds one of them")
         return [item * 2 for item in items]
 
 
@@ -90,6 +93,23 @@ async def test_a_bad_item_fails_alone() -> None:
 
     assert results[:2] + results[3:] == [0, 2, 6]
     assert isinstance(results[2], InvalidError)
+
+
+async def test_what_is_locked_fails_alone_and_the_others_do_not_wait_for_it() -> None:
+    neighbour = Neighbour()
+    neighbour.locked = {1, 2, 3}
+    double = coalescer(neighbour)
+    calls = [asyncio.create_task(double(item)) for item in range(6)]
+    await turns(3)
+    neighbour.gate = asyncio.Event()
+    await turns()
+
+    assert neighbour.requests == [[0, 1, 2, 3, 4, 5], *([one] for one in range(SINGLES_UNDER_WAY))]
+
+    neighbour.gate.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [answer for answer in answers if isinstance(answer, int)] == [0, 8, 10]
+    assert [type(answers[item]) for item in (1, 2, 3)] == [RowLockedError] * 3
 
 
 async def test_an_outage_reaches_everyone_and_is_asked_once() -> None:

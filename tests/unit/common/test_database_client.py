@@ -15,6 +15,7 @@ from common.errors import (
     NeighbourError,
     NeighbourTimeoutError,
     NotFoundError,
+    RowLockedError,
 )
 from tests.polling import until
 
@@ -69,6 +70,7 @@ PROBLEM = "application/problem+json"
         (422, PROBLEM, "no JSON", NeighbourError, "422"),
         (422, PROBLEM, "[]", NeighbourError, "422"),
         (503, PROBLEM, '{"detail": "Away."}', DatabaseServiceUnavailableError, "Away"),
+        (503, PROBLEM, '{"code": "row_locked", "detail": "Held."}', RowLockedError, "Held"),
         (503, "text/html", "", DatabaseServiceUnavailableError, None),
         (502, "text/html", "<h1>502</h1>", NeighbourError, "502"),
         (500, PROBLEM, '{"code": "not_found"}', NeighbourError, "500"),
