@@ -9,15 +9,15 @@ from aiohttp import hdrs, web
 from common.http.api import Api
 
 _EVERYWHERE = {
-    "/health": "whether it can do its work, and what it waits for",
-    "/api-docs": "what can be asked, to be tried in the browser",
-    "/openapi.json": "the same for programs",
-    "/metrics": "figures for Prometheus",
+    "/health": "Whether it can do its work, and what it waits for",
+    "/api-docs": "What can be asked, to be tried in the browser",
+    "/openapi.json": "The same for programs",
+    "/metrics": "Figures for Prometheus",
 }
 
 _STYLE = (
     "body{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:2rem auto;padding:0 1rem}"
-    "li{margin:.4rem 0}"
+    "h1{font-size:clamp(1.4rem,8vw,2rem)}li{margin:.4rem 0}"
 )
 
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -71,11 +71,19 @@ def add_index(app: web.Application, name: str, description: str, version: str, a
 
 
 def _pages(api: Api) -> dict[str, str]:
-    """The service's own pages: what it answers to GET with HTML under a fixed address."""
-    return {
+    """The service's own pages: what it answers to GET with HTML under a fixed address.
+
+    Those below another page are left out: that one links them, and with what they ask for.
+    """
+    found = {
         operation.url: operation.summary
         for operation in api.operations
         if operation.method == "GET"
         and "{" not in operation.url
         and operation.returns.get(200) == "text/html"
+    }
+    return {
+        url: summary
+        for url, summary in found.items()
+        if not any(url.startswith(f"{above}/") for above in found)
     }

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from pydantic import BaseModel
 
 from common.http.api import Api
 from common.http.app import base_app
@@ -15,12 +16,23 @@ from tests.services import serving
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
+class Kind(BaseModel):
+    """What a page below another one must be told."""
+
+    kind: str
+
+
 def a_service(*, has_page: bool = False) -> web.Application:
     api = Api()
 
     @api.get("/letters", returns={200: "text/html"}, summary="What <waits>")
     async def letters(_request: web.Request) -> web.Response:
         return web.Response(text="here")
+
+    @api.get("/letters/discard", query=Kind, returns={200: "text/html"})
+    async def discard(_request: web.Request, *, query: Kind) -> web.Response:
+        """What would be discarded."""
+        return web.Response(text=query.kind)
 
     @api.get("/letters/{name}", returns={200: "text/html"})
     async def letter(_request: web.Request) -> web.Response:
