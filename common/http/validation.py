@@ -47,8 +47,17 @@ def validate(model: type[Model], values: object, prefix: str = "/") -> Model:
 
 
 def read_path(request: web.Request, model: type[Model]) -> Model:
-    """The path's placeholders as a model."""
-    return validate(model, _by_alias(model, request.match_info), prefix="")
+    """The path's placeholders as a model.
+
+    Raises:
+        InvalidError: Most often the link was copied in part.
+    """
+    try:
+        return validate(model, _by_alias(model, request.match_info), prefix="")
+    except InvalidError as error:
+        named = ", ".join(item.pointer for item in error.errors)
+        detail = f"{named} in the address is not valid. Check that it was copied whole."
+        raise InvalidError(detail, errors=error.errors) from error
 
 
 def read_query(request: web.Request, model: type[Model]) -> Model:

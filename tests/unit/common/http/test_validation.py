@@ -86,6 +86,17 @@ async def test_a_good_request_is_handed_over_validated(client: TestClient[Any, A
         assert await answer.json() == [7, 3, False, "Rex"]
 
 
+async def test_who_followed_half_a_link_is_told_so(client: TestClient[Any, Any]) -> None:
+    async with client.put("/pets/seven", json={"petName": "Rex"}) as answer:
+        said = await answer.json()
+
+        assert answer.status == 422
+        assert said["detail"] == (
+            "petId in the address is not valid. Check that it was copied whole."
+        )
+        assert [error["pointer"] for error in said["errors"]] == ["petId"]
+
+
 async def test_an_answer_is_written_in_camel_case(client: TestClient[Any, Any]) -> None:
     async with client.post("/pets", json={"petName": "Rex", "size": "large"}) as answer:
         assert answer.status == 201
