@@ -110,6 +110,13 @@ _KEY_HEADER = {
 }
 
 
+NOT_PROMISED = (
+    "Nothing was promised: send it again, best with the same Idempotency-Key, which makes that"
+    " harmless."
+)
+"""What a program is told with a 503."""
+
+
 @api.post(
     "/api/registrations",
     body=RegistrationRequest,
@@ -122,7 +129,10 @@ async def submit(request: web.Request, *, body: RegistrationRequest) -> web.Resp
     key = idempotency_key(request)
     if key is not None:
         request.app[IDENTITIES].check_reuse(body, key)
-    registration_id = await _register(request, body, key)
+    try:
+        registration_id = await _register(request, body, key)
+    except UnavailableError as error:
+        raise type(error)(f"{error.detail.rstrip('.')}. {NOT_PROMISED}") from error
     if key is not None:
         request.app[IDENTITIES].remember(body, key)
     status_url = f"{request.app[BASE_URL]}/registrations/{registration_id}"
