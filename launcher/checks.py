@@ -27,6 +27,8 @@ ALL_TESTS = ("-n", "2", "--dist", "loadfile")
 A file stays on one worker, so that each starts its own broker and database only once.
 """
 
+HELP = frozenset({"-h", "--help", "--version", "-V"})
+
 
 def run(pytest_arguments: list[str], terminal: Terminal) -> int:
     """Run all checks, pytest last, and return 0 if all of them passed."""
@@ -36,6 +38,9 @@ def run(pytest_arguments: list[str], terminal: Terminal) -> int:
     variables["PYTHONUTF8"] = "1"  # whatever the locale: files of the project are UTF-8
     if os.environ.get("CI") == "true":
         variables["USERSTREAM_REQUIRE_BROWSER"] = "1"
+    if HELP.intersection(pytest_arguments):  # nothing is to be tested
+        command = ["pytest", *pytest_arguments]
+        return subprocess.run(command, cwd=PROJECT, env=variables, check=False).returncode
     _provide_browser(terminal)
     failed = []
     for check in STATIC_CHECKS:
