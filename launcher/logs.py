@@ -149,7 +149,10 @@ def show(
         LauncherError: There is no such log.
     """
     if not any(folder.glob("*.log")):
-        raise LauncherError(f"There are no logs in {folder}.")
+        raise LauncherError(
+            f"There are no logs in {folder}: nothing ran with these data. Others are named by"
+            " --port-offset or --data."
+        )
     present = _logs(folder, None)
     if part is not None and part not in present:
         raise LauncherError(f"There is no log of {part}. There are: {', '.join(present)}")
@@ -175,7 +178,8 @@ def show(
 
 def _logs(folder: Path, part: str | None) -> dict[str, Path]:
     """Part to its log."""
-    found = {path.stem: path for path in sorted(folder.glob("*.log"))}
+    # RabbitMQ has a second log, of its feature flags, under its node's name: no part of its own.
+    found = {path.stem: path for path in sorted(folder.glob("*.log")) if "@" not in path.stem}
     return found if part is None else {part: found[part]}
 
 

@@ -115,6 +115,19 @@ def test_an_unknown_part_names_the_known_ones(folder: Path) -> None:
         shown(folder, "reciever")
 
 
+def test_the_brokers_log_of_its_features_is_no_part(folder: Path) -> None:
+    (folder / "userstream@localhost_upgrade.log").write_text(f"{RABBITMQ}\n", "utf-8")
+
+    assert len(shown(folder)) == 5
+    with pytest.raises(LauncherError, match=r"sender$"):
+        shown(folder, "userstream@localhost_upgrade")
+
+
+def test_where_nothing_ran_it_says_which_options_name_other_data(tmp_path: Path) -> None:
+    with pytest.raises(LauncherError, match="--port-offset or --data"):
+        shown(tmp_path)
+
+
 def test_the_end_of_a_log_is_told_without_what_was_there_before(tmp_path: Path) -> None:
     log = tmp_path / "sender.log"
     log.write_text("an old failure\n", "utf-8")
