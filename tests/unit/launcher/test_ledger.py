@@ -88,7 +88,7 @@ def test_a_ledger_in_which_nothing_is_lost_says_so(monkeypatch: pytest.MonkeyPat
     assert lines[-1] == "Nothing is lost."
     (stored,) = [line for line in lines if line.startswith("    stored")]
     assert stored.split() == ["stored", "12,300"]
-    (hospital,) = [line for line in lines if "in hospital" in line]
+    (hospital,) = [line for line in lines if "dead letters" in line]
     assert hospital.endswith("malformed 2")
 
 
