@@ -309,7 +309,10 @@ def ask_management(
     """
     connection = http.client.HTTPConnection(HOST, port, timeout=MANAGEMENT_SECONDS)
     credentials = f"{user}:{password}".encode()
-    headers = {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
+    headers = {
+        "Authorization": f"Basic {base64.b64encode(credentials).decode()}",
+        "Content-Type": "application/json",  # without it, definitions are answered with 415
+    }
     try:
         connection.request(method, path, json.dumps(body), headers)
         response = connection.getresponse()
