@@ -20,9 +20,11 @@ BEYOND_SCHEMAS = (
     ("/api/reports", "There is no report with this id."),  # of `after`, the place to go on
     ("/api/reports", "The page can not be found: after."),
     ("/api/notifications/send", "template_data_missing"),
-    ("/api/bounces", "is a mail of the type multipart/report"),
+    ("/api/bounces", "no part message/delivery-status in it"),
+    ("/api/dead-letters/discard", "Name ids, a route or a code"),
     ("/api/dead-letters/redrive", "Name ids, a route or a code"),
     ("/api/dead-letters/rehearse", "Name ids, a route or a code"),
+    ("/dead-letters/discard", "Name ids, a route or a code"),
     ("/dead-letters/redrive", "Name ids, a route or a code"),
     ("/dead-letters/rehearse", "Name ids, a route or a code"),
     ("/api/reports/generate", "The end date lies before the start date."),
