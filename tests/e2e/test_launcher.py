@@ -50,8 +50,10 @@ class Launched:
         return [str(PROJECT / "userstream"), *options, *arguments]
 
     def up(self) -> dict[str, Any]:
-        """Start it, unless it runs; where everything is."""
-        return self._json("up", "--detach", "--json")
+        """Start it, unless it runs; where everything is, whoever may wait for whom just then."""
+        where = self._json("up", "--detach", "--json")
+        where.pop("waiting", None)
+        return where
 
     def status(self) -> dict[str, Any]:
         return self._json("status", "--json")
