@@ -206,7 +206,9 @@ def _started(data: Path, settings: Mapping[str, str]) -> Stack:
             timeout=600,
         )
         if up.returncode == 0:
-            return Stack(options=options, **json.loads(up.stdout))
+            where = json.loads(up.stdout)
+            where.pop("waiting", None)  # on a busy machine; every test waits for what it needs
+            return Stack(options=options, **where)
         failures.append(up.stderr[-2000:])
     raise AssertionError("The stack did not start:\n" + "\n".join(failures))
 
