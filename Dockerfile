@@ -2,7 +2,7 @@
 # What is built is what was tested: the lock's versions, each with its hash, nothing compiled.
 # Sources get their permissions here: a checkout under umask 077 has them for its owner alone.
 
-ARG PYTHON=python:3.11-slim-bookworm
+ARG PYTHON=python:3.11.13-slim-bookworm
 ARG HAPROXY=haproxy:3.0.11
 
 FROM ${PYTHON} AS packages
