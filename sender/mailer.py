@@ -52,6 +52,10 @@ ANSWER_SECONDS = 2.5
 """A mail server that does not answer for so long is not ready, though it may be tomorrow. Less than
 readiness allows for the whole check, so that the answer says what is the matter."""
 
+SILENT_SECONDS = 15.0
+"""After this long without an answer to any of several mails, the server is not ready, whatever it
+says when it is asked whether it is there."""
+
 LONGEST_CHECK_SECONDS = 20.0
 """Then it is asked anew, on a new connection; some servers let strangers wait for a greeting."""
 
@@ -130,11 +134,15 @@ class SmtpMailer:
         """Ask the mail server, at most every few seconds, whether it is there.
 
         Raises:
-            MailServerUnavailableError: It is not.
+            MailServerUnavailableError: It is not, or it is and answers no mail.
         """
         now = time.monotonic()
         if now - self._pool.answered_at < CHECK_SECONDS:
             return  # mails are getting through
+        if (silent := self._pool.count_unanswered(SILENT_SECONDS)) >= RECIPIENTS_IN_A_ROW:
+            raise _unavailable(
+                f"it has answered no mail for {SILENT_SECONDS:g} s, to {silent} domains"
+            )
         if now - self._checked_at >= CHECK_SECONDS:
             if self._checking is None or self._checking.done():
                 self._checking = asyncio.create_task(self._check())

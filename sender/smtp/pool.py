@@ -176,6 +176,12 @@ class Pool:
             raise
         self._idle.append((connection, _now()))
 
+    def count_unanswered(self, seconds: float) -> int:
+        """To how many domains a mail has waited for so long, and no mail was answered since."""
+        until = _now() - seconds
+        work = self._at_work.values()
+        return len({_domain(mail) for mail, since in work if self.answered_at < since <= until})
+
     def _alive(self) -> bool:
         at_work = self._taken - self._being_opened
         return at_work > 0 or any(connection.usable for connection, _ in self._idle)

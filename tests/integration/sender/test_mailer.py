@@ -347,3 +347,31 @@ async def test_readiness_is_not_fooled_by_an_idle_connection_that_was_closed(
         await mailer.check()
 
     assert server.sessions == 2
+
+
+def mails_begun(server: SmtpServer) -> int:
+    return sum(command.startswith("MAIL") for command in server.commands)
+
+
+@pytest.mark.parametrize("point", ["RCPT", "TEXT"])
+async def test_a_server_that_is_there_and_answers_no_mail_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch, point: Point
+) -> None:
+    monkeypatch.setattr(mailer_module, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(link, "SECONDS", dict.fromkeys(Phase, 3600.0))
+    async with running_smtp_server() as server, a_mailer(server, connections=5) as mailer:
+        server.on(point, STALL)
+        two = [asyncio.create_task(send(mailer, f"ada@{name}.example.org")) for name in "ab"]
+        await until(lambda: mails_begun(server) == 2)
+        await mailer.check()  # two may be slow
+        third = asyncio.create_task(send(mailer, "ada@c.example.org"))
+        await until(lambda: mails_begun(server) == 3)
+        with pytest.raises(MailServerUnavailableError, match="answered no mail"):
+            await mailer.check()
+
+        server.forget()
+        await send(mailer, "ada@d.example.org")
+        await mailer.check()  # one got through, so the three are slow
+        for task in (*two, third):
+            task.cancel()
+        await asyncio.gather(*two, third, return_exceptions=True)
