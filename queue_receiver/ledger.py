@@ -270,7 +270,10 @@ class Auditor:
         if queues.bound is not None or queues.under_way or letters.unlisted:
             return queues.bound is False
         settlement = await self._settle(min(BINDING_SUSPECTED_AFTER, self._lost_after))
-        return any(one.registration_id not in letters.codes for one in settlement.missing)
+        return any(
+            one.registration_id not in letters.codes and not one.was_known
+            for one in settlement.missing
+        )
 
     async def _listed(self, dead: int, suspects: list[MissingRegistration]) -> Letters:
         """The dead letters: as last listed, while nothing speaks against it."""
