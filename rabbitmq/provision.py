@@ -103,11 +103,11 @@ def configure(directory: Path, *, memory: str, password: str) -> None:
         password: The administrator's, for the health check beside the broker.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    shared = (CONFIGURATION / "rabbitmq.conf").read_text()
+    shared = (CONFIGURATION / "rabbitmq.conf").read_text("utf-8")
     own = f"log.console = true\ntotal_memory_available_override_value = {memory}\n"
     _write(directory / "rabbitmq.conf", f"{shared}\n# In a container:\n{own}", mode=0o644)
     for name in ("advanced.config", "enabled_plugins", "rabbitmq-env.conf", "health"):
-        _write(directory / name, (CONFIGURATION / name).read_text(), mode=0o644)
+        _write(directory / name, (CONFIGURATION / name).read_text("utf-8"), mode=0o644)
     login = base64.b64encode(f"{ADMINISTRATOR}:{password}".encode()).decode()
     # Readable whatever user the image runs as; the volume is the broker's alone.
     _write(directory / "health_login", login, mode=0o644)
