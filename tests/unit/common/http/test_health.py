@@ -1,4 +1,5 @@
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -142,6 +143,19 @@ async def test_a_check_that_breaks_in_an_unforeseen_way_counts_as_away(
     assert status == 503
     assert report["dependencies"]["postgres"]["code"] == "internal_error"
     assert "hunter2" not in str(report)
+
+
+async def test_files_of_the_documentation_come_piece_by_piece_and_are_kept_by_browsers(
+    client: TestClient[Any, Any],
+) -> None:
+    """Whole, for each who reads slowly, they would take 1.6 MB of memory."""
+    url = "/api-docs/swagger_bundle.js"
+
+    async with client.get(url, headers={"Range": "bytes=0-9"}) as part:
+        assert part.status == 206
+    async with client.get(url, headers={"If-None-Match": part.headers["ETag"]}) as known:
+        assert known.status == 304
+    assert "offapi" not in sys.modules  # which would take 38 MB, for its files alone
 
 
 async def test_the_documentation_and_the_metrics_need_nothing_else(
