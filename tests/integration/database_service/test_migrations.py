@@ -26,6 +26,9 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 FIRST = Migration(1, "0001_first.sql", "CREATE TABLE first (id integer)")
 SECOND = Migration(2, "0002_second.sql", "CREATE TABLE second (id integer)")
 
+REASONS = 12
+"""Number of the migration that gives suppressions reasons."""
+
 
 @pytest.fixture
 async def pool(database_dsn: str) -> AsyncIterator[Pool]:
@@ -96,6 +99,27 @@ async def test_a_migration_that_fails_over_a_row_does_not_quote_it(pool: Pool) -
             await migrate(connection, [unique])
 
     assert "ada@" not in str(failure.value)
+
+
+async def test_addresses_that_were_closed_for_another_reason_than_their_own_are_open_again(
+    pool: Pool,
+) -> None:
+    statuses = ["5.1.1", "5.1.6", "5.1.10", "5.2.1", "5.7.17"]
+    statuses += ["5.0.0", "5.1.8", "5.1.11", "5.2.2", "5.3.4", "5.4.316", "5.7.1", "5.7.171"]
+    every = read_migrations()
+    async with pool.acquire() as connection:
+        await migrate(connection, [one for one in every if one.number < REASONS])
+        await connection.executemany(
+            "INSERT INTO suppressed_addresses (address, bounce_id, status)"
+            " VALUES ($1, gen_random_uuid(), $1)",
+            [(status,) for status in statuses],
+        )
+        await migrate(connection, every)
+        kept = await connection.fetchval("SELECT count(*) FROM suppressed_addresses")
+        closed = await connection.fetch("SELECT address, expires_at FROM suppressions_in_force")
+
+    assert kept == len(statuses)
+    assert {tuple(row.values()) for row in closed} == {(status, None) for status in statuses[:5]}
 
 
 async def test_an_older_service_leaves_newer_tables_alone(
