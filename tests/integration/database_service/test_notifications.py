@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from aiohttp import ClientSession
 
 from common.contracts.notifications import (
     LEASE_SECONDS,
@@ -16,14 +17,18 @@ from common.contracts.notifications import (
     ClaimRequest,
     DeliveryStatus,
     Template,
+    WithheldMail,
 )
 from common.contracts.users import UserRequest
+from common.database_client import DatabaseClient
 from common.errors import NotFoundError
 from database_service.pool import Database
 from database_service.repositories.notifications import NotificationRepository
+from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.users import UserRepository
 from tests.integration.database_service.builders import (
     a_claim,
+    a_registration,
     an_address,
     an_outcome,
     claimed,
@@ -512,3 +517,41 @@ async def test_sent_is_never_overwritten(notifications: NotificationRepository) 
 async def test_an_unknown_notification_is_not_found(notifications: NotificationRepository) -> None:
     with pytest.raises(NotFoundError):
         await notifications.select_notification(uuid4())
+
+
+async def test_a_mail_that_is_withheld_is_not_sent_unless_something_was_known_of_it(
+    client: ClientSession,
+    notifications: NotificationRepository,
+    registrations: RegistrationRepository,
+) -> None:
+    stored = [a_registration(an_address()) for _ in range(2)]
+    users = [one.user_id for one in await registrations.insert_registrations(stored)]
+    new, known = (
+        a_claim(
+            recipient=registration.email,
+            user_id=user_id,
+            registration_id=registration.registration_id,
+        )
+        for registration, user_id in zip(stored, users, strict=True)
+    )
+    await notifications.insert_claims([known])
+
+    async with DatabaseClient.open(str(client._base_url)) as asks:
+        for claim in (new, known, new):  # and once more, as after a crash
+            assert claim.user_id is not None
+            assert claim.registration_id is not None
+            await asks.withhold_mail(
+                WithheldMail(
+                    message_id=claim.message_id,
+                    recipient=claim.recipient,
+                    template=claim.template,
+                    user_id=claim.user_id,
+                    registration_id=claim.registration_id,
+                )
+            )
+
+    assert await claimed(notifications, new) == [Claim.SUPPRESSED]
+    assert await recorded(notifications, known, DeliveryStatus.SENT)
+    withheld = await notifications.select_notification(new.message_id)
+    assert withheld.status == "suppressed"
+    assert "restored" in (withheld.reason or "")

@@ -102,6 +102,29 @@ async def test_slow_recipients_of_many_domains_are_put_off_before_their_texts() 
     assert len(server.mails) == 120 - len(put_off)
 
 
+async def test_slow_recipients_of_many_domains_are_not_put_off_after_their_texts() -> None:
+    """The server may have them: they would go out twice."""
+    async with running_smtp_server() as server, a_mailer(server, connections=SIZE) as mailer:
+        held = Hold("250 ok")
+        for number in range(MOST + 10):
+            server.on("TEXT", held, to=f"a0@slow{number}.example")
+        slow = [
+            task
+            for number in range(MOST + 10)
+            for task in started(mailer, 1, f"slow{number}.example")
+        ]
+        await until(lambda: server.most_seen == MOST, "all connections")
+        done, _ = await asyncio.wait(
+            slow, timeout=5 * pool.PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+
+        assert not done
+        held.released.set()
+        await all_sent(slow)
+    recipients = [recipient for mail in server.mails for recipient in mail.recipients]
+    assert len(recipients) == len(set(recipients)) == MOST + 10
+
+
 async def test_a_server_that_wants_no_more_connections_is_not_away() -> None:
     limited = SmtpServer(most_sessions=SIZE + 1)
     async with running_smtp_server(limited) as server, a_mailer(server, connections=SIZE) as mailer:
