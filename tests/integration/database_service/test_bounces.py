@@ -222,6 +222,27 @@ async def test_without_a_mail_a_user_is_suppressed_and_a_stranger_is_not(
     assert await sql.fetchval("SELECT array_agg(address) FROM suppressed_addresses") == [user.email]
 
 
+@pytest.mark.parametrize(("days", "status"), [(13, "bounced"), (15, "sent")])
+async def test_a_report_without_an_id_is_about_a_mail_of_the_last_two_weeks(
+    users: UserRepository,
+    notifications: NotificationRepository,
+    bounces: BounceRepository,
+    sql: asyncpg.Connection,
+    *,
+    days: int,
+    status: str,
+) -> None:
+    user = (await users.insert_user(UserRequest(name="A", surname="B", email=an_address()))).user
+    claim = await a_sent_mail(notifications, recipient=user.email, user_id=user.id)
+    await sql.execute(
+        "UPDATE notification_logs SET updated_at = now() - make_interval(days => $1)", days
+    )
+
+    await bounces.insert_bounce(a_report(recipient=user.email))
+
+    assert (await notifications.select_notification(claim.message_id)).status == status
+
+
 WEEK, MONTH = timedelta(days=7), timedelta(days=30)
 
 
@@ -273,6 +294,9 @@ async def test_what_has_run_out_suppresses_no_more(
     sql: asyncpg.Connection,
 ) -> None:
     claim = await a_sent_mail(notifications)
+    waiting = a_claim(recipient=claim.recipient)
+    assert await claimed(notifications, waiting) == [Claim.GRANTED]
+    assert await recorded(notifications, waiting, DeliveryStatus.DEFERRED)
     full = {"status": "5.2.2", "diagnostic": "mailbox full"}
     await bounces.insert_bounce(a_report(claim.message_id, **full))
     later, last = a_claim(recipient=claim.recipient), a_claim(recipient=claim.recipient)
@@ -280,7 +304,7 @@ async def test_what_has_run_out_suppresses_no_more(
     assert await claimed(notifications, later) == [Claim.SUPPRESSED]
     await sql.execute("UPDATE suppressed_addresses SET expires_at = now()")
 
-    assert await claimed(notifications, last) == [Claim.GRANTED]
+    assert await claimed(notifications, last, waiting) == [Claim.GRANTED, Claim.GRANTED]
     mark = ResendMark(notification_ids=[claim.message_id], force=True)
     assert (await resends.mark_resends(mark))[0].decision is ResendDecision.OPENED
     assert await bounces.select_suppressions_after("", 10) == []
