@@ -61,6 +61,10 @@ _STYLE = """.swagger-ui .wrapper { padding: 0 clamp(8px, 2vw, 20px); }
   .swagger-ui .opblock .opblock-summary-path { max-width: 100%; padding: 0 4px; }
   .swagger-ui .opblock-section-header, .swagger-ui .opblock-section-header > label,
   .swagger-ui .execute-wrapper, .swagger-ui .btn-group { flex-wrap: wrap; height: auto; }
+  .swagger-ui .opblock .opblock-section-header .tab-header { flex: 1 0 100%; }
+  .swagger-ui .opblock .tab-header .tab-item.active h4 span::after { bottom: -4px; }
+  .swagger-ui .try-out, .swagger-ui .try-out.btn-group { gap: 8px; padding: 8px 0 0; }
+  .swagger-ui .try-out .try-out__btn { margin: 0; padding: 5px 16px; white-space: nowrap; }
   .swagger-ui .opblock-body { overflow-x: auto; }
   .swagger-ui select, .swagger-ui input, .swagger-ui textarea { max-width: 100%; min-width: 0; }
   .swagger-ui table, .swagger-ui tbody, .swagger-ui tr, .swagger-ui td { display: block; }

@@ -17,6 +17,15 @@ expect.set_options(timeout=20_000)
 
 OPEN_ALL = "document.querySelectorAll('.opblock-summary-control').forEach(b => b.click())"
 TRY_ALL = "document.querySelectorAll('.try-out__btn').forEach(b => b.click())"
+BROKEN_BUTTONS = """[...document.querySelectorAll(".try-out__btn")].filter((button) => {
+  const text = document.createRange();
+  text.selectNodeContents(button);
+  const headings = button.closest(".opblock-section-header").querySelectorAll("h4 span");
+  const above = Math.max(...[...headings].map((span) => span.getBoundingClientRect().bottom));
+  return text.getClientRects().length > 1 || button.getBoundingClientRect().top < above + 4;
+}).map((button) => button.textContent)"""
+"""Buttons whose word is in two lines, or that lie upon the underlined heading beside them."""
+
 WIDTH = "document.documentElement.scrollWidth"
 
 
@@ -47,6 +56,7 @@ async def test_the_page_fits_a_narrow_screen_and_starts_with_what_is_accepted(
         await expect(samples.first).to_be_visible()
 
         assert await page.evaluate(WIDTH) == 320
+        assert await page.evaluate(BROKEN_BUTTONS) == []
         document = json.loads(await (await client.get("/openapi.json")).text())
         examples = [
             content["application/json"]["example"]
