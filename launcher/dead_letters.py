@@ -115,6 +115,8 @@ def list_lines(found: Mapping[str, Any]) -> list[str]:
             f"{group['count']:>7}  {group['code']}  ({group['route']})",
             f"         {group['meaning']} {group['advice']}",
         ]
+    if not found["letters"]:
+        lines += ["", "None of these is of the route and code that you named."]
     for letter in found["letters"]:
         by = f" by {letter['failedService']}" if letter["failedService"] else ""
         lines += [

@@ -75,6 +75,14 @@ def test_nothing_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No message waits" in said("", FakeService(a_page()), monkeypatch)[1]
 
 
+def test_where_only_others_wait_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = a_page(LETTER) | {"letters": []}
+
+    _, text = said("--code too_large", FakeService(others), monkeypatch)
+
+    assert text.splitlines()[-1] == "None of these is of the route and code that you named."
+
+
 def test_the_body_alone_can_be_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     service = FakeService(LETTER)
 
