@@ -353,9 +353,10 @@ class Auditor:
             try:
                 ledger = await self.reconcile(most=MOST_IN_BACKGROUND, gently=True)
             except UserStreamError as error:
-                if error.detail != self._failure:
+                failure = f"The ledger can not be read: {error.detail.rstrip('.')}."
+                if failure != self._failure:
                     log.warning("ledger.unreadable", code=error.code, reason=error.detail)
-                self._failure = f"The ledger can not be read: {error.detail}"
+                self._failure = failure
                 continue
             self._failure = ""
             if ledger.lost > was_lost:

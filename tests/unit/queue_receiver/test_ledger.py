@@ -8,6 +8,7 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from common.contracts.ledger import (
     Acknowledged,
@@ -421,3 +422,23 @@ async def test_while_it_is_behind_the_background_reads_on_without_waiting(
         *(3600, behind, away),
         3600,
     ]
+
+
+async def test_a_ledger_that_stays_unreadable_is_logged_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, is_over = 3, asyncio.Event()
+
+    async def fails(*_: object, **__: object) -> Progress:
+        nonlocal turns
+        turns -= 1
+        if not turns:
+            is_over.set()
+        raise BrokerUnavailableError("Connection refused")
+
+    monkeypatch.setattr(ledger_module, "read_on", fails)
+    with capture_logs() as logs:
+        async with world.auditor.watching(timedelta(milliseconds=1)):
+            await is_over.wait()
+
+    assert [line["event"] for line in logs] == ["ledger.unreadable"]
