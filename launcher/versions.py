@@ -28,8 +28,6 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 PACKAGES = ("rabbitmq-server", "postgresql", "python3", "python3-pip", "ca-certificates")
 
-MIRROR = "http://deb.debian.org/debian"
-
 TESTS = (
     "tests/unit/common/test_rights.py",
     "tests/integration/messaging",
@@ -141,9 +139,7 @@ def _release(name: str, terminal: Terminal) -> Path:
     with terminal.step(f"Fetching Debian {name}"):
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        run_briefly(
-            ["debootstrap", "--variant=minbase", name, str(root), MIRROR], timeout=FETCH_TIMEOUT
-        )
+        run_briefly(["debootstrap", "--variant=minbase", name, str(root)], timeout=FETCH_TIMEOUT)
         # Packages must not start what they bring: that would listen on this machine's ports.
         policy = root / "usr/sbin/policy-rc.d"
         policy.write_text("#!/bin/sh\nexit 101\n", "utf-8")
