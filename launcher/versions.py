@@ -36,8 +36,8 @@ TESTS = (
 )
 """What is run unless told otherwise."""
 
-FROM_OUTSIDE = ("etc/hosts", "etc/resolv.conf", "etc/pip.conf", "etc/xdg/pip/pip.conf")
-"""Files of this machine that programs in a chroot need to find packages."""
+FROM_OUTSIDE = ("etc/hosts", "etc/resolv.conf", "etc/pip.conf", "etc/xdg/pip")
+"""Files and folders of this machine that programs in a chroot need to find packages."""
 
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
@@ -160,9 +160,12 @@ def _release(name: str, terminal: Terminal) -> Path:
 
 def _bring_settings(root: Path) -> None:
     for name in FROM_OUTSIDE:
-        if (file := Path("/") / name).exists():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, root / name)
+        here, there = Path("/") / name, root / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if here.is_dir():
+            shutil.copytree(here, there, dirs_exist_ok=True)
+        elif here.exists():
+            shutil.copyfile(here, there)
 
 
 def _bring_certificates(root: Path) -> None:
