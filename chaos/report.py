@@ -113,7 +113,8 @@ class Report:
             (
                 f"seeds={len(self.runs)} registrations={sum(r.registrations for r in self.runs)}"
                 f" accepted={self.total('accepted')} stored={self.total('stored')}"
-                f" mailed={self.total('mailed')} malformed={self.total('malformed')} faults:"
+                f" mailed={self.total('mailed')} malformed={self.total('malformed')}"
+                f" ids_reused={self.total('ids_reused')} faults:"
                 f" kill9={did[Kind.KILL]} freeze={did[Kind.FREEZE]}"
                 f" broker={_sum(did, BROKER)} pg={_sum(did, POSTGRES)} net={did[Kind.LINK]} {more}"
                 f" smtp_bad={smtp}"
