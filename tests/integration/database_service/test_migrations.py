@@ -26,7 +26,7 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 FIRST = Migration(1, "0001_first.sql", "CREATE TABLE first (id integer)")
 SECOND = Migration(2, "0002_second.sql", "CREATE TABLE second (id integer)")
 
-REASONS = 12
+REASONS = 11
 """Number of the migration that gives suppressions reasons."""
 
 

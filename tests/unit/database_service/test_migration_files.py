@@ -5,12 +5,10 @@ import pytest
 from database_service.migrations import MigrationError, read_migrations
 
 
-def test_the_projects_own_migrations_are_numbered_from_one() -> None:
-    """A number that was given away and not used is left out."""
-    numbers = [migration.number for migration in read_migrations()]
+def test_the_projects_own_migrations_are_numbered_without_gaps() -> None:
+    migrations = read_migrations()
 
-    assert numbers[0] == 1
-    assert numbers == sorted(set(numbers))
+    assert [migration.number for migration in migrations] == [*range(1, len(migrations) + 1)]
 
 
 def test_migrations_come_in_order_of_their_numbers(tmp_path: Path) -> None:
