@@ -42,6 +42,10 @@ class Readiness:
     checks: dict[str, Check] = field(default_factory=dict)
     notes: dict[str, Callable[[], Note]] = field(default_factory=dict)
     circuits: dict[str, Circuit] = field(default_factory=dict)
+    _missing: frozenset[str] = frozenset()
+    """What was not there when somebody asked last."""
+
+    _has_been_ready: bool = False
 
     def add(self, name: str, check: Check) -> None:
         """Ask ``check`` whenever somebody asks whether the service is ready."""
@@ -68,9 +72,26 @@ class Readiness:
         results = await asyncio.gather(*(_result(check) for check in self.checks.values()))
         dependencies = dict(zip(self.checks, results, strict=True))
         ready = all(result["ready"] for result in results)
+        self._log_change(dependencies)
         circuits = {name: circuit.state.value for name, circuit in self.circuits.items()}
         shown = {"circuits": circuits} if circuits else {}
         return {"ready": ready, "dependencies": dependencies, **shown}
+
+    def _log_change(self, dependencies: Mapping[str, Mapping[str, Any]]) -> None:
+        """Log what is missing now and was there before, or that nothing is any more."""
+        reasons = {
+            name: result["detail"] for name, result in dependencies.items() if not result["ready"]
+        }
+        missing = frozenset(reasons)
+        if missing - self._missing:
+            if self._has_been_ready:
+                log.warning("service.not_ready", waits_for=reasons)
+            else:  # at a start everybody waits for somebody
+                log.info("service.waiting", waits_for=reasons)
+        elif self._missing and not missing:
+            log.info("service.ready")
+        self._missing = missing
+        self._has_been_ready |= not missing
 
 
 async def _result(check: Check) -> dict[str, Any]:

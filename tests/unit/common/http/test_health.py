@@ -172,3 +172,26 @@ async def test_the_documentation_and_the_metrics_need_nothing_else(
     assert "://" not in page  # nothing comes from elsewhere
     async with client.get("/metrics") as answer:
         assert "userstream_http_requests_total" in await answer.text()
+
+
+async def test_a_change_of_readiness_is_logged_once(
+    client: TestClient[Any, Any], postgres: Dependency
+) -> None:
+    async def ask(error: Exception | None) -> list[tuple[str, str]]:
+        postgres.error = error
+        with capture_logs() as lines:
+            await get(client, "/health/ready")
+            await get(client, "/health")
+        return [
+            (line["event"], line["log_level"])
+            for line in lines
+            if line["event"].startswith("service.")
+        ]
+
+    away = DatabaseUnavailableError("PostgreSQL is away.")
+
+    assert await ask(away) == [("service.waiting", "info")]
+    assert await ask(None) == [("service.ready", "info")]
+    assert await ask(None) == []
+    assert await ask(away) == [("service.not_ready", "warning")]
+    assert await ask(None) == [("service.ready", "info")]
