@@ -110,12 +110,17 @@ async def test_plans_made_for_empty_tables_serve_full_ones(
             await sql.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
         await _pass_through(registrations, notifications, number=2)
         await sql.execute(FILL)
-        before = await _rows_read(sql)
-        await _pass_through(registrations, notifications, number=50)
+        # Twice: plans are kept, so a bad one shows both times. What was seen once in many runs,
+        # and only once each, are counts of the filling that PostgreSQL reports late.
+        reads = []
+        for _ in range(2):
+            before = await _rows_read(sql)
+            await _pass_through(registrations, notifications, number=50)
+            after = await _rows_read(sql)
+            reads.append({table: after[table] - before[table] for table in after})
 
-    after = await _rows_read(sql)
-    read = {table: after[table] - before[table] for table in after}
-    assert 0 < sum(read.values()) < 50 * 40, f"rows looked at for 50 registrations: {read}"
+    fewest = min(sum(read.values()) for read in reads)
+    assert 0 < fewest < 50 * 40, f"rows looked at for 50 registrations, twice: {reads}"
 
 
 async def _pass_through(
