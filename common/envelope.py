@@ -1,7 +1,7 @@
 """A message with what AMQP says about it: how one is written, how any bytes are read."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -75,8 +75,16 @@ class Envelope(Generic[Data_co]):
     without_mail: bool = False
     """Whether nobody is to be mailed for it: a repair's word."""
 
-    is_id_derived: bool = False
-    """Whether the publisher gave no id, so that the same bytes sent again have this one again."""
+    body: bytes = field(default=b"", compare=False, repr=False)
+    """Its bytes, as they were published."""
+
+    @property
+    def is_id_derived(self) -> bool:
+        """Whether the publisher gave no id, so that the same bytes sent again have this one again.
+
+        Found when asked: hardly anybody does, and it takes a digest of the body.
+        """
+        return _is_derived(self.id, self.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,17 +107,13 @@ class Delivery:
     def id(self) -> UUID:
         """The message's identity, the same for every delivery of the same message."""
         if not isinstance(self.message_id, str) or not self.message_id:
-            return self._id_of_body
+            return _id_of_body(self.body)
         return _identity(self.message_id)
 
     @property
     def is_id_derived(self) -> bool:
         """Whether the id follows from the body; also of a copy, which names it."""
-        return self.id.int >> 76 & 0xF == DERIVED_VERSION and self.id == self._id_of_body
-
-    @property
-    def _id_of_body(self) -> UUID:
-        return uuid5(FOREIGN_IDS, self.body.hex())
+        return _is_derived(self.id, self.body)
 
     @property
     def attempt(self) -> int:
@@ -181,9 +185,19 @@ def read(
         attempt=delivery.attempt,
         last_attempt=delivery.attempt > max_retries,
         published_at=_instant(delivery.timestamp),
-        is_id_derived=delivery.is_id_derived,
+        body=delivery.body,
         without_mail=delivery.headers.get(WITHOUT_MAIL) is True,
     )
+
+
+def _is_derived(message_id: UUID, body: bytes) -> bool:
+    """Whether an id follows from the body; also of a copy, which names it."""
+    is_named = message_id.int >> 76 & 0xF != DERIVED_VERSION
+    return not is_named and message_id == _id_of_body(body)
+
+
+def _id_of_body(body: bytes) -> UUID:
+    return uuid5(FOREIGN_IDS, body.hex())
 
 
 _INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)

@@ -70,7 +70,7 @@ async def store_registration(
         received_at=data.timestamp or registration.published_at or datetime.now(UTC),
     )
     stored = await registrations.store(item)
-    while registration.is_id_derived and not stored.user_exists:
+    while not stored.user_exists and registration.is_id_derived:
         # The same bytes, without an id, after the user was deleted: somebody registers again.
         # The id follows from the deleted user's, so a repetition of this has it, too.
         again = uuid5(item.registration_id, str(stored.user_id))
