@@ -1,7 +1,6 @@
 """``./userstream mails``: how a mail stands, sending again, and addresses that get none."""
 
 import argparse
-import getpass
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 from launcher.asking import add_url, ask, invocation_of
 from launcher.errors import LauncherError
+from launcher.person import person
 from launcher.terminal import STDERR, Terminal
 
 PAGE = 1000
@@ -125,7 +125,7 @@ def _resend_one(given: Namespace) -> tuple[Any, list[str]]:
         raise LauncherError(
             "--day, --template, --limit and --dry-run go with --failed or --unsure."
         )
-    body = {"askedBy": _person(), "reason": given.reason, "force": given.force}
+    body = {"askedBy": person(), "reason": given.reason, "force": given.force}
     path = f"/api/notifications/{quote(given.id, safe='')}/resend"
     accepted = ask(given, "sender", "POST", path, body)
     show = invocation_of(given).line(f"mails show {accepted['notificationId']}")
@@ -144,7 +144,7 @@ def _resend_many(given: Namespace) -> tuple[Any, list[str]]:
         "status": given.status,
         "template": given.template,
         "dryRun": given.dry_run,
-        "askedBy": _person(),
+        "askedBy": person(),
         "reason": given.reason,
     }
     total = dict.fromkeys(("found", "resent", "suppressed", "unwritable", "changed"), 0)
@@ -211,14 +211,6 @@ def _entry_line(entry: Mapping[str, Any]) -> str:
     until = f"until {entry['expiresAt']}" if entry.get("expiresAt") else "for good"
     facts = (entry["suppressedAt"], entry["address"], entry.get("reason", ""), until)
     return "  ".join(filter(None, (*facts, entry["status"], entry["diagnostic"])))
-
-
-def _person() -> str:
-    """Who sits here, as the system knows them."""
-    try:
-        return getpass.getuser()[:100]
-    except (KeyError, OSError):  # a user without a name, as in some containers
-        return ""
 
 
 _ACTIONS = {"show": _show, "resend": _resend, "suppressed": _suppressed}
