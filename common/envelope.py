@@ -82,9 +82,11 @@ class Envelope(Generic[Data_co]):
     def is_id_derived(self) -> bool:
         """Whether the publisher gave no id, so that the same bytes sent again have this one again.
 
-        Found when asked: hardly anybody does, and it takes a digest of the body.
+        Also of a copy, which names it. Found when asked: hardly anybody does, and it takes a digest
+        of the body.
         """
-        return _is_derived(self.id, self.body)
+        is_named = self.id.int >> 76 & 0xF != DERIVED_VERSION
+        return not is_named and self.id == _id_of_body(self.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +111,6 @@ class Delivery:
         if not isinstance(self.message_id, str) or not self.message_id:
             return _id_of_body(self.body)
         return _identity(self.message_id)
-
-    @property
-    def is_id_derived(self) -> bool:
-        """Whether the id follows from the body; also of a copy, which names it."""
-        return _is_derived(self.id, self.body)
 
     @property
     def attempt(self) -> int:
@@ -188,12 +185,6 @@ def read(
         body=delivery.body,
         without_mail=delivery.headers.get(WITHOUT_MAIL) is True,
     )
-
-
-def _is_derived(message_id: UUID, body: bytes) -> bool:
-    """Whether an id follows from the body; also of a copy, which names it."""
-    is_named = message_id.int >> 76 & 0xF != DERIVED_VERSION
-    return not is_named and message_id == _id_of_body(body)
 
 
 def _id_of_body(body: bytes) -> UUID:

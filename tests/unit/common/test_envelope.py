@@ -7,7 +7,7 @@ import pytest
 from common.contracts.base import Contract
 from common.contracts.registrations import RegistrationSubmitted
 from common.encoding import is_plain_text
-from common.envelope import FOREIGN_IDS, MAX_BODY_BYTES, Delivery, read
+from common.envelope import FOREIGN_IDS, MAX_BODY_BYTES, Delivery, Envelope, read
 from common.errors import MalformedError, TooLargeError, UnknownVersionError
 from common.topology import USER_REGISTRATION, Route
 
@@ -213,5 +213,7 @@ def test_an_id_that_follows_from_the_body_is_known_as_one(
     message_id: str | None, *, is_derived: bool
 ) -> None:
     delivery = Delivery(body=b"{}", routing_key="", message_id=message_id, headers={})
+    data = read_registration(a_delivery())
+    envelope = Envelope(id=delivery.id, correlation_id="", data=data, body=delivery.body)
 
-    assert delivery.is_id_derived == is_derived
+    assert envelope.is_id_derived == is_derived
