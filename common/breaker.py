@@ -296,10 +296,8 @@ class Breaker:
         first = not self.paused
         self.failure = error
         if first or probed:
-            longer = probed and admitted
-            self._pause = (
-                min(self._pause * 2, LONGEST_PROBE_SECONDS) if longer else (self._first_pause)
-            )
+            longer = min(self._pause * 2, LONGEST_PROBE_SECONDS)
+            self._pause = longer if probed and admitted else self._first_pause
             self._next_probe_at = _now() + self._pause
         if first:
             self._paused_at = self.evidence.failures

@@ -330,14 +330,14 @@ class Consumer:
             return None
         self._waiting.discard(task)  # from here on it may live on elsewhere
         try:
-            if verdict is Verdict.OWN and self._is_given_up(delivery, case):
+            if verdict is Verdict.OWN and self._may_take_next_step(delivery, case):
                 return await self._retry(delivery, error)
             return await self._dispatcher.put_aside(delivery, ASIDE_LASTS, code=error.code)
         except UnavailableError:  # of the broker: held, and the next round will tell
             self._waiting.add(task)
             return None
 
-    def _is_given_up(self, delivery: Delivery, case: Case) -> bool:
+    def _may_take_next_step(self, delivery: Delivery, case: Case) -> bool:
         """Whether it may go to its next step; the last one is not taken lightly.
 
         A link that breaks now and then looks to some messages as if others always got through. And
