@@ -9,7 +9,8 @@ from pathlib import Path
 from aiohttp import web
 
 from common.errors import UserStreamError
-from common.http.access import Access, Handler
+from common.http.access import Access
+from common.http.app import Handler
 from common.http.server import Runner
 from mailcatcher import api, pages
 from mailcatcher.settings import Settings
@@ -62,7 +63,8 @@ def _refusing(access: Access) -> Callable[..., Awaitable[web.StreamResponse]]:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            return await access.middleware(request, handler)
+            access.check(request)
+            return await handler(request)
         except UserStreamError as error:
             return web.Response(status=error.http_status, text=error.detail)
 

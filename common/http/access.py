@@ -8,7 +8,6 @@ JSON only where the request names it, which no page can do without being let fir
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
@@ -18,8 +17,6 @@ from common.settings import split_list
 
 UNMET_EXPECTATION = web.RequestKey("unmet_expectation", bool)
 """Set by the server where the header ``Expect`` asks for something other than ``100-continue``."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """Methods that change nothing (RFC 9110, 9.2.1)."""
@@ -58,8 +55,7 @@ class Access:
             self._trusted_origins.add(_origin(str(public_url)))
         self._known_hosts: set[str] = set()
 
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    def check(self, request: web.Request) -> None:
         """Refuse what was sent to another name, or by a page of another site.
 
         Raises:
@@ -70,11 +66,26 @@ class Access:
         self._check_host(request)
         if request.method not in SAFE_METHODS:
             self._check_origin(request)
-        if request.method == hdrs.METH_OPTIONS and self._is_shared(request):
-            return await _preflight(request, handler)
-        return await handler(request)
 
-    async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+    def preflight(self, request: web.Request, error: Exception) -> web.Response | None:
+        """Say what a page of a listed origin may send (Fetch, 3.2.2), if that was asked.
+
+        What does not exist stays a 404.
+        """
+        if not isinstance(error, web.HTTPMethodNotAllowed) or request.method != hdrs.METH_OPTIONS:
+            return None
+        if not self._is_shared(request):
+            return None
+        return web.Response(
+            status=204,
+            headers={
+                hdrs.ACCESS_CONTROL_ALLOW_METHODS: ", ".join(sorted(error.allowed_methods)),
+                hdrs.ACCESS_CONTROL_ALLOW_HEADERS: _REQUEST_HEADERS,
+                hdrs.ACCESS_CONTROL_MAX_AGE: str(PREFLIGHT_SECONDS),
+            },
+        )
+
+    def share(self, request: web.Request, response: web.StreamResponse) -> None:
         """Let pages of the listed origins read the answer; also refusals and streams."""
         if not self._shared_origins or not _SHARED_PATH.fullmatch(request.path):
             return
@@ -146,21 +157,6 @@ class Access:
         """Whether a page of a listed origin asks for what is shared with it."""
         origin = request.headers.get(hdrs.ORIGIN, "").lower()
         return origin in self._shared_origins and bool(_SHARED_PATH.fullmatch(request.path))
-
-
-async def _preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Say what a page may send (Fetch, 3.2.2); what does not exist stays a 404."""
-    try:
-        return await handler(request)
-    except web.HTTPMethodNotAllowed as refusal:
-        return web.Response(
-            status=204,
-            headers={
-                hdrs.ACCESS_CONTROL_ALLOW_METHODS: ", ".join(sorted(refusal.allowed_methods)),
-                hdrs.ACCESS_CONTROL_ALLOW_HEADERS: _REQUEST_HEADERS,
-                hdrs.ACCESS_CONTROL_MAX_AGE: str(PREFLIGHT_SECONDS),
-            },
-        )
 
 
 def vary(response: web.StreamResponse, name: str) -> None:

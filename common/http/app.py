@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from functools import cache
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
 
 import structlog
 from aiohttp import hdrs, web
@@ -21,9 +22,8 @@ from common.http.index import add_index
 from common.http.openapi import openapi
 from common.http.problems import (
     RESPONSE_STARTED,
-    Handler,
     ProblemPage,
-    problem_middleware,
+    answer_failure,
 )
 from common.http.validation import MAX_BODY_BYTES
 
@@ -84,15 +84,12 @@ def base_app(
     access = access or Access()
     app = web.Application(
         middlewares=[
-            _observed,
-            problem_middleware(problem_page),
-            access.middleware,
+            _middleware(access, problem_page),
         ],
         client_max_size=max_body_bytes,
     )
     app[OWN_ADDRESS] = OwnAddress()
-    app.on_response_prepare.append(_prepare)
-    app.on_response_prepare.append(access.prepare)
+    app.on_response_prepare.append(partial(_prepare, access))
     app.on_cleanup.append(_tell_the_last)
     api.add_to(app)
     add_health(app, name, VERSION, readiness)
@@ -113,21 +110,35 @@ async def _metrics(_request: web.Request) -> web.Response:
 LOGGED = web.RequestKey("logged", bool)
 """Set by a handler whose own line says it all: one line for each piece of work."""
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 # Looked up once: a lookup costs as much as counting.
 _requests = cache(metrics.HTTP_REQUESTS.labels)
 _seconds = cache(metrics.HTTP_SECONDS.labels)
 
 
-@web.middleware
-async def _observed(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its ids; count, time and log its answer, once it is on its way."""
-    started = time.perf_counter()
-    request[_REQUEST_ID] = enter_request(request.headers).request_id
-    response = await handler(request)
-    await compress(request, response)
-    seconds = time.perf_counter() - started
-    asyncio.get_running_loop().call_later(TELL_AFTER_SECONDS, _tell, request, response, seconds)
-    return response
+def _middleware(
+    access: Access, page: ProblemPage | None
+) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Everything around a handler, in one function: each one more costs every request."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Give the request its ids; refuse it, or answer it; count, time and log the answer."""
+        started = time.perf_counter()
+        request[_REQUEST_ID] = enter_request(request.headers).request_id
+        try:
+            access.check(request)
+            response = await handler(request)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
+            allowed = access.preflight(request, error)
+            response = answer_failure(request, error, page) if allowed is None else allowed
+        await compress(request, response)
+        seconds = time.perf_counter() - started
+        asyncio.get_running_loop().call_later(TELL_AFTER_SECONDS, _tell, request, response, seconds)
+        return response
+
+    return middleware
 
 
 def _tell(request: web.Request, response: web.StreamResponse, seconds: float) -> None:
@@ -151,10 +162,12 @@ async def _tell_the_last(_app: web.Application) -> None:
     await asyncio.sleep(TELL_AFTER_SECONDS)
 
 
-async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
+async def _prepare(access: Access, request: web.Request, response: web.StreamResponse) -> None:
     request[RESPONSE_STARTED] = True
+    headers = response.headers
     for name, value in _HEADERS.items():
-        response.headers.setdefault(name, value)
+        headers.setdefault(name, value)
     weaken_etag(response)
-    response.headers[hdrs.SERVER] = "UserStream"  # without versions
-    response.headers[REQUEST_ID] = request.get(_REQUEST_ID, "")
+    headers[hdrs.SERVER] = "UserStream"  # without versions
+    headers[REQUEST_ID] = request.get(_REQUEST_ID, "")
+    access.share(request, response)

@@ -52,9 +52,10 @@ def weaken_etag(response: web.StreamResponse) -> None:
 
     Those of other answers name versions already, which ``If-Match`` compares as they are.
     """
+    if not isinstance(response, web.FileResponse):
+        return
     etag = response.headers.get(hdrs.ETAG, "")
-    is_compressed = hdrs.CONTENT_ENCODING in response.headers
-    if isinstance(response, web.FileResponse) and is_compressed and etag.startswith('"'):
+    if hdrs.CONTENT_ENCODING in response.headers and etag.startswith('"'):
         response.headers[hdrs.ETAG] = f"W/{etag}"
 
 

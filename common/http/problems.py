@@ -1,7 +1,7 @@
 """Every failure of a request as ``application/problem+json`` (RFC 9457), or as a page."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import structlog
 from aiohttp import web
@@ -21,7 +21,6 @@ from common.errors import (
 
 log = structlog.get_logger()
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ProblemPage = Callable[[UserStreamError], str]
 
 RESPONSE_STARTED = web.RequestKey("response_started", bool)
@@ -57,32 +56,29 @@ def problem(error: UserStreamError) -> web.Response:
     )
 
 
-def problem_middleware(page: ProblemPage | None) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Answer every error with its problem; a browser gets ``page`` where the service has one."""
+def answer_failure(
+    request: web.Request, error: Exception, page: ProblemPage | None
+) -> web.Response:
+    """Answer an error with its problem; a browser gets ``page`` where the service has one.
 
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPException as error:
-            if error.status < 400:  # noqa: PLR2004 - a redirect is an answer
-                raise
-            failure = _from_http(error)
-        except UserStreamError as error:
-            failure = error
-        except ConnectionError:
-            raise  # the client has gone; there is nobody to tell
-        except Exception as error:
-            log.exception("http.failed", error=type(error).__name__)
-            failure = UserStreamError("Nothing is known to be lost. Please try again later.")
-        return _answer(request, failure, page)
-
-    return middleware
+    Raises:
+        Exception: ``error`` itself, where it is a redirect or the client has gone.
+        ConnectionResetError: Half an answer is out already.
+    """
+    if isinstance(error, ConnectionError):
+        raise error  # there is nobody to tell
+    if isinstance(error, UserStreamError):
+        return _answer(request, error, page)
+    if isinstance(error, web.HTTPException):
+        if error.status < 400:  # noqa: PLR2004 - a redirect is an answer
+            raise error
+        return _answer(request, _from_http(error), page)
+    log.error("http.failed", error=type(error).__name__, exc_info=error)
+    failure = UserStreamError("Nothing is known to be lost. Please try again later.")
+    return _answer(request, failure, page)
 
 
-def _answer(
-    request: web.Request, error: UserStreamError, page: ProblemPage | None
-) -> web.StreamResponse:
+def _answer(request: web.Request, error: UserStreamError, page: ProblemPage | None) -> web.Response:
     if request.get(RESPONSE_STARTED):
         # Half an answer is out: only a broken connection tells the reader that it is half.
         log.warning("http.stream_broken", code=error.code)

@@ -118,7 +118,7 @@ def test_only_the_edges_swallow_every_error() -> None:
         "common/dispatcher.py",
         "common/link.py",  # opens the connection anew, whatever ended it
         "common/http/health.py",
-        "common/http/problems.py",
+        "common/http/app.py",  # answers it
     }
 
 

@@ -13,7 +13,9 @@ from multidict import CIMultiDict
 from common.contracts.registrations import Journey, JourneyStatus
 from common.errors import DatabaseServiceUnavailableError
 from common.http import server
-from common.http.problems import problem_middleware
+from common.http.api import Api
+from common.http.app import base_app
+from common.http.health import Readiness
 from frontend import events
 from frontend.clients import Clients
 from frontend.events import Watchers
@@ -63,11 +65,13 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def watching(watchers: Watchers) -> AsyncIterator[TestClient[Any, Any]]:
+    api = Api()
+
+    @api.get("/events", returns={200: "text/event-stream"})
     async def watch(request: web.Request) -> web.StreamResponse:
         return await watchers.watch(request, UUID(request.query.get("id", str(ID))))
 
-    app = web.Application(middlewares=[problem_middleware(None)])
-    app.router.add_get("/events", watch)
+    app = base_app("frontend", api, description="", readiness=Readiness())
     async with serving(app) as client:
         yield client
 
