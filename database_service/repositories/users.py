@@ -243,8 +243,9 @@ def select_report(columns: Sequence[Column]) -> str:
     # Built from the enum's own table below: nothing a caller sends becomes part of it.
     return f"""
        SELECT {cells}
-         FROM (SELECT id, name, surname, email, created_at, updated_at,
-                      {_written("created_at")} AS created
+         FROM (SELECT id, name, surname, email,
+                      {_written("created_at")} AS created,
+                      {_written("updated_at")} AS updated
                  FROM users
                 WHERE ($1::timestamptz IS NULL OR created_at >= $1::timestamptz)
                   AND ($2::timestamptz IS NULL OR created_at < $2::timestamptz)
@@ -271,12 +272,13 @@ def _written(column: str) -> str:
 def _instant(written: str) -> str:
     """ISO 8601, each as wide as any other: some readers take the format from the first row.
 
-    Made from what is written already: to_char would take three times as long.
+    Made from what is written already, and nearly always with all six digits: to_char would take
+    twice as long, and filling up each one half as long again.
     """
     iso = f"replace({written}, ' ', 'T')"
     return (
-        f"CASE length({written}) WHEN 19 THEN {iso} || '.000000Z' "
-        f"ELSE rpad({iso}, 26, '0') || 'Z' END"
+        f"CASE octet_length({written}) WHEN 26 THEN {iso} || 'Z' "
+        f"WHEN 19 THEN {iso} || '.000000Z' ELSE rpad({iso}, 26, '0') || 'Z' END"
     )
 
 
@@ -285,10 +287,8 @@ _CELLS = {
     Column.NAME: _text("name"),
     Column.SURNAME: _text("surname"),
     Column.EMAIL: _text("email"),
-    # Writing a time is the dearest part of a row, and both are the same until somebody edits.
     Column.CREATED_AT: _instant("created"),
-    Column.UPDATED_AT: f"CASE WHEN updated_at = created_at THEN {_instant('created')} "
-    f"ELSE {_instant(_written('updated_at'))} END",
+    Column.UPDATED_AT: _instant("updated"),
 }
 
 
