@@ -52,12 +52,16 @@ def current_ids() -> dict[str, str]:
 
 
 def enter_request(headers: Mapping[str, str]) -> Context:
-    """Take over the ids of an incoming request, or make them; ids that look odd are replaced."""
+    """Take over the ids of an incoming request, or make them; ids that look odd are replaced.
+
+    Of a trace the request is a span of its own, as Trace Context (3.2.2.4) demands. So no two
+    requests share one, whatever their clients send.
+    """
     request_id = sane_id(headers.get(REQUEST_ID)) or _hex(128)
     context = Context(
         request_id=request_id,
         correlation_id=sane_id(headers.get(CORRELATION_ID)) or request_id,
-        traceparent=sane_traceparent(headers.get(TRACEPARENT)) or _new_traceparent(),
+        traceparent=_new_span(sane_traceparent(headers.get(TRACEPARENT))) or _new_traceparent(),
     )
     _current.set(context)
     return context
@@ -95,6 +99,16 @@ def sane_traceparent(value: object) -> str:
     if found is None or found[1] == "ff" or (found[1] == "00" and found[3]):
         return ""
     return f"00-{found[2]}"
+
+
+def span_of(traceparent: str) -> str:
+    """The parent-id of a sane trace context: 16 hexadecimal digits; nothing where there is none."""
+    return traceparent[36:52]
+
+
+def _new_span(traceparent: str) -> str:
+    """The same trace, with a new parent-id."""
+    return traceparent and f"{traceparent[:36]}{_hex(64)}{traceparent[52:]}"
 
 
 def _new_traceparent() -> str:

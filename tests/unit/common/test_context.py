@@ -9,6 +9,7 @@ from common.context import (
     enter_request,
     outgoing_headers,
     sane_traceparent,
+    span_of,
 )
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -22,7 +23,17 @@ async def test_sane_ids_of_a_request_are_taken_over() -> None:
         "correlation_id": "c:1._-",
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
     }
-    assert current().traceparent == TRACE
+    assert (current().traceparent[:36], current().traceparent[52:]) == (TRACE[:36], TRACE[52:])
+
+
+async def test_requests_of_one_trace_are_spans_of_their_own() -> None:
+    """Also of a client that sends the same header again."""
+    spans = {span_of(enter_request({"traceparent": TRACE}).traceparent) for _ in range(100)}
+
+    assert len(spans - {span_of(TRACE)}) == 100
+    assert sane_traceparent(current().traceparent) == current().traceparent
+    assert span_of(TRACE) == "b7ad6b7169203331"
+    assert span_of("") == ""
 
 
 @pytest.mark.parametrize("given", [TRACE, "cc" + TRACE[2:], "01" + TRACE[2:] + "-what-comes-later"])
@@ -68,8 +79,9 @@ async def test_ids_go_on_to_the_next_service() -> None:
     assert outgoing_headers() == {
         "X-Request-Id": "r-1",
         "X-Correlation-Id": "c-1",
-        "traceparent": TRACE,
+        "traceparent": current().traceparent,
     }
+    assert current().traceparent.startswith(TRACE[:36])
 
 
 async def test_unknown_ids_are_not_sent() -> None:
