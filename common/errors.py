@@ -106,6 +106,10 @@ class BrokerUnavailableError(UnavailableError):
     title = "The message broker is not available right now"
 
 
+class NotConfirmedError(BrokerUnavailableError):
+    """The message was written and the broker did not confirm it: some of its queues may have it."""
+
+
 class UnroutableError(UnavailableError):
     """The broker returned the message: no queue is bound to its exchange."""
 

@@ -16,7 +16,12 @@ from common import metrics
 from common.context import current
 from common.contracts.base import Contract
 from common.envelope import TRACEPARENT
-from common.errors import BrokerUnavailableError, UnavailableError, UnroutableError
+from common.errors import (
+    BrokerUnavailableError,
+    NotConfirmedError,
+    UnavailableError,
+    UnroutableError,
+)
 from common.link import Link, check_topology
 from common.plain_wire import PlainWire
 from common.wire import Wire
@@ -94,8 +99,8 @@ class Publisher:
         """Publish a message of our own; when this returns, the broker has it on disk.
 
         Raises:
-            BrokerUnavailableError: No confirm within the deadline: not promised, though it
-                may still arrive; repeat it with the same id.
+            BrokerUnavailableError: Not promised; repeat it with the same id.
+            NotConfirmedError: The same, and it may have arrived, or arrive yet.
             UnroutableError: No queue is bound; the broker has not kept it.
         """
         await self.send(
@@ -140,8 +145,10 @@ class Publisher:
             )
             try:
                 await confirmation
-            except UnavailableError:
+            except UnavailableError as error:
                 self._failed_at = time.monotonic()
+                if isinstance(error, BrokerUnavailableError):
+                    raise NotConfirmedError(error.detail) from error
                 raise
             self._failed_at = -math.inf
             outcome = "confirmed"

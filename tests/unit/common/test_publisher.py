@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from common.errors import BrokerUnavailableError
+from common.errors import BrokerUnavailableError, NotConfirmedError, UnroutableError
 from common.line import Confirmation, Line
 from common.link import Link
 from common.publisher import Publisher
@@ -72,6 +72,34 @@ async def test_one_id_is_under_way_once_also_after_the_connection_was_lost() -> 
     assert len(new.published) == 2
     new.end(1)
     await asyncio.gather(second, third)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(BrokerUnavailableError, NotConfirmedError), (UnroutableError, UnroutableError)],
+)
+async def test_only_what_the_broker_may_have_kept_is_not_confirmed(
+    answer: type[Exception], error: type[Exception]
+) -> None:
+    publisher = Publisher("amqp://nowhere", service="sender", exchanges=[], queues=[], fast=True)
+    wire = FakeWire()
+    publisher._wire = cast(Wire, wire)
+
+    def publish() -> asyncio.Task[None]:
+        sent = publisher.send("x", "k", b"{}", properties={"message_id": "m-1"}, headers={})
+        return asyncio.create_task(sent)
+
+    written = publish()
+    await _settle()
+    wire.end(0, answer("why"))
+    with pytest.raises(error, match="why") as raised:
+        await written
+    assert raised.type is error
+
+    publisher._link.blocked = True  # so the next one is not written
+    with pytest.raises(BrokerUnavailableError) as refused:
+        await publish()
+    assert refused.type is BrokerUnavailableError
 
 
 async def _settle() -> None:
