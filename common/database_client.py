@@ -30,6 +30,8 @@ from common.contracts.ledger import (
     PositionQuery,
     Settlement,
     SettlementRequest,
+    UnpromisedPublications,
+    UnpromisedRecorded,
 )
 from common.contracts.notifications import (
     ClaimRequest,
@@ -201,6 +203,15 @@ class DatabaseClient:
     async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
         """Keep who has taken note of what the ledger can not account for."""
         return await self._send_bulk("api/ledger/acknowledgements", request, Acknowledged)
+
+    async def record_unpromised(self, unpromised: UnpromisedPublications) -> int:
+        """Keep what was published and answered with 503; how many were not known yet.
+
+        Raises:
+            NotFoundError: It is of an older release, which does not ask.
+        """
+        path = "api/ledger/unpromised"
+        return (await self._send("POST", path, unpromised, UnpromisedRecorded)).recorded
 
     # -- notifications ----------------------------------------------------------------------
 

@@ -145,6 +145,8 @@ def _registrations(ledger: Mapping[str, Any]) -> Iterator[Row]:
     if vanished := totals.get("vanished"):
         yield "  vanished", vanished, "of these two: their rows are no longer there"
     yield "  rejected", ledger["rejected"], _reasons(ledger["rejectedByCode"])
+    if unpromised := totals.get("unpromised"):
+        yield "  unpromised", unpromised, "answered with 503 and not stored: nobody counts on them"
     yield "  not stored", totals["missing"], ""
     in_queues = f"ready {place['ready']:,}, in hand {held}, to be retried {place['retrying']:,}"
     yield "    in flight", ledger["inFlight"], in_queues

@@ -27,6 +27,7 @@ from common.contracts.ledger import (
     MissingRegistration,
     Settlement,
     SettlementRequest,
+    UnpromisedRegistration,
     WorkBinding,
 )
 from common.dead_letters import DeadLetterQueue
@@ -199,7 +200,12 @@ class Auditor:
             return Note(detail=self._failure or "Not read yet.", warning=bool(self._failure))
         seconds = round(time.monotonic() - self._last_at)
         ledger = self._last
-        facts = {"lost": ledger.lost, "incidents": len(ledger.incidents), "ageSeconds": seconds}
+        facts = {
+            "lost": ledger.lost,
+            "unpromised": ledger.totals.unpromised,
+            "incidents": len(ledger.incidents),
+            "ageSeconds": seconds,
+        }
         texts = [_incident_text(incident) for incident in ledger.incidents]
         if ledger.lost:
             text = (
@@ -326,7 +332,13 @@ class Auditor:
             rejected_by_code=settlement.rejected,
             lost=len(lost),
             lost_after_seconds=self._lost_after,
-            lost_registrations=[_lost(one, now) for one in lost[:MAX_NAMED]],
+            lost_registrations=[
+                LostRegistration.model_validate(_named(one, now)) for one in lost[:MAX_NAMED]
+            ],
+            unpromised_registrations=[
+                UnpromisedRegistration.model_validate(_named(one, now))
+                for one in settlement.unpromised[:MAX_NAMED]
+            ],
             work_binding=_binding(queues, unbound=self._unbound),
             incidents=settlement.incidents,
         )
@@ -419,13 +431,13 @@ def _incident_text(incident: Incident) -> str:
             )
 
 
-def _lost(one: MissingRegistration, now: datetime) -> LostRegistration:
-    return LostRegistration(
-        registration_id=one.registration_id,
-        accepted_at=one.accepted_at,
-        age_seconds=round((now - one.accepted_at).total_seconds()),
-        stream_offset=one.stream_offset,
-    )
+def _named(one: MissingRegistration, now: datetime) -> dict[str, object]:
+    return {
+        "registration_id": one.registration_id,
+        "accepted_at": one.accepted_at,
+        "age_seconds": round((now - one.accepted_at).total_seconds()),
+        "stream_offset": one.stream_offset,
+    }
 
 
 def _binding(queues: QueueLook, *, unbound: bool) -> WorkBinding:
@@ -445,6 +457,7 @@ def _measure(ledger: Ledger) -> None:
         "vanished": ledger.totals.vanished,
         "missing": ledger.totals.missing,
         "rejected": ledger.rejected,
+        "unpromised": ledger.totals.unpromised,
         "in_flight": ledger.in_flight,
         "in_hospital": ledger.in_hospital,
         "mailed": ledger.totals.mails.mailed,

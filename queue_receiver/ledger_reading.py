@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 
 from common.canary import is_canary
+from common.context import span_of
 from common.contracts.ledger import LedgerBatch, LedgerEntry, LedgerPosition
 from common.envelope import Delivery
 from common.stream import PORTION_SECONDS, Start
@@ -41,6 +42,8 @@ class Message:
     offset: int
     id: UUID
     accepted_at: datetime
+    span: str = ""
+    """Of its trace context; empty where the publisher gave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,12 @@ async def _read_piece(log_: Log, position: LedgerPosition, *, gently: bool) -> _
 
 
 def _message(offset: int, delivery: Delivery) -> Message:
-    return Message(offset, delivery.id, accepted_at(delivery, now=datetime.now(UTC)))
+    return Message(
+        offset,
+        delivery.id,
+        accepted_at(delivery, now=datetime.now(UTC)),
+        span_of(delivery.traceparent),
+    )
 
 
 def accepted_at(delivery: Delivery, *, now: datetime) -> datetime:
@@ -217,6 +225,7 @@ def _batch(piece: _Piece, start: int, position: LedgerPosition) -> LedgerBatch:
                 registration_id=message.id,
                 accepted_at=message.accepted_at,
                 stream_offset=message.offset,
+                span=(position.takes_spans and message.span) or None,
             )
             for message in messages
             if not is_canary(message.id)

@@ -35,6 +35,11 @@ StreamName = Annotated[
 ]
 
 
+Span = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+"""The parent-id of a message's trace context: of each request that the frontend answers another
+one, so with the registration's id it names one publication."""
+
+
 class LedgerEntry(Body):
     """One message of the stream."""
 
@@ -43,6 +48,9 @@ class LedgerEntry(Body):
     """When the publisher says that it published."""
 
     stream_offset: Offset
+
+    span: Span | None = None
+    """None where the publisher gave none; then nobody can say that it was not promised."""
 
 
 class LedgerBatch(Body):
@@ -100,6 +108,39 @@ class LedgerPosition(Answer):
 
     advanced: bool = True
     """Whether the batch was written; False: another reader was first."""
+
+    takes_spans: bool = False
+    """Whether entries may have a ``span``; an older release refuses them."""
+
+
+class UnpromisedPublication(Body):
+    """A registration that was published and answered with 503."""
+
+    registration_id: UUID
+    span: Span
+
+
+class UnpromisedPublications(Body):
+    """What the broker did not confirm, though it may be in the stream: nobody was promised it."""
+
+    sample: ClassVar[Mapping[str, Any]] = {
+        "stream": "user.registration.log",
+        "publications": [
+            {
+                "registrationId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+                "span": "b7ad6b7169203331",
+            }
+        ],
+    }
+
+    stream: StreamName
+    publications: Annotated[list[UnpromisedPublication], Field(max_length=MAX_ENTRIES)]
+
+
+class UnpromisedRecorded(Answer):
+    """How many of them were not known yet."""
+
+    recorded: int
 
 
 class SettlementRequest(Body):
@@ -159,10 +200,13 @@ class MailCounts(Answer):
 
 
 class LedgerTotals(Answer):
-    """What the database knows; with those rejected, the three below make up ``accepted``."""
+    """What the database knows.
+
+    Stored, duplicates, missing, unpromised and those rejected make up ``accepted``.
+    """
 
     accepted: int
-    """Distinct registrations that the broker confirmed."""
+    """Distinct registrations in the stream."""
 
     repeated: int
     """How often one of them was published again."""
@@ -181,6 +225,9 @@ class LedgerTotals(Answer):
 
     vanished: int = 0
     """Of those stored or duplicates: their row in ``registrations`` is no longer there."""
+
+    unpromised: int = 0
+    """Not in the database, and each time they were published answered with 503."""
 
 
 class IncidentKind(StrEnum):
@@ -264,6 +311,9 @@ class Settlement(Answer):
     incidents: list[Incident] = []
     """Those that nobody has taken note of, oldest first; at most 100."""
 
+    unpromised: list[MissingRegistration] = []
+    """The youngest of those that nobody was promised; at most 100."""
+
 
 class WorkBinding(StrEnum):
     """Whether what is published reaches the work queue."""
@@ -295,6 +345,10 @@ class LostRegistration(Answer):
     stream_offset: int
 
 
+class UnpromisedRegistration(LostRegistration):
+    """In the stream, not in the database, and answered with 503 whenever it was published."""
+
+
 class Ledger(Answer):
     """What became of all registrations that were accepted, reconciled by their ids."""
 
@@ -320,6 +374,9 @@ class Ledger(Answer):
     lost_after_seconds: float
     lost_registrations: list[LostRegistration]
     """The oldest of those lost; at most 100."""
+
+    unpromised_registrations: list[UnpromisedRegistration] = []
+    """The youngest of those that nobody was promised; at most 100. No repair brings them back."""
 
     work_binding: WorkBinding
     incidents: list[Incident] = []

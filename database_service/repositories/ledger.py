@@ -8,6 +8,7 @@ import asyncpg
 
 from common.contracts.ledger import (
     MAX_INCIDENTS,
+    MAX_NAMED,
     AcknowledgeIncidents,
     Incident,
     LedgerBatch,
@@ -17,6 +18,7 @@ from common.contracts.ledger import (
     MissingRegistration,
     Settlement,
     SettlementRequest,
+    UnpromisedPublications,
 )
 from database_service.pool import Connection, Database
 
@@ -28,7 +30,7 @@ NO_ID = UUID(int=0)
 
 
 class LedgerRepository:
-    """The tables ``ledger_positions``, ``ledger_entries`` and ``ledger_incidents``."""
+    """The tables ``ledger_...`` and ``unpromised_publications``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,7 +45,7 @@ class LedgerRepository:
         """How far a stream was read; from its beginning, if nobody has read it yet."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow(self.SELECT_POSITION, stream)
-        return _position(row) if row else LedgerPosition(next_offset=0)
+        return _position(row) if row else LedgerPosition(next_offset=0, takes_spans=True)
 
     async def insert_entries(self, batch: LedgerBatch) -> LedgerPosition:
         """Write a batch, unless another reader was first; whole or not at all.
@@ -75,6 +77,24 @@ class LedgerRepository:
 
         return await self._database.in_transaction(work)
 
+    async def insert_unpromised(self, request: UnpromisedPublications) -> int:
+        """Keep what was published and answered with 503; how many were not known yet.
+
+        The entries that this is about may have been read, or be read later. The position is
+        locked as by whoever reads: else each of two could miss what the other one writes.
+        """
+        ids = [publication.registration_id for publication in request.publications]
+        spans = [bytes.fromhex(publication.span) for publication in request.publications]
+
+        async def work(connection: Connection) -> int:
+            await _lock(connection, request.stream)
+            await connection.execute(DELETE_OLD_UNPROMISED, UNPROMISED_KEPT)
+            recorded: int = await connection.fetchval(INSERT_UNPROMISED, ids, spans)
+            await connection.execute(UPDATE_UNPROMISED, ids)
+            return recorded
+
+        return await self._database.in_transaction(work)
+
     UPDATE_INCIDENTS = """
            UPDATE ledger_incidents
               SET acknowledged_at = now(),
@@ -102,6 +122,7 @@ def _position(row: asyncpg.Record, *, advanced: bool = True) -> LedgerPosition:
         last_id=row["last_id"],
         read_at=row["read_at"],
         advanced=advanced,
+        takes_spans=True,
     )
 
 
@@ -127,9 +148,47 @@ async def _lock(connection: Connection, stream: str) -> asyncpg.Record:
     return row
 
 
+UNPROMISED_KEPT = timedelta(days=14)
+"""How long a publication that comes to no entry is remembered; the stream keeps a week."""
+
+DELETE_OLD_UNPROMISED = """
+    DELETE FROM unpromised_publications WHERE noted_at < now() - $1::interval
+"""
+
+INSERT_UNPROMISED = """
+    WITH added AS (
+             INSERT INTO unpromised_publications (registration_id, span)
+             SELECT registration_id, span
+               FROM unnest($1::uuid[], $2::bytea[]) AS item (registration_id, span)
+        ON CONFLICT (registration_id, span) DO NOTHING
+          RETURNING registration_id
+         )
+    SELECT count(*) FROM added
+"""
+
+UPDATE_UNPROMISED = """
+    UPDATE ledger_entries AS entry
+       SET unpromised = true
+     WHERE entry.registration_id = ANY ($1::uuid[])
+       AND entry.outcome IS NULL
+       AND entry.rejected IS NULL
+       AND cardinality(entry.spans) =
+           (SELECT count(*)
+              FROM unpromised_publications AS known
+             WHERE known.registration_id = entry.registration_id
+               AND known.span = ANY (entry.spans))
+"""
+
+IS_UNPROMISED = "(unpromised AND spans_offset IS NOT DISTINCT FROM stream_offset)"
+"""Whether every message of the entry's id was answered with 503.
+
+Not where a release that knows no spans has read another one since, and moved the offset alone.
+"""
+
+
 # Of an incident that is open already no second one is made: a restored database is read in many
 # batches, by several readers, each of which knows how far it was read before.
-INSERT_INCIDENT = """
+INSERT_INCIDENT = f"""
     INSERT INTO ledger_incidents
            (stream, kind, last_read_at, accepted_before, stored_by_then, not_provable, known_up_to)
     SELECT position.stream,
@@ -143,14 +202,15 @@ INSERT_INCIDENT = """
            LATERAL (SELECT count(*) AS number
                       FROM ledger_entries
                      WHERE outcome IS NULL
-                       AND rejected IS NULL) AS missing
+                       AND rejected IS NULL
+                       AND NOT {IS_UNPROMISED}) AS missing
      WHERE position.stream = $1
        AND NOT EXISTS (SELECT
                          FROM ledger_incidents AS known
                         WHERE known.stream = $1
                           AND known.kind = $2
                           AND known.known_up_to = $4)
-"""
+"""  # noqa: S608 - nothing of it comes from outside
 
 
 async def _note_incidents(connection: Connection, batch: LedgerBatch) -> None:
@@ -169,21 +229,41 @@ async def _note_incidents(connection: Connection, batch: LedgerBatch) -> None:
 # and one that was discarded has another chance. That an id is stored tells how far the work queue
 # has come only where it is new: what is published again may still wait behind everybody else.
 # Of several mails for one registration the one counts that came furthest.
+# An entry that is not stored keeps the span of each of its messages, and is unpromised only where
+# as many were answered with 503. Not with one that has no span, then, nor with two that have the
+# same: somebody has copied the message. Of whoever was stored or discarded before, and of more
+# messages than anybody would look through, it keeps no spans, and gets none again.
 INSERT_ENTRIES = """
-    WITH looked AS (
+    WITH item AS (
+             SELECT registration_id,
+                    max(stream_offset) AS stream_offset,
+                    (array_agg(accepted_at ORDER BY stream_offset DESC))[1] AS accepted_at,
+                    array_agg(span) AS spans
+               FROM unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::bytea[])
+                    AS read (registration_id, accepted_at, stream_offset, span)
+           GROUP BY registration_id
+         ),
+         looked AS (
              SELECT item.registration_id,
                     item.accepted_at,
                     item.stream_offset,
                     known.stream_offset AS known_offset,
                     registrations.outcome,
                     mail.status AS mail,
-                    coalesce(mail.status IN ('sent', 'suppressed'), false) AS settled
-               FROM (SELECT DISTINCT ON (registration_id)
-                            registration_id, accepted_at, stream_offset
-                       FROM unnest($1::uuid[], $2::timestamptz[], $3::bigint[])
-                            AS read (registration_id, accepted_at, stream_offset)
-                   ORDER BY registration_id, stream_offset DESC
-                    ) AS item
+                    coalesce(mail.status IN ('sent', 'suppressed'), false) AS settled,
+                    CASE WHEN coalesce(registrations.outcome, known.outcome, known.rejected)
+                                  IS NOT NULL
+                             THEN NULL
+                         WHEN known.registration_id IS NULL
+                             THEN item.spans
+                         WHEN known.spans_offset IS DISTINCT FROM known.stream_offset
+                             THEN NULL
+                         WHEN known.stream_offset = item.stream_offset
+                              AND known.spans @> item.spans
+                             THEN known.spans
+                         ELSE known.spans || item.spans
+                    END AS spans
+               FROM item
           LEFT JOIN ledger_entries AS known
                  ON known.registration_id = item.registration_id
           LEFT JOIN registrations
@@ -198,16 +278,31 @@ INSERT_ENTRIES = """
          ),
          written AS (
              INSERT INTO ledger_entries
-                    (registration_id, accepted_at, stream_offset, outcome, mail, settled)
-             SELECT registration_id, accepted_at, stream_offset, outcome, mail, settled
+                    (registration_id, accepted_at, stream_offset, outcome, mail, settled,
+                     spans, spans_offset, unpromised)
+             SELECT registration_id, accepted_at, stream_offset, outcome, mail, settled,
+                    CASE WHEN cardinality(spans) <= 64 THEN spans END,
+                    CASE WHEN cardinality(spans) <= 64 THEN stream_offset END,
+                    CASE WHEN cardinality(spans) <= 64
+                             THEN cardinality(spans) =
+                                  (SELECT count(*)
+                                     FROM unpromised_publications AS known
+                                    WHERE known.registration_id = looked.registration_id
+                                      AND known.span = ANY (looked.spans))
+                         ELSE false
+                    END
                FROM looked
         ON CONFLICT (registration_id) DO UPDATE
                 SET stream_offset = excluded.stream_offset,
                     accepted_at = excluded.accepted_at,
                     read_at = now(),
-                    rejected = NULL
+                    rejected = NULL,
+                    spans = excluded.spans,
+                    spans_offset = excluded.spans_offset,
+                    unpromised = excluded.unpromised
               WHERE ledger_entries.outcome IS NULL
-                AND ledger_entries.stream_offset <> excluded.stream_offset
+                AND (ledger_entries.stream_offset <> excluded.stream_offset
+                     OR ledger_entries.spans IS DISTINCT FROM excluded.spans)
          )
     SELECT count(*) AS distinct_ids,
            count(*) FILTER (WHERE known_offset IS NULL) AS accepted,
@@ -228,6 +323,7 @@ async def _insert(connection: Connection, batch: LedgerBatch) -> asyncpg.Record:
         [entry.registration_id for entry in batch.entries],
         [entry.accepted_at for entry in batch.entries],
         [entry.stream_offset for entry in batch.entries],
+        [bytes.fromhex(entry.span) if entry.span else None for entry in batch.entries],
     )
     assert row is not None  # noqa: S101 - an aggregate has one row
     return row
@@ -317,7 +413,10 @@ SETTLE_ENTRIES = """
                 SET outcome = looked.outcome,
                     rejected = looked.rejected,
                     mail = looked.mail,
-                    settled = looked.settled
+                    settled = looked.settled,
+                    spans = NULL,
+                    spans_offset = NULL,
+                    unpromised = false
                FROM looked
               WHERE ledger_entries.registration_id = looked.registration_id
                 AND (ledger_entries.outcome IS DISTINCT FROM looked.outcome
@@ -462,6 +561,7 @@ WAS_KNOWN = """
 MISSING_FOR_LONG = f"""
     outcome IS NULL
     AND rejected IS NULL
+    AND NOT {IS_UNPROMISED}
     AND ((accepted_at <= now() - $1::interval AND read_at <= now() - $1::interval) OR {WAS_KNOWN})
 """
 
@@ -477,9 +577,27 @@ COUNT_MISSING_FOR_LONG = f"""
     SELECT count(*) FROM ledger_entries WHERE {MISSING_FOR_LONG}
 """  # noqa: S608 - nothing of it comes from outside
 
-COUNT_MISSING = """
+COUNT_NOT_STORED = """
     SELECT count(*) FROM ledger_entries WHERE outcome IS NULL AND rejected IS NULL
 """
+
+COUNT_UNPROMISED = f"""
+    SELECT count(*)
+      FROM ledger_entries
+     WHERE outcome IS NULL
+       AND rejected IS NULL
+       AND {IS_UNPROMISED}
+"""  # noqa: S608 - nothing of it comes from outside
+
+SELECT_UNPROMISED = f"""
+      SELECT registration_id, accepted_at, read_at, stream_offset
+        FROM ledger_entries
+       WHERE outcome IS NULL
+         AND rejected IS NULL
+         AND {IS_UNPROMISED}
+    ORDER BY accepted_at DESC, registration_id
+       LIMIT $1
+"""  # noqa: S608 - nothing of it comes from outside
 
 COUNT_VANISHED = """
     SELECT count(*) FROM ledger_entries WHERE vanished_at IS NOT NULL
@@ -503,12 +621,14 @@ async def _settlement(connection: Connection, request: SettlementRequest) -> Set
     rejected = {row["rejected"]: row["number"] for row in await connection.fetch(COUNT_REJECTED)}
     age = timedelta(seconds=request.missing_for_seconds)
     missing = await connection.fetch(SELECT_MISSING, age, request.stream, request.limit)
+    unpromised = await connection.fetch(SELECT_UNPROMISED, MAX_NAMED)
     incidents = await connection.fetch(SELECT_INCIDENTS, request.stream, MAX_INCIDENTS)
     return Settlement(
         totals=_totals(
             totals,
             mails,
-            missing=await connection.fetchval(COUNT_MISSING),
+            not_stored=await connection.fetchval(COUNT_NOT_STORED),
+            unpromised=await connection.fetchval(COUNT_UNPROMISED),
             vanished=await connection.fetchval(COUNT_VANISHED),
         ),
         incidents=[Incident.model_validate(dict(row)) for row in incidents],
@@ -516,11 +636,12 @@ async def _settlement(connection: Connection, request: SettlementRequest) -> Set
         rejected=rejected,
         missing_for_long=await connection.fetchval(COUNT_MISSING_FOR_LONG, age, request.stream),
         missing=[MissingRegistration.model_validate(dict(row)) for row in missing],
+        unpromised=[MissingRegistration.model_validate(dict(row)) for row in unpromised],
     )
 
 
 def _totals(
-    row: asyncpg.Record, mails: dict[str, int], *, missing: int, vanished: int
+    row: asyncpg.Record, mails: dict[str, int], *, not_stored: int, unpromised: int, vanished: int
 ) -> LedgerTotals:
     found = {status: mails.get(status, 0) for status in ("failed", "bounced", "unsure")}
     waiting: Sequence[str] = [status for status in mails if status not in found]
@@ -529,7 +650,8 @@ def _totals(
         repeated=row["repeated"],
         stored=row["stored"],
         duplicates=row["duplicates"],
-        missing=missing,
+        missing=not_stored - unpromised,
+        unpromised=unpromised,
         mails=MailCounts(
             mailed=row["mailed"],
             suppressed=row["suppressed"],

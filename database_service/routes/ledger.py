@@ -10,6 +10,8 @@ from common.contracts.ledger import (
     PositionQuery,
     Settlement,
     SettlementRequest,
+    UnpromisedPublications,
+    UnpromisedRecorded,
 )
 from common.errors import DatabaseUnavailableError, RowLockedError
 from common.http.api import Api, answer
@@ -58,6 +60,21 @@ async def add_entries(request: web.Request, *, body: LedgerBatch) -> web.StreamR
 async def settle(request: web.Request, *, body: SettlementRequest) -> web.StreamResponse:
     """Look again at what is not settled; answers the totals, and who is missing for long."""
     return answer(await request.app[LEDGER].settle(body))
+
+
+@api.post(
+    "/api/ledger/unpromised",
+    body=UnpromisedPublications,
+    max_body_bytes=MAX_BATCH_BYTES,
+    returns={200: UnpromisedRecorded},
+    raises=(DatabaseUnavailableError, RowLockedError),
+)
+async def add_unpromised(
+    request: web.Request, *, body: UnpromisedPublications
+) -> web.StreamResponse:
+    """Keep what was published and answered with 503; the same again changes nothing."""
+    recorded = await request.app[LEDGER].insert_unpromised(body)
+    return answer(UnpromisedRecorded(recorded=recorded))
 
 
 @api.post(

@@ -16,6 +16,8 @@ from common.contracts.ledger import (
     LedgerPosition,
     Settlement,
     SettlementRequest,
+    UnpromisedPublication,
+    UnpromisedPublications,
 )
 from common.contracts.notifications import ClaimRequest, DeliveryStatus
 from database_service.pool import Database
@@ -23,7 +25,12 @@ from database_service.repositories import ledger as repository
 from database_service.repositories.ledger import LedgerRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
-from tests.integration.database_service.builders import a_claim, a_registration, recorded
+from tests.integration.database_service.builders import (
+    a_claim,
+    a_registration,
+    eventually,
+    recorded,
+)
 
 STREAM = "user.registration.log"
 
@@ -56,8 +63,8 @@ def a_batch(
 async def settled(ledger: LedgerRepository, *, after: float = 0) -> Settlement:
     settlement = await ledger.settle(SettlementRequest(stream=STREAM, missing_for_seconds=after))
     totals = settlement.totals
-    parts = (totals.stored, totals.duplicates, totals.missing, *settlement.rejected.values())
-    assert totals.accepted == sum(parts)
+    parts = (totals.stored, totals.duplicates, totals.missing, totals.unpromised)
+    assert totals.accepted == sum((*parts, *settlement.rejected.values()))
     assert totals.stored + totals.duplicates == sum(totals.mails.model_dump().values())
     return settlement
 
@@ -78,7 +85,8 @@ async def with_mail(
 
 
 async def test_an_unread_stream_begins_at_its_beginning(ledger: LedgerRepository) -> None:
-    assert await ledger.select_position(STREAM) == LedgerPosition(next_offset=0)
+    beginning = LedgerPosition(next_offset=0, takes_spans=True)
+    assert await ledger.select_position(STREAM) == beginning
 
 
 async def test_what_is_stored_counts_and_what_is_not_is_missing(
@@ -407,3 +415,267 @@ async def verified(ledger: LedgerRepository, at_once: int) -> Settlement:
         request = SettlementRequest(stream=STREAM, missing_for_seconds=0, verify=at_once)
         settlement = await ledger.settle(request)
     return settlement
+
+
+# -- what nobody was promised ---------------------------------------------------------------
+
+ONE, OTHER = "1" * 16, "a1" * 8
+"""Spans of two publications."""
+
+
+async def read(
+    ledger: LedgerRepository, *messages: tuple[UUID, str | None], at: int = 0, first: int = -1
+) -> None:
+    """Read these messages, each with its span, at the end of the stream or where it is said."""
+    batch = a_batch([key for key, _ in messages], at=at, first_offset=at if first < 0 else first)
+    spans = (span for _, span in messages)
+    entries = [
+        entry.model_copy(update={"span": span})
+        for entry, span in zip(batch.entries, spans, strict=True)
+    ]
+    position = await ledger.insert_entries(batch.model_copy(update={"entries": entries}))
+    assert position.advanced
+
+
+async def answered_503(ledger: LedgerRepository, *publications: tuple[UUID, str]) -> int:
+    """Note what was answered with 503."""
+    return await ledger.insert_unpromised(
+        UnpromisedPublications(
+            stream=STREAM,
+            publications=[
+                UnpromisedPublication(registration_id=key, span=span) for key, span in publications
+            ],
+        )
+    )
+
+
+async def is_lost(ledger: LedgerRepository, registration_id: UUID) -> bool:
+    """Whether it is missing, and not named as unpromised."""
+    settlement = await settled(ledger)
+    missing = {one.registration_id for one in settlement.missing}
+    unpromised = {one.registration_id for one in settlement.unpromised}
+    assert not missing & unpromised
+    assert (len(missing), len(unpromised)) == (
+        settlement.totals.missing,
+        settlement.totals.unpromised,
+    )
+    assert settlement.missing_for_long == len(missing)
+    assert registration_id in missing | unpromised
+    return registration_id in missing
+
+
+@pytest.mark.parametrize("note_first", [True, False])
+async def test_what_was_answered_with_503_is_unpromised_and_not_missing(
+    ledger: LedgerRepository, *, note_first: bool
+) -> None:
+    refused, promised = uuid4(), uuid4()
+    if note_first:
+        assert await answered_503(ledger, (refused, ONE)) == 1
+    await read(ledger, (refused, ONE), (promised, OTHER))
+    if not note_first:
+        assert await is_lost(ledger, refused)
+        assert await answered_503(ledger, (refused, ONE)) == 1
+
+    assert not await is_lost(ledger, refused)
+    assert await is_lost(ledger, promised)
+    assert await answered_503(ledger, (refused, ONE), (refused, ONE)) == 0
+    assert not await is_lost(ledger, refused)
+
+
+@pytest.mark.parametrize("note_last", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("spans", [(ONE, OTHER), (OTHER, ONE)])
+async def test_who_was_promised_by_another_publication_is_missed(
+    ledger: LedgerRepository, spans: tuple[str, str], *, at_once: bool, note_last: bool
+) -> None:
+    """A 503 and a 202 under one id, whichever the stream has first."""
+    key = uuid4()
+    if not note_last:
+        await answered_503(ledger, (key, ONE))
+    if at_once:
+        await read(ledger, *((key, span) for span in spans))
+    else:
+        for position, span in enumerate(spans):
+            await read(ledger, (key, span), at=position)
+    if note_last:
+        await answered_503(ledger, (key, ONE))
+
+    assert await is_lost(ledger, key)
+    await answered_503(ledger, (uuid4(), ONE), (key, ONE))
+    assert await is_lost(ledger, key)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_who_was_answered_with_503_each_time_is_unpromised(
+    ledger: LedgerRepository, *, at_once: bool
+) -> None:
+    """A form that tries again by itself, and somebody who gives up."""
+    key, third = uuid4(), "3" * 16
+    await answered_503(ledger, (key, ONE))
+    if at_once:
+        await read(ledger, (key, ONE), (key, OTHER))
+    else:
+        await read(ledger, (key, ONE))
+        assert not await is_lost(ledger, key)
+        await read(ledger, (key, OTHER), at=1)
+    assert await is_lost(ledger, key)
+
+    await answered_503(ledger, (key, OTHER))
+    assert not await is_lost(ledger, key)
+
+    await read(ledger, (key, third), at=2)
+    assert await is_lost(ledger, key)
+
+
+@pytest.mark.parametrize("other", [None, ONE])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_message_without_a_span_or_with_one_of_another_is_never_unpromised(
+    ledger: LedgerRepository, other: str | None, *, at_once: bool
+) -> None:
+    """As of a program that copies messages by hand: the broker promised it to that one."""
+    key = uuid4()
+    if at_once:
+        await read(ledger, (key, ONE), (key, other))
+    else:
+        await read(ledger, (key, ONE))
+        await read(ledger, (key, other), at=1)
+
+    await answered_503(ledger, (key, ONE))
+    assert await is_lost(ledger, key)
+    await read(ledger, (key, OTHER), at=2)
+    await answered_503(ledger, (key, OTHER))
+    assert await is_lost(ledger, key)
+
+
+async def test_without_spans_nobody_is_unpromised(ledger: LedgerRepository) -> None:
+    key = uuid4()
+    await read(ledger, (key, None))
+
+    await answered_503(ledger, (key, ONE))
+
+    assert await is_lost(ledger, key)
+
+
+async def test_the_same_message_read_again_stays_unpromised_and_another_in_its_place_does_not(
+    ledger: LedgerRepository,
+) -> None:
+    key = uuid4()
+    await answered_503(ledger, (key, ONE))
+    await read(ledger, (key, ONE))
+
+    await read(ledger, (key, ONE), at=1, first=0)
+    assert not await is_lost(ledger, key)
+
+    await read(ledger, (key, OTHER), at=1, first=0)  # the stream was made anew
+    assert await is_lost(ledger, key)
+
+
+async def test_who_was_stored_is_stored_and_never_unpromised_again(
+    ledger: LedgerRepository, registrations: RegistrationRepository, sql: asyncpg.Connection
+) -> None:
+    before, after = a_registration(), a_registration()
+    keys = [before.registration_id, after.registration_id]
+    await registrations.insert_registrations([before])
+    await answered_503(ledger, *((key, ONE) for key in keys))
+    await read(ledger, *((key, ONE) for key in keys))
+    await registrations.insert_registrations([after])
+
+    settlement = await settled(ledger)
+
+    assert (settlement.totals.stored, settlement.totals.unpromised) == (2, 0)
+    left = "SELECT count(*) FROM ledger_entries WHERE unpromised OR spans IS NOT NULL"
+    assert await sql.fetchval(left) == 0
+
+
+async def test_who_was_discarded_and_comes_again_is_missed(
+    ledger: LedgerRepository, sql: asyncpg.Connection
+) -> None:
+    key = uuid4()
+    await answered_503(ledger, (key, ONE), (key, OTHER))
+    await read(ledger, (key, ONE))
+    await sql.execute(
+        "INSERT INTO dead_letter_discards (message_id, route, error_code, reason)"
+        " VALUES ($1, 'user.registration', 'malformed', 'nonsense')",
+        key,
+    )
+    settlement = await settled(ledger)
+    assert (settlement.rejected, settlement.totals.unpromised) == ({"malformed": 1}, 0)
+    await sql.execute("DELETE FROM dead_letter_discards")
+
+    await read(ledger, (key, OTHER), at=1)
+
+    assert await is_lost(ledger, key)
+
+
+@pytest.mark.parametrize("note_first", [True, False])
+async def test_what_a_release_without_spans_read_beside_this_one_is_missed(
+    ledger: LedgerRepository, sql: asyncpg.Connection, *, note_first: bool
+) -> None:
+    """It moves the offset, and leaves what it does not know."""
+    key, third = uuid4(), "3" * 16
+    if note_first:
+        await answered_503(ledger, (key, ONE), (key, third))
+    await read(ledger, (key, ONE))
+    await sql.execute("UPDATE ledger_entries SET stream_offset = 1")
+    await sql.execute("UPDATE ledger_positions SET next_offset = 2")
+
+    assert await is_lost(ledger, key)
+    await answered_503(ledger, (key, ONE), (key, third))
+    assert await is_lost(ledger, key)
+    await read(ledger, (key, third), at=2)
+    assert await is_lost(ledger, key)
+
+
+async def test_somebody_who_tries_very_often_is_missed_and_costs_no_more(
+    ledger: LedgerRepository, sql: asyncpg.Connection
+) -> None:
+    key = uuid4()
+    tries = [(key, f"{number:016x}") for number in range(1, 101)]
+    await answered_503(ledger, *tries)
+    await read(ledger, *tries[:60])
+    assert not await is_lost(ledger, key)
+
+    await read(ledger, *tries[60:], at=60)
+
+    assert await is_lost(ledger, key)
+    await answered_503(ledger, (key, ONE))
+    await read(ledger, (key, ONE), at=100)
+    assert await is_lost(ledger, key)
+    assert await sql.fetchval("SELECT spans FROM ledger_entries") is None
+
+
+async def test_old_notes_are_forgotten_and_what_came_of_them_is_not(
+    ledger: LedgerRepository, sql: asyncpg.Connection
+) -> None:
+    key = uuid4()
+    await answered_503(ledger, (key, ONE), (uuid4(), ONE))
+    await read(ledger, (key, ONE))
+    await sql.execute("UPDATE unpromised_publications SET noted_at = now() - interval '15 days'")
+
+    await answered_503(ledger, (uuid4(), ONE))
+
+    assert await sql.fetchval("SELECT count(*) FROM unpromised_publications") == 1
+    assert not await is_lost(ledger, key)
+
+
+async def test_a_note_waits_for_who_reads_at_the_same_time(
+    ledger: LedgerRepository, sql: asyncpg.Connection
+) -> None:
+    """Else each of the two could miss what the other one is about to write."""
+    key = uuid4()
+    await read(ledger, (uuid4(), OTHER))
+    async with sql.transaction():
+        await sql.execute(repository.SELECT_POSITION_FOR_UPDATE, STREAM)
+        entries = [key], [datetime.now(UTC)], [1], [bytes.fromhex(ONE)]
+        await sql.fetch(repository.INSERT_ENTRIES, *entries)
+        await sql.execute("UPDATE ledger_positions SET accepted = accepted + 1")
+        note = asyncio.create_task(answered_503(ledger, (key, ONE)))
+
+        async def is_waiting() -> bool:
+            waiting = await sql.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            return bool(waiting) or note.done()
+
+        await eventually(is_waiting)
+    await note
+
+    assert not await is_lost(ledger, key)

@@ -38,6 +38,8 @@ FILL = """
       FROM generate_series(1, 20000) AS number;
     INSERT INTO ledger_entries (registration_id, accepted_at, stream_offset, settled)
     SELECT registration_id, now(), user_id, user_id % 100 > 0 FROM registrations;
+    INSERT INTO unpromised_publications (registration_id, span)
+    SELECT gen_random_uuid(), '8 bytes.' ::bytea FROM generate_series(1, 20000);
 """
 
 BULK = {

@@ -103,6 +103,22 @@ def test_who_is_lost_is_named_with_age_and_what_to_do(monkeypatch: pytest.Monkey
     assert "--repair" in lines[-1]
 
 
+def test_whom_nobody_promised_anything_is_told_and_is_no_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    totals = a_ledger()["totals"]
+    ledger = a_ledger(totals={**totals, "unpromised": 1_002})
+
+    is_whole, lines = shown(monkeypatch, Receiver(ledger))
+
+    assert (is_whole, lines[-1]) == (True, "Nothing is lost.")
+    (unpromised,) = [line for line in lines if line.startswith("    unpromised")]
+    assert unpromised.split()[1] == "1,002"
+    assert "503" in unpromised
+    _, lines = shown(monkeypatch, Receiver(a_ledger()))  # as of an older receiver, too
+    assert not any("unpromised" in line for line in lines)
+
+
 def test_figures_are_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     _, lines = shown(monkeypatch, Receiver(a_ledger()))
 

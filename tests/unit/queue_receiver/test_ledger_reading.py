@@ -26,6 +26,7 @@ class FakeLog:
     ids: list[UUID] = field(default_factory=list)
     first: int = 0
     was_gently_read: bool = False
+    traceparents: dict[UUID, object] = field(default_factory=dict)
 
     async def read(
         self,
@@ -39,11 +40,15 @@ class FakeLog:
         self.was_gently_read = gently
         begin = self.first if start == "first" else max(start, self.first)
         found = [
-            take(offset, Delivery(body=b"", routing_key="", message_id=str(key), headers={}))
+            take(offset, self._delivery(key))
             for offset, key in enumerate(self.ids)
             if offset >= begin
         ]
         return [message for message in found if message is not None][:limit]
+
+    def _delivery(self, key: UUID) -> Delivery:
+        headers = {"traceparent": self.traceparents[key]} if key in self.traceparents else {}
+        return Delivery(body=b"", routing_key="", message_id=str(key), headers=headers)
 
 
 @dataclass
@@ -64,7 +69,11 @@ class FakeBook:
         if batch.from_offset != self.position.next_offset:
             return self.position.model_copy(update={"advanced": False})
         self.batches.append(batch)
-        self.position = LedgerPosition(next_offset=batch.next_offset, last_id=batch.last_id)
+        self.position = LedgerPosition(
+            next_offset=batch.next_offset,
+            last_id=batch.last_id,
+            takes_spans=self.position.takes_spans,
+        )
         return self.position
 
     @property
@@ -307,6 +316,24 @@ async def test_canaries_are_passed_and_not_written() -> None:
 
     assert book.ids == [log.ids[0], log.ids[2]]
     assert (progress.next_offset, book.position.last_id) == (4, canary)
+
+
+@pytest.mark.parametrize("takes_spans", [True, False])
+async def test_spans_are_written_where_the_book_takes_them(*, takes_spans: bool) -> None:
+    """An older release refuses a batch with something that it does not know."""
+    log = FakeLog(some_ids(3))
+    log.traceparents = {
+        log.ids[0]: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        log.ids[1]: "nonsense",
+    }
+    book = FakeBook(LedgerPosition(next_offset=0, takes_spans=takes_spans))
+
+    await read_on(log, book, most=100)
+
+    (batch,) = book.batches
+    expected = "b7ad6b7169203331" if takes_spans else None
+    assert [entry.span for entry in batch.entries] == [expected, None, None]
+    assert ("span" in batch.model_dump_json(exclude_none=True)) is takes_spans
 
 
 @pytest.mark.parametrize(
