@@ -137,6 +137,7 @@ def judge(evidence: Evidence) -> Verdict:
         "reports": reports,
         "reused_untold": reused_untold,
         "ledger_untrue": ledger_untrue,
+        "promised_unpromised": promised_unpromised,
     }
     verdict = Verdict({name: sorted(check(evidence)) for name, check in checks.items()})
     verdict.counts = _counts(evidence) | {
@@ -253,15 +254,25 @@ def ledger_untrue(evidence: Evidence) -> Iterator[str]:
         yield "it could not be read to its end"
     if ledger["lost"]:
         yield f"it calls {ledger['lost']} lost"
-    if totals["accepted"] != settled + totals["missing"] + ledger["rejected"]:
+    parts = settled + totals["missing"] + totals["unpromised"] + ledger["rejected"]
+    if totals["accepted"] != parts:
         yield f"its parts do not make up the whole: {totals}"
     if settled > len(stored) or totals["missing"] > len(dead):
         missing = f"{totals['missing']} missing of {len(dead)}"
         yield f"it has {settled} stored of {len(stored)}, {missing}"
+    if totals["unpromised"] > evidence.journal.unpromised:
+        yield f"{totals['unpromised']} unpromised, and {evidence.journal.unpromised} gave up"
     if evidence.logs_deleted and "replaced" not in kinds:
         yield f"the log was deleted {evidence.logs_deleted} times, and it does not say so"
     if unfounded := [kind for kind in kinds if kind != "replaced" or not evidence.logs_deleted]:
         yield f"incidents that did not happen: {unfounded}"
+
+
+def promised_unpromised(evidence: Evidence) -> Iterator[str]:
+    """Answered with 202, and for the ledger nobody was promised it: a loss would be hidden."""
+    named = (evidence.ledger or {}).get("unpromisedRegistrations", ())
+    ids = {UUID(each["registrationId"]) for each in named}
+    yield from (str(each) for each in ids & evidence.journal.accepted.keys())
 
 
 def malformed_missing(evidence: Evidence) -> Iterator[str]:

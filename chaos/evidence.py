@@ -168,7 +168,7 @@ async def _ledger(arena: Arena) -> Mapping[str, Any]:
     deadline = time.monotonic() + LEDGER_SECONDS
     url = f"{arena.urls('queue_receiver')[0]}/api/ledger"
     said: dict[str, Any] = {"caughtUp": False, "lost": 0, "incidents": [], "rejected": 0}
-    said["totals"] = {"accepted": 0, "stored": 0, "duplicates": 0, "missing": 0}
+    said["totals"] = dict.fromkeys(("accepted", "stored", "duplicates", "missing", "unpromised"), 0)
     timeout = aiohttp.ClientTimeout(total=LEDGER_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         while time.monotonic() < deadline:

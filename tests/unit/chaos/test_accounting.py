@@ -223,9 +223,13 @@ def a_ledger(**changes: Any) -> dict[str, Any]:
         "lost": 0,
         "rejected": 0,
         "incidents": [],
-        "totals": {"accepted": 3, "stored": 2, "duplicates": 0, "missing": 1},
+        "totals": totals(),
     }
     return ledger | changes
+
+
+def totals(**changes: int) -> dict[str, int]:
+    return {"accepted": 3, "stored": 2, "duplicates": 0, "missing": 1, "unpromised": 0} | changes
 
 
 def test_a_ledger_that_is_true_is_not_called_untrue() -> None:
@@ -240,9 +244,11 @@ def test_a_ledger_that_is_true_is_not_called_untrue() -> None:
     [
         ({"caughtUp": False}, 0),
         ({"lost": 1}, 0),
-        ({"totals": {"accepted": 4, "stored": 2, "duplicates": 0, "missing": 1}}, 0),
-        ({"totals": {"accepted": 4, "stored": 3, "duplicates": 0, "missing": 1}}, 0),
-        ({"totals": {"accepted": 4, "stored": 2, "duplicates": 0, "missing": 2}}, 0),
+        ({"totals": totals(accepted=4)}, 0),
+        ({"totals": totals(accepted=4, stored=3)}, 0),
+        ({"totals": totals(accepted=4, missing=2)}, 0),
+        ({"totals": totals(accepted=4, unpromised=1)}, 0),
+        ({"totals": totals(unpromised=1)}, 0),
         ({}, 1),
         ({"incidents": [{"kind": "replaced"}]}, 0),
         ({"incidents": [{"kind": "replaced"}, {"kind": "vanished"}]}, 1),
@@ -254,6 +260,16 @@ def test_a_ledger_that_does_not_tell_what_is_there_is_broken(
     found = evidence(ledger=a_ledger(**changes), logs_deleted=logs_deleted)
 
     assert broken(found).keys() == {"ledger_untrue"}
+
+
+def test_who_gave_up_may_be_unpromised_and_who_was_promised_may_not() -> None:
+    gave_up, whole = UUID(int=7), evidence()
+    journal = replace(whole.journal, unpromised=1)
+    ledger = a_ledger(totals=totals(accepted=4, unpromised=1))
+
+    for key, expected in ((gave_up, set()), (ADA, {"promised_unpromised"})):
+        ledger["unpromisedRegistrations"] = [{"registrationId": str(key)}]
+        assert broken(replace(whole, journal=journal, ledger=ledger)).keys() == expected
 
 
 def test_of_two_people_under_one_id_the_second_is_a_dead_letter() -> None:
