@@ -18,8 +18,18 @@ from frontend.identity import Identities
 from frontend.journeys import JourneyReader
 from frontend.own_door import OwnDoor
 from frontend.pages import PAGES, render_problem
-from frontend.routes import BASE_URL, DATABASE, IDENTITIES, JOURNEYS, PUBLISHER, WATCHERS, api
+from frontend.routes import (
+    BASE_URL,
+    DATABASE,
+    IDENTITIES,
+    JOURNEYS,
+    PUBLISHER,
+    UNPROMISED,
+    WATCHERS,
+    api,
+)
 from frontend.settings import Settings
+from frontend.unpromised import Unpromised
 
 SERVICE = "frontend"
 
@@ -39,6 +49,7 @@ def build_app(settings: Settings) -> web.Application:
             app[PUBLISHER] = await stack.enter_async_context(
                 open_publisher(settings, service=SERVICE, readiness=readiness)
             )
+            app[UNPROMISED] = await stack.enter_async_context(Unpromised(app[DATABASE]).telling())
             app[JOURNEYS] = JourneyReader(app[DATABASE], app[IDENTITIES])
             app[WATCHERS] = Watchers(
                 app[JOURNEYS].select_journeys, clients=Clients(settings.trusted_proxies)

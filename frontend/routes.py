@@ -22,6 +22,7 @@ from common.errors import (
     DatabaseServiceUnavailableError,
     IdempotencyKeyReusedError,
     InvalidError,
+    NotConfirmedError,
     UnavailableError,
     UserStreamError,
 )
@@ -35,6 +36,7 @@ from frontend.events import TooManyWatchersError, Watchers
 from frontend.identity import Identities
 from frontend.journeys import JourneyReader
 from frontend.pages import UNCONFIRMED_NOTICE, FormValues, render_form, render_status
+from frontend.unpromised import Unpromised
 
 log = structlog.get_logger()
 
@@ -43,6 +45,7 @@ DATABASE = web.AppKey("database", DatabaseClient)
 IDENTITIES = web.AppKey("identities", Identities)
 JOURNEYS = web.AppKey("journeys", JourneyReader)
 WATCHERS = web.AppKey("watchers", Watchers)
+UNPROMISED = web.AppKey("unpromised", Unpromised)
 BASE_URL = web.AppKey("base_url", str)
 
 api = Api()
@@ -195,17 +198,24 @@ async def watch(request: web.Request, *, path: RegistrationPath) -> web.StreamRe
 
 
 async def _register(request: web.Request, body: RegistrationRequest, key: str | None) -> UUID:
-    """Publish the registration; when this returns, it is safe."""
+    """Publish the registration; when this returns, it is safe, and the answer a promise.
+
+    Once per request: whoever is told 503 was promised nothing under the request's span.
+    """
     registration_id = request.app[IDENTITIES].identify(body, key)
     failpoint("w1")
-    await request.app[PUBLISHER].publish(
-        # Constructed, not validated: the same rule has just been asked.
-        RegistrationSubmitted.model_construct(
-            name=body.name, surname=body.surname, email=body.email, timestamp=datetime.now(UTC)
-        ),
-        message_id=registration_id,
-        correlation_id=current().correlation_id,
-    )
+    try:
+        await request.app[PUBLISHER].publish(
+            # Constructed, not validated: the same rule has just been asked.
+            RegistrationSubmitted.model_construct(
+                name=body.name, surname=body.surname, email=body.email, timestamp=datetime.now(UTC)
+            ),
+            message_id=registration_id,
+            correlation_id=current().correlation_id,
+        )
+    except NotConfirmedError:
+        request.app[UNPROMISED].note(registration_id, current().traceparent)
+        raise
     failpoint("w2")
     log.info("registration.accepted", registration_id=str(registration_id))
     request[LOGGED] = True
