@@ -51,6 +51,9 @@ SECOND_LOOK_AFTER = 1.0
 VERIFIED_IN_BACKGROUND = 2_000
 """Rows of registrations that are looked for in one turn: some thousandths of a second."""
 
+VERIFIED_BESIDE_WORK = 200
+"""So many where registrations came in since the last turn: those would wait for it."""
+
 EMPTY_FOR = 30.0
 """Seconds after which a stream that was read before, and has nothing, was made anew. For some
 seconds after the broker's start it looks the same."""
@@ -151,7 +154,7 @@ class Auditor:
         """
         async with self._one_at_a_time:
             progress = await self._read_on(most=most, gently=gently)
-            verify = VERIFIED_IN_BACKGROUND if gently else MAX_VERIFIED
+            verify = self._verified_at_once(progress) if gently else MAX_VERIFIED
             ledger, self._lost = await self._compare(progress, verify=verify)
             self._is_behind = progress.is_behind
             self._last, self._last_at = ledger, time.monotonic()
@@ -171,6 +174,10 @@ class Auditor:
         )
         self._empty_since = (now if since is None else since) if progress.is_empty else None
         return progress
+
+    def _verified_at_once(self, progress: Progress) -> int:
+        is_idle = self._last is not None and self._last.read_up_to == progress.next_offset
+        return VERIFIED_IN_BACKGROUND if is_idle else VERIFIED_BESIDE_WORK
 
     async def take_note(self, request: AcknowledgeRequest) -> Acknowledged:
         """Let a person take note of what can not be accounted for; it is no longer red then.

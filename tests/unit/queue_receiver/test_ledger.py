@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.contracts.ledger import (
+    MAX_VERIFIED,
     Acknowledged,
     AcknowledgeIncidents,
     AcknowledgeRequest,
@@ -73,6 +74,7 @@ class FakeAccounts:
     """How long ago the youngest that is stored was accepted."""
 
     on_settle: Callable[[], None] = lambda: None
+    verified: list[int] = field(default_factory=list)
 
     async def select_ledger_position(self, _stream: str) -> LedgerPosition:
         return LedgerPosition(next_offset=0)
@@ -82,6 +84,7 @@ class FakeAccounts:
 
     async def settle_ledger(self, request: SettlementRequest) -> Settlement:
         now = datetime.now(UTC)
+        self.verified.append(request.verify)
         old = [
             MissingRegistration(
                 registration_id=key,
@@ -442,3 +445,22 @@ async def test_a_ledger_that_stays_unreadable_is_logged_once(
             await is_over.wait()
 
     assert [line["event"] for line in logs] == ["ledger.unreadable"]
+
+
+async def test_rows_are_looked_for_a_few_at_a_time_while_registrations_come_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offsets = iter((5, 5, 9, 9))
+
+    async def read_on(*_: object, **__: object) -> Progress:
+        return Progress(next_offset=next(offsets), caught_up=True)
+
+    monkeypatch.setattr(ledger_module, "read_on", read_on)
+
+    for _ in range(3):
+        await world.auditor.reconcile(gently=True)
+    await world.auditor.reconcile()
+
+    few, many = ledger_module.VERIFIED_BESIDE_WORK, ledger_module.VERIFIED_IN_BACKGROUND
+    assert world.accounts.verified == [few, many, few, MAX_VERIFIED]
+    assert few < many < MAX_VERIFIED
