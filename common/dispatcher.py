@@ -49,7 +49,7 @@ Handler = Callable[[Envelope[Any]], Awaitable[bool | None]]
 """Returns False where nothing was to be done, which tells nothing about the neighbours."""
 
 Handlers = Mapping[type[Contract], Handler]
-"""Which handler takes which contract; the first stands for messages that name no type."""
+"""Which handler takes which contract, all of one route."""
 
 
 SHORTEST_ASIDE = timedelta(milliseconds=100)

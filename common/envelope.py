@@ -158,7 +158,7 @@ def _identity(message_id: str) -> UUID:
 def read(
     delivery: Delivery, contracts: Collection[type[Contract]], max_retries: int
 ) -> Envelope[Contract]:
-    """The envelope of a delivery; the first contract stands for messages that name no type.
+    """The envelope of a delivery; one that names no type is read as the route's default.
 
     Raises:
         TooLargeError: The body is larger than anything we write.
@@ -203,10 +203,9 @@ def _instant(claimed: object) -> datetime | None:
 
 
 def _contract(delivery: Delivery, contracts: Collection[type[Contract]]) -> type[Contract]:
-    if delivery.type in (None, ""):
-        return next(iter(contracts))
+    names_none = delivery.type in (None, "")
     for contract in contracts:
-        if contract.type_name == delivery.type:
+        if contract.is_default if names_none else contract.type_name == delivery.type:
             return contract
     raise UnknownVersionError(
         f"Read here: {', '.join(contract.type_name for contract in contracts)}."

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import structlog
 
+from common.contracts.base import Contract
 from common.contracts.dead_letters import (
     DeadLetterDiscard,
     DeadLetterGroup,
@@ -38,7 +39,7 @@ from common.errors import (
 )
 from common.http.validation import validate
 from queue_receiver.masking import masked_body, revealed_body, shown_headers
-from queue_receiver.rehearsals import CONTRACTS, Store, rehearse
+from queue_receiver.rehearsals import Store, rehearse
 
 log = structlog.get_logger()
 
@@ -130,7 +131,7 @@ class DeadLetterOffice:
         for queue in self._queues:
             async with _up_to(queue, letter_id) as held:
                 for letter in held.letters:
-                    contract = CONTRACTS[queue.route.name][0]
+                    contract = _contract_of(letter)
                     validate(contract, body, prefix="/body/")
                     await held.send_back(
                         letter,
@@ -355,6 +356,13 @@ async def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AsyncIterator[Held]
             return
     async with queue.held(wanted, until=is_it) as held:
         yield held
+
+
+def _contract_of(letter: DeadLetter) -> type[Contract]:
+    """What a letter is sent back as: what it names, if that travels on its route."""
+    contracts = Contract.by_route(letter.route)
+    named = Contract.by_type(letter.delivery.type)
+    return named if named in contracts else contracts[0]
 
 
 def _no_letter(letter_id: UUID) -> NotFoundError:

@@ -1,6 +1,6 @@
 """What would become of dead letters if they were sent back now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,20 +14,10 @@ from common.contracts.dead_letters import (
     RehearsedRegistration,
     RehearseRequest,
 )
-from common.contracts.notifications import EmailRequested
 from common.contracts.registrations import RegistrationSubmitted, RegistrationToStore
-from common.contracts.reports import ReportRequested
 from common.dead_letters import DeadLetter, DeadLetterQueue
 from common.envelope import Envelope, read
 from common.errors import IdReusedError, InvalidError, PermanentError, UserStreamError
-from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
-
-CONTRACTS: Mapping[str, tuple[type[Contract], ...]] = {
-    USER_REGISTRATION.name: (RegistrationSubmitted,),
-    EMAIL_NOTIFICATIONS.name: (EmailRequested,),
-    REPORT_REQUESTS.name: (ReportRequested,),
-}
-"""What each route's service reads; the first stands for messages that name no type."""
 
 
 class Store(Protocol):
@@ -98,7 +88,7 @@ async def _stored(
 
 def _checked(letter: DeadLetter) -> Envelope[Contract] | UserStreamError:
     try:
-        envelope = read(letter.delivery, CONTRACTS[letter.route.name], 0)
+        envelope = read(letter.delivery, Contract.by_route(letter.route), 0)
         return replace(envelope, id=letter.id_when_sent_back())
     except PermanentError as error:
         return error

@@ -36,6 +36,7 @@ class EmailRequested(Contract):
 
     type_name: ClassVar[str] = "email.notification.requested.v1"
     route: ClassVar[Route] = EMAIL_NOTIFICATIONS
+    is_default: ClassVar[bool] = True
     sample: ClassVar[Mapping[str, Any]] = {
         "to": "ada@example.org",
         "template": "welcome",

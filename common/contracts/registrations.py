@@ -24,6 +24,7 @@ class RegistrationSubmitted(Contract):
 
     type_name: ClassVar[str] = "user.registration.submitted.v1"
     route: ClassVar[Route] = USER_REGISTRATION
+    is_default: ClassVar[bool] = True
     sample: ClassVar[Mapping[str, Any]] = {**PERSON, "timestamp": "2026-01-31T09:30:00.000Z"}
 
     name: PersonName

@@ -144,6 +144,7 @@ class ReportRequested(ReportWishes, Contract):
 
     type_name: ClassVar[str] = "report.requested.v1"
     route: ClassVar[Route] = REPORT_REQUESTS
+    is_default: ClassVar[bool] = True
     sample: ClassVar[Mapping[str, Any]] = ReportRequest.sample
 
 

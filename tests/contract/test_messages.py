@@ -2,31 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 
-import common.contracts
 from common.contracts.base import Contract
 from common.envelope import MAX_BODY_BYTES, Delivery, read
 from common.topology import ROUTES
 
-for _module in iter_modules(common.contracts.__path__):
-    import_module(f"common.contracts.{_module.name}")
-
-
-def contracts(of: type[Contract] = Contract) -> Iterator[type[Contract]]:
-    """Every contract there is."""
-    for contract in of.__subclasses__():
-        if contract.__module__.startswith("common.contracts."):
-            yield contract
-            yield from contracts(contract)
-
-
-CONTRACTS = sorted(contracts(), key=lambda contract: contract.type_name)
+CONTRACTS = [contract for route in ROUTES for contract in Contract.by_route(route)]
 EVERY_CONTRACT = pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.type_name)
 
 WRITTEN_BEFORE = {

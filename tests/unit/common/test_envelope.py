@@ -9,7 +9,7 @@ from common.contracts.registrations import RegistrationSubmitted
 from common.encoding import is_plain_text
 from common.envelope import FOREIGN_IDS, MAX_BODY_BYTES, Delivery, Envelope, read
 from common.errors import MalformedError, TooLargeError, UnknownVersionError
-from common.topology import USER_REGISTRATION, Route
+from common.topology import Route
 
 BODY = b'{"name": "Ada", "surname": "Lovelace", "email": "ada@example.org"}'
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -17,7 +17,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 class SecondVersion(Contract):
     type_name: ClassVar[str] = "user.registration.submitted.v2"
-    route: ClassVar[Route] = USER_REGISTRATION
+    route: ClassVar[Route] = Route(name="test.only", retry_steps=1)
 
     full_name: str
 
@@ -146,13 +146,15 @@ def test_the_reason_names_fields_but_not_what_was_typed() -> None:
     assert caught.value.__cause__ is None  # pydantic's text quotes its input
 
 
-def test_the_type_chooses_among_versions_and_the_first_stands_for_none() -> None:
-    contracts: list[type[Contract]] = [RegistrationSubmitted, SecondVersion]
+def test_the_type_chooses_among_versions_and_the_default_stands_for_none() -> None:
+    contracts: list[type[Contract]] = [SecondVersion, RegistrationSubmitted]
     second = a_delivery(b'{"fullName": "Ada"}', type="user.registration.submitted.v2")
 
     assert type(read(second, contracts, 3).data) is SecondVersion
     assert type(read(a_delivery(), contracts, 3).data) is RegistrationSubmitted
     assert type(read(a_delivery(type=""), contracts, 3).data) is RegistrationSubmitted
+    with pytest.raises(UnknownVersionError, match="Read here"):
+        read(a_delivery(), [SecondVersion], 3)
 
 
 def test_the_identity_is_the_message_id_or_follows_from_it_or_from_the_body() -> None:
