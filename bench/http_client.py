@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from common.http.client import Answer, Connection
+from common.database_client.http_client import Answer, Connection
 
 HOST = "127.0.0.1"
 

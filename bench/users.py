@@ -16,7 +16,7 @@ from bench.http_client import Client, connected, get, post_json
 from bench.loop import run
 from bench.pipeline import latencies
 from bench.procfs import forget_peak, measuring, peak_rss
-from common.http.client import Answer
+from common.database_client.http_client import Answer
 from launcher.errors import LauncherError
 from launcher.ports import HOST
 from launcher.postgres import DATABASE

@@ -18,7 +18,7 @@ from chaos.accounting import Attempt, DeadLetter, Evidence, Mail, Registration
 from chaos.arena import Arena
 from chaos.journal import Journal
 from chaos.sink import Trick
-from common.topology import EMAIL_NOTIFICATIONS, ROUTES
+from common.contracts.topology import EMAIL_NOTIFICATIONS, ROUTES
 from launcher.errors import LauncherError
 from report_generator.files import DRAFT_MARK, DRAFT_MAX_AGE
 

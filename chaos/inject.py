@@ -14,7 +14,7 @@ from bench.procfs import all_processes, family
 from chaos.arena import Arena
 from chaos.proxy import Mode
 from chaos.schedule import Fault, Kind, instances_of
-from common.topology import USER_REGISTRATION, definitions
+from common.contracts.topology import USER_REGISTRATION, definitions
 from launcher.errors import LauncherError
 
 READY_SECONDS = 60.0

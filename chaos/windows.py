@@ -22,8 +22,8 @@ import aiohttp
 import asyncpg
 
 from chaos.lone import Lone, running_lone
+from common.contracts.topology import ROUTES, USER_REGISTRATION
 from common.failpoints import WINDOWS
-from common.topology import ROUTES, USER_REGISTRATION
 from launcher.errors import LauncherError
 from launcher.terminal import STDERR, Terminal
 

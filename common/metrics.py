@@ -23,7 +23,7 @@ HTTP_CONNECTIONS_DROPPED = Counter(
 )
 DELIVERIES = Counter(
     "userstream_deliveries_total",
-    "Deliveries by what became of them: see ``common.dispatcher``; or lost with their channel.",
+    "Deliveries by what became of them: see ``common.messaging.dispatcher``; or channel lost.",
     ["queue", "outcome"],
 )
 DELIVERY_SECONDS = Histogram(

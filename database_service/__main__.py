@@ -1,6 +1,6 @@
 """Run the database service: ``python -m database_service``."""
 
-from common.runtime import run_service
+from common.http.runtime import run_service
 from database_service.app import build_app
 from database_service.settings import Settings
 

@@ -11,7 +11,7 @@ from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
-from common.runtime import EXIT_CONFIG
+from common.http.runtime import EXIT_CONFIG
 from database_service.migrations import MigrationError
 from database_service.pool import Database
 from database_service.repositories.bounces import BounceRepository

@@ -1,6 +1,6 @@
 """Run the frontend: ``python -m frontend``."""
 
-from common.runtime import run_service
+from common.http.runtime import run_service
 from frontend.app import build_app
 from frontend.settings import Settings
 

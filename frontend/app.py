@@ -5,12 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import UserStreamError
 from common.http.access import Access
 from common.http.app import OWN_ADDRESS, base_app
 from common.http.health import Readiness
-from common.messaging import open_publisher
+from common.messaging.wiring import open_publisher
 from frontend.canary import Canary
 from frontend.clients import Clients
 from frontend.events import Watchers

@@ -16,8 +16,8 @@ from uuid import UUID
 import structlog
 
 from common import metrics
-from common.canary import new_canary_id
 from common.context import CORRELATION_ID, enter_request
+from common.contracts.canary import new_canary_id
 from common.contracts.registrations import Journey, JourneyStatus
 from common.errors import UserStreamError
 from common.http.health import Note

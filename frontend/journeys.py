@@ -9,7 +9,7 @@ from frontend.identity import Identities
 
 
 class Records(Protocol):
-    """Where journeys are read: ``common.database_client`` in production."""
+    """Where journeys are read: ``common.database_client.client`` in production."""
 
     async def select_journey(self, registration_id: UUID) -> Journey:
         """How far a registration has come."""

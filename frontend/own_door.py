@@ -12,8 +12,8 @@ from uuid import UUID
 
 import aiohttp
 
-from common.canary import canary_address
 from common.context import outgoing_headers
+from common.contracts.canary import canary_address
 from common.contracts.registrations import RegistrationRequest
 from common.errors import TransientError, UserStreamError
 from common.http.address import OwnAddress

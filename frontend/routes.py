@@ -8,6 +8,7 @@ import structlog
 from aiohttp import web
 from pydantic import ConfigDict
 
+from common.amqp.publisher import Publisher
 from common.context import current
 from common.contracts.base import Body
 from common.contracts.registrations import (
@@ -16,7 +17,7 @@ from common.contracts.registrations import (
     RegistrationRequest,
     RegistrationSubmitted,
 )
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
@@ -31,7 +32,6 @@ from common.http.api import Api, answer
 from common.http.app import LOGGED
 from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key, is_sane_key
 from common.http.validation import read_form_fields, validate
-from common.publisher import Publisher
 from frontend.events import TooManyWatchersError, Watchers
 from frontend.identity import Identities
 from frontend.journeys import JourneyReader

@@ -15,11 +15,11 @@ from uuid import UUID
 
 import structlog
 
-from common.canary import is_canary
 from common.context import span_of
+from common.contracts.canary import is_canary
 from common.contracts.ledger import MAX_ENTRIES, UnpromisedPublication, UnpromisedPublications
+from common.contracts.topology import USER_REGISTRATION
 from common.errors import PermanentError, UserStreamError
-from common.topology import USER_REGISTRATION
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ STOP_SECONDS = 2.0
 
 
 class Ledger(Protocol):
-    """Where it is kept: ``common.database_client`` in production."""
+    """Where it is kept: ``common.database_client.client`` in production."""
 
     async def record_unpromised(self, unpromised: UnpromisedPublications) -> int:
         """Keep what was published and answered with 503."""

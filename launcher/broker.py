@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.topology import MONITOR, ROUTES, definitions, queues
+from common.contracts.topology import MONITOR, ROUTES, definitions, queues
 from launcher.confirming import Finding, examine_broker
 from launcher.errors import LauncherError
 from launcher.memory import available_memory
@@ -152,7 +152,7 @@ class Broker:
         return examine_broker(self.management)
 
     def missing(self) -> list[str]:
-        """What ``common/topology.py`` has and the broker has not, as ``kind name``."""
+        """What ``common/contracts/topology.py`` has and the broker has not, as ``kind name``."""
         wanted, present = definitions(), self.management("GET", "/api/definitions")
         return sorted(_named(wanted) - _named(present))
 

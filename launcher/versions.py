@@ -29,7 +29,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PACKAGES = ("rabbitmq-server", "postgresql", "python3", "python3-pip", "ca-certificates")
 
 TESTS = (
-    "tests/unit/common/test_rights.py",
+    "tests/unit/common/contracts/test_rights.py",
     "tests/integration/messaging",
     "tests/integration/launcher",
     "tests/integration/test_broker_check.py",

@@ -1,6 +1,6 @@
 """Run the receiver: ``python -m queue_receiver``."""
 
-from common.runtime import run_service
+from common.http.runtime import run_service
 from queue_receiver.app import build_app
 from queue_receiver.settings import Settings
 

@@ -7,18 +7,18 @@ from functools import partial
 
 from aiohttp import web
 
+from common.amqp.dead_letter_queue import DeadLetterQueue
+from common.amqp.management import ManagementApi
+from common.amqp.queue_depths import QueueView
+from common.amqp.stream import StreamReader
 from common.contracts.registrations import RegistrationSubmitted
-from common.database_client import DatabaseClient
-from common.dead_letters import DeadLetterQueue
+from common.contracts.topology import BROKER_USERS, USER_REGISTRATION
+from common.database_client.client import DatabaseClient
 from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
-from common.management import ManagementApi
-from common.messaging import handling, open_publisher
-from common.queue_view import QueueView
-from common.stream import StreamReader
-from common.topology import BROKER_USERS, USER_REGISTRATION
+from common.messaging.wiring import handling, open_publisher
 from queue_receiver import dead_letter_routes, ledger_routes, page_routes
 from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
 from queue_receiver.fates import Fates

@@ -9,8 +9,8 @@ from uuid import UUID
 from common.contracts.notifications import DeliveryStatus, Notification
 from common.contracts.registrations import Journey, JourneyStatus
 from common.contracts.reports import ReportRecord, ReportStatus
+from common.contracts.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS
 from common.errors import UserStreamError
-from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS
 
 QUESTIONS = 20
 """Questions at the same time; the work itself goes before."""
@@ -33,7 +33,7 @@ class Fate(StrEnum):
 
 
 class Records(Protocol):
-    """What is known: ``common.database_client`` in production."""
+    """What is known: ``common.database_client.client`` in production."""
 
     async def select_journey(self, registration_id: UUID) -> Journey:
         """How far a registration has come."""

@@ -6,7 +6,9 @@ from uuid import UUID, uuid5
 
 import structlog
 
+from common.amqp.message import Envelope
 from common.contracts.base import Contract
+from common.contracts.ids import notification_id
 from common.contracts.notifications import EmailRequested, Template, WithheldMail
 from common.contracts.registrations import (
     Outcome,
@@ -14,9 +16,7 @@ from common.contracts.registrations import (
     RegistrationToStore,
     StoredRegistration,
 )
-from common.envelope import Envelope
 from common.failpoints import failpoint
-from common.ids import notification_id
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ MAIL_FOR = {Outcome.STORED: Template.WELCOME, Outcome.DUPLICATE: Template.ALREAD
 
 
 class Registrations(Protocol):
-    """Where registrations are kept: ``common.database_client`` in production."""
+    """Where registrations are kept: ``common.database_client.client`` in production."""
 
     async def store(self, registration: RegistrationToStore) -> StoredRegistration:
         """Store a registration exactly once."""
@@ -37,7 +37,7 @@ class Registrations(Protocol):
 
 
 class Publisher(Protocol):
-    """Where requests go: ``common.publisher`` in production."""
+    """Where requests go: ``common.amqp.publisher`` in production."""
 
     async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
         """Publish a message; returns when the broker has confirmed it."""

@@ -13,6 +13,8 @@ from uuid import UUID
 import structlog
 
 from common import metrics
+from common.amqp.dead_letter_queue import DeadLetterQueue
+from common.amqp.queue_depths import QueueLook
 from common.contracts.ledger import (
     MAX_NAMED,
     MAX_VERIFIED,
@@ -30,10 +32,8 @@ from common.contracts.ledger import (
     UnpromisedRegistration,
     WorkBinding,
 )
-from common.dead_letters import DeadLetterQueue
 from common.errors import ConflictError, TopologyMissingError, UserStreamError
 from common.http.health import Note
-from common.queue_view import QueueLook
 from queue_receiver.ledger_mark import Mark
 from queue_receiver.ledger_reading import STREAM, Book, Log, Progress, read_on
 
@@ -79,7 +79,7 @@ class Accounts(Book, Protocol):
 
 
 class Queues(Protocol):
-    """The route's queues: ``common.queue_view`` in production."""
+    """The route's queues: ``common.amqp.queue_depths`` in production."""
 
     async def look(self) -> QueueLook:
         """As they are now."""

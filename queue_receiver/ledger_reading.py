@@ -13,12 +13,12 @@ from uuid import UUID
 
 import structlog
 
-from common.canary import is_canary
+from common.amqp.message import Delivery
+from common.amqp.stream import PORTION_SECONDS, Start
 from common.context import span_of
+from common.contracts.canary import is_canary
 from common.contracts.ledger import LedgerBatch, LedgerEntry, LedgerPosition
-from common.envelope import Delivery
-from common.stream import PORTION_SECONDS, Start
-from common.topology import USER_REGISTRATION
+from common.contracts.topology import USER_REGISTRATION
 from queue_receiver.ledger_mark import Mark
 
 log = structlog.get_logger()
@@ -62,7 +62,7 @@ class Progress:
 
 
 class Log(Protocol):
-    """The stream: ``common.stream`` in production."""
+    """The stream: ``common.amqp.stream`` in production."""
 
     async def read(
         self,
@@ -78,7 +78,7 @@ class Log(Protocol):
 
 
 class Book(Protocol):
-    """Where the ledger is kept: ``common.database_client`` in production."""
+    """Where the ledger is kept: ``common.database_client.client`` in production."""
 
     async def select_ledger_position(self, stream: str) -> LedgerPosition:
         """How far the stream was read."""

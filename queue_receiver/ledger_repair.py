@@ -9,11 +9,11 @@ from uuid import UUID
 
 import structlog
 
+from common.amqp.headers import kept_headers, kept_properties, short_text
+from common.amqp.message import ATTEMPT, WITHOUT_MAIL, Delivery
+from common.amqp.stream import Start
 from common.contracts.ledger import Ledger, MailChoice, MissingRegistration, Repair
-from common.envelope import ATTEMPT, WITHOUT_MAIL, Delivery
-from common.republishing import kept_headers, kept_properties, short_text
-from common.stream import Start
-from common.topology import USER_REGISTRATION
+from common.contracts.topology import USER_REGISTRATION
 from queue_receiver.ledger_reading import PIECE, STREAM
 
 log = structlog.get_logger()
@@ -28,7 +28,7 @@ class Found:
 
 
 class Log(Protocol):
-    """The stream: ``common.stream`` in production."""
+    """The stream: ``common.amqp.stream`` in production."""
 
     async def read(
         self,
@@ -43,7 +43,7 @@ class Log(Protocol):
 
 
 class Publisher(Protocol):
-    """Where messages go: ``common.publisher`` in production."""
+    """Where messages go: ``common.amqp.publisher`` in production."""
 
     async def send(
         self,

@@ -4,8 +4,14 @@ import json
 import re
 from typing import Any
 
-from common import strict_json
-from common.envelope import (
+from common.amqp.headers import (
+    ATTEMPTS,
+    ERROR_CODE,
+    ERROR_DETAIL,
+    FAILED_SERVICE,
+    ORIGINAL_ROUTING_KEY,
+)
+from common.amqp.message import (
     ATTEMPT,
     FIRST_SEEN,
     GIVEN_BEFORE,
@@ -14,14 +20,8 @@ from common.envelope import (
     TRACEPARENT,
     Delivery,
 )
+from common.contracts import strict_json
 from common.errors import MalformedError
-from common.republishing import (
-    ATTEMPTS,
-    ERROR_CODE,
-    ERROR_DETAIL,
-    FAILED_SERVICE,
-    ORIGINAL_ROUTING_KEY,
-)
 
 COVER = "•••"
 """In place of a value that may be personal."""

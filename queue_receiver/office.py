@@ -13,6 +13,8 @@ from uuid import UUID
 
 import structlog
 
+from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue, Held
+from common.amqp.message import MAX_BODY_BYTES
 from common.contracts.base import Contract
 from common.contracts.dead_letters import (
     DeadLetterDiscard,
@@ -30,8 +32,6 @@ from common.contracts.dead_letters import (
     RehearseRequest,
     SentBack,
 )
-from common.dead_letters import DeadLetter, DeadLetterQueue, Held
-from common.envelope import MAX_BODY_BYTES
 from common.errors import (
     ConflictError,
     NotFoundError,
@@ -54,7 +54,7 @@ MAX_PAGE_CHARACTERS = 4 * 1024 * 1024
 
 
 class Records(Store, Protocol):
-    """What is asked and kept: ``common.database_client`` in production."""
+    """What is asked and kept: ``common.database_client.client`` in production."""
 
     async def record_discard(self, discard: DeadLetterDiscard) -> DiscardedDeadLetter:
         """Keep why a letter was discarded."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import Field, StringConstraints
 
-from common import strict_json
+from common.contracts import strict_json
 from common.contracts.base import Body
 from common.contracts.dead_letters import (
     DeadLetterGroup,

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue
 from common.contracts.dead_letters import Redrive, RedriveRequest, RedriveState
-from common.dead_letters import DeadLetter, DeadLetterQueue
 from common.errors import ConflictError, NotFoundError, UnavailableError, UserStreamError
 from queue_receiver.fates import Fate, Fates
 

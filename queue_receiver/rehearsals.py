@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
+from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue
+from common.amqp.message import Envelope, read
 from common.contracts.base import Contract
 from common.contracts.dead_letters import (
     MAX_REHEARSED,
@@ -15,13 +17,11 @@ from common.contracts.dead_letters import (
     RehearseRequest,
 )
 from common.contracts.registrations import RegistrationSubmitted, RegistrationToStore
-from common.dead_letters import DeadLetter, DeadLetterQueue
-from common.envelope import Envelope, read
 from common.errors import IdReusedError, InvalidError, PermanentError, UserStreamError
 
 
 class Store(Protocol):
-    """Where registrations would be stored: ``common.database_client`` in production."""
+    """Where registrations would be stored: ``common.database_client.client`` in production."""
 
     async def rehearse_registrations(
         self, items: list[RegistrationToStore]

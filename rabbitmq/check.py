@@ -1,8 +1,8 @@
-"""Compares any broker with ``common.topology``, and says what to do about each difference.
+"""Compares any broker with ``common.contracts.topology``, and says what to do about differences.
 
 ``python -m rabbitmq.check http://user:password@host:15672`` asks a management API and changes
 nothing; ``./userstream check-broker`` does the same. The readiness of the services looks at a
-part of this every few seconds (``common.broker_check``); this looks at all of it, once.
+part of this every few seconds (``common.amqp.topology_check``); this looks at all of it, once.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from common.topology import VHOST
+from common.contracts.topology import VHOST
 from rabbitmq.differences import IMPORT, Difference, Rows, differences, strangers
 from rabbitmq.management import Management, ManagementError
 
@@ -117,7 +117,8 @@ def as_text(report: Report) -> str:
         lines.append(f"    → {remedy}")
     lines += [f"  · {note}" for note in report.notes]
     lines.append(
-        "Everything is as common/topology.py says. rabbitmq.conf can not be seen from here."
+        "Everything is as common/contracts/topology.py says. rabbitmq.conf can not be seen from"
+        " here."
         if report.alike
         else f"{len(report.differences)} differences. Nothing was changed."
     )

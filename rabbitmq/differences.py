@@ -1,4 +1,4 @@
-"""What is not as ``common.topology`` says, in words, each with what to do about it.
+"""What is not as ``common.contracts.topology`` says, in words, each with what to do about it.
 
 Everything is compared as the management API shows it; nothing here asks anybody.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common import topology
+from common.contracts import topology
 
 _COMPARED = {
     "exchanges": ("type", "durable", "auto_delete", "internal", "arguments"),

@@ -13,8 +13,8 @@ import os
 import secrets
 from pathlib import Path
 
-from common.topology import BROKER_USERS, MONITOR, user_definitions
-from common.topology import definitions as topology_definitions
+from common.contracts.topology import BROKER_USERS, MONITOR, user_definitions
+from common.contracts.topology import definitions as topology_definitions
 from rabbitmq.hand_out import hand_out
 
 ADMINISTRATOR = "userstream"

@@ -1,6 +1,6 @@
 """Run the report generator: ``python -m report_generator``."""
 
-from common.runtime import run_service
+from common.http.runtime import run_service
 from report_generator.app import build_app
 from report_generator.settings import Settings
 

@@ -11,7 +11,9 @@ from uuid import UUID
 import structlog
 
 from common import metrics
+from common.amqp.message import Envelope
 from common.contracts.base import Contract
+from common.contracts.ids import notification_id
 from common.contracts.notifications import EmailRequested, Template
 from common.contracts.reports import (
     ReportRecord,
@@ -21,10 +23,8 @@ from common.contracts.reports import (
     ReportStatus,
     UserReportQuery,
 )
-from common.envelope import Envelope
 from common.errors import PermanentError, UnavailableError, UserStreamError
 from common.failpoints import failpoint
-from common.ids import notification_id
 from report_generator.csv_style import CsvStyle
 from report_generator.files import ReportDirectory
 from report_generator.links import download_path
@@ -46,7 +46,7 @@ class Database(Protocol):
 
 
 class Publisher(Protocol):
-    """Where requests go: ``common.publisher`` in production."""
+    """Where requests go: ``common.amqp.publisher`` in production."""
 
     async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
         """Publish; returns when the broker has it on disk."""

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4, uuid5
 from aiohttp import hdrs, web
 from pydantic import Field
 
+from common.amqp.publisher import Publisher
 from common.context import current
 from common.contracts.base import Body
 from common.contracts.reports import (
@@ -24,7 +25,7 @@ from common.contracts.reports import (
     ReportRequested,
     ReportStatus,
 )
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import (
     BrokerUnavailableError,
     ConflictError,
@@ -37,7 +38,6 @@ from common.errors import (
 )
 from common.http.api import Api, answer
 from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key
-from common.publisher import Publisher
 from report_generator.downloads import file_name, send_file
 from report_generator.files import ReportDirectory
 from report_generator.links import download_path, status_path

@@ -1,6 +1,6 @@
 """Run the sender: ``python -m sender``."""
 
-from common.runtime import run_service
+from common.http.runtime import run_service
 from sender.app import build_app
 from sender.settings import Settings
 

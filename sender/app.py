@@ -9,13 +9,13 @@ from pathlib import Path
 from aiohttp import web
 
 from common.contracts.notifications import EmailRequested
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import SettingError
 from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
 from common.http.health import Readiness
-from common.messaging import handling, open_publisher
+from common.messaging.wiring import handling, open_publisher
 from sender import bounces, resends
 from sender.handlers import send_email
 from sender.mailer import SmtpMailer

@@ -11,7 +11,7 @@ from common import metrics
 from common.contracts.bounces import BounceRecorded, BounceReport, BounceResults
 from common.contracts.notifications import Notification
 from common.contracts.rules import EmailAddress
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import DatabaseServiceUnavailableError, NotFoundError
 from common.http.api import Api, answer
 from sender.dsn import MAX_BYTES, NotABounceError, RecipientReport, Report, read_report

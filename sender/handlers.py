@@ -10,9 +10,9 @@ from uuid import UUID
 import structlog
 
 from common import metrics
-from common.canary import is_canary
+from common.amqp.message import Envelope
+from common.contracts.canary import is_canary
 from common.contracts.notifications import DeliveryStatus, EmailRequested
-from common.envelope import Envelope
 from common.errors import (
     DestinationBusyError,
     MailDeferredError,

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from common.amqp.message import Envelope
 from common.contracts.notifications import (
     LEASE_SECONDS,
     Claim,
@@ -17,7 +18,6 @@ from common.contracts.notifications import (
     EmailRequested,
     MailContent,
 )
-from common.envelope import Envelope
 from common.errors import TransientError, UnavailableError, UnderWayError, UserStreamError
 from sender.mailer import Outcome
 
@@ -41,7 +41,7 @@ class LeaseLostError(TransientError):
 
 
 class Deliveries(Protocol):
-    """Where deliveries are kept: ``common.database_client`` in production."""
+    """Where deliveries are kept: ``common.database_client.client`` in production."""
 
     async def claim(self, request: ClaimRequest) -> ClaimResult:
         """Ask for the right to send a mail, or renew it."""

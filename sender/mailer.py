@@ -12,9 +12,9 @@ from typing import Self
 import structlog
 
 from common import metrics
+from common.contracts.mail_status import Refusal, refusal_of
 from common.contracts.notifications import DeliveryStatus
 from common.errors import DestinationBusyError, MailServerUnavailableError
-from common.mail_status import Refusal, refusal_of
 from sender.smtp.connection import SERVICE_CLOSING, Answer, Mail
 from sender.smtp.errors import (
     BusyDestinationError,
@@ -246,7 +246,7 @@ class SmtpMailer:
 
 
 def judge(answer: Answer, *, needs_utf8: bool = False) -> Outcome:
-    """What an answer means for the mail, by what the refusal is about: ``common.mail_status``.
+    """What an answer means for the mail, by what is refused: ``common.contracts.mail_status``.
 
     * A refused recipient, an address or a mail that cannot be taken: ``FAILED``.
     * Anything else is tried again: a full mailbox, a server in trouble, and whatever is wrong

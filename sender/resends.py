@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from common import metrics
+from common.amqp.publisher import Publisher
 from common.context import current
 from common.contracts.base import Body
 from common.contracts.notifications import EmailRequested
@@ -29,7 +30,7 @@ from common.contracts.resends import (
     ResendMarked,
     ResendRequest,
 )
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import (
     BrokerUnavailableError,
     ConflictError,
@@ -37,7 +38,6 @@ from common.errors import (
     NotFoundError,
 )
 from common.http.api import Api, answer
-from common.publisher import Publisher
 from sender.routes import DATABASE, PUBLISHER
 
 log = structlog.get_logger()

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4, uuid5
 import structlog
 from aiohttp import web
 
+from common.amqp.publisher import Publisher
 from common.context import current
 from common.contracts.base import Body
 from common.contracts.notifications import (
@@ -16,7 +17,7 @@ from common.contracts.notifications import (
     NotificationRequest,
     Template,
 )
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
@@ -24,7 +25,6 @@ from common.errors import (
 )
 from common.http.api import Api, answer
 from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key
-from common.publisher import Publisher
 from sender.render import Renderer
 from sender.template_data import NEEDS, TemplateDataMissingError, read_data
 

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 import yaml
 
-from common.topology import (
+from common.contracts.topology import (
     BROKER_USERS,
     MONITOR,
     ROUTES,

@@ -11,11 +11,11 @@ from uuid import UUID, uuid5
 
 from pamqp.commands import Basic
 
+from common.amqp.message import FOREIGN_IDS
 from common.contracts.base import Contract
 from common.contracts.notifications import EmailRequested
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.reports import ReportRequested
-from common.envelope import FOREIGN_IDS
 
 ACCEPTED = ""
 """Instead of a reason: strange, but by the specification good work."""

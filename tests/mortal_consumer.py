@@ -15,12 +15,12 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from common.consumer import consuming
+from common.amqp.message import Envelope
+from common.amqp.publisher import Publisher
 from common.contracts.registrations import RegistrationSubmitted
-from common.envelope import Envelope
+from common.contracts.topology import BROKER_USERS
 from common.errors import UnderWayError
-from common.publisher import Publisher
-from common.topology import BROKER_USERS
+from common.messaging.consumer import consuming
 
 POISON = "Poison"
 LEASED_POISON = "LeasedPoison"

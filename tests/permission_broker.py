@@ -1,7 +1,7 @@
 """A broker that only knows names and rights: it answers as RabbitMQ does, and keeps nothing.
 
-It has the topology and the users of ``common.topology``, so that a right that a service lacks is
-seen without a broker, and for every version's rules at once.
+It has the topology and the users of ``common.contracts.topology``, so that a right that a service
+lacks is seen without a broker, and for every version's rules at once.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from pamqp.base import Frame
 from pamqp.common import FieldTable
 from pamqp.header import ContentHeader
 
-from common.topology import definitions, permissions
+from common.contracts.topology import definitions, permissions
 
 HEADER_BYTES = 8
 ACCESS_REFUSED, NOT_FOUND = 403, 404

@@ -75,7 +75,7 @@ class _Server(TestServer):
 
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[TestClient[Any, Any]]:
-    """A client of the app, which is served as ``common.runtime`` serves it."""
+    """A client of the app, which is served as ``common.http.runtime`` serves it."""
     server = _Server(app)
     await server.start_server()
     plain = {"Accept-Encoding": "identity"}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from common.topology import Route
+from common.contracts.topology import Route
 
 
 class Body(BaseModel):

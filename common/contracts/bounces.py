@@ -7,9 +7,9 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from common.contracts.base import Answer, Body
+from common.contracts.mail_status import Refusal
 from common.contracts.notifications import ReportAction
 from common.contracts.rules import EmailAddress, Instant, Text
-from common.mail_status import Refusal
 
 STATUS_PATTERN = r"^[245]\.[0-9]{1,3}\.[0-9]{1,3}$"
 """An enhanced status code (RFC 3463)."""

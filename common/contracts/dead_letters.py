@@ -19,7 +19,7 @@ from common.contracts.base import Answer, Body
 from common.contracts.dead_letter_kinds import Kind, Remedy, kind_of
 from common.contracts.registrations import PERSON, Outcome
 from common.contracts.rules import Instant, Text
-from common.topology import ROUTES
+from common.contracts.topology import ROUTES
 
 ROUTE_NAMES = tuple(route.name for route in ROUTES)
 

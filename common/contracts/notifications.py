@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
 from common.contracts.base import Answer, Body, Contract
 from common.contracts.registrations import MAX_BULK
 from common.contracts.rules import EmailAddress, Instant, RowId, Text
-from common.topology import EMAIL_NOTIFICATIONS, Route
+from common.contracts.topology import EMAIL_NOTIFICATIONS, Route
 
 Data = Annotated[dict[str, str | int | float | bool | None], Field(max_length=50)]
 """What a template fills in: a flat object."""

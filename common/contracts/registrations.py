@@ -9,7 +9,7 @@ from pydantic import Field
 
 from common.contracts.base import Answer, Body, Contract
 from common.contracts.rules import EmailAddress, Instant, PersonName
-from common.topology import USER_REGISTRATION, Route
+from common.contracts.topology import USER_REGISTRATION, Route
 
 MAX_BULK = 500
 """Items in one bulk request; more gains nothing (104,000 rows/s at 100, 133,000 at 500)."""

@@ -19,7 +19,7 @@ from pydantic import (
 
 from common.contracts.base import Answer, Body, Contract
 from common.contracts.rules import MAX_BIGINT, EmailAddress, Instant, Text
-from common.topology import REPORT_REQUESTS, Route
+from common.contracts.topology import REPORT_REQUESTS, Route
 
 
 class Format(StrEnum):

@@ -9,8 +9,8 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from common.circuit import Circuit
 from common.errors import UserStreamError
-from common.http.circuit import Circuit
 
 log = structlog.get_logger()
 

@@ -9,8 +9,8 @@ from aiohttp import web
 from multidict import MultiMapping
 from pydantic import BaseModel, ValidationError
 
-from common import strict_json
-from common.encoding import is_plain_text
+from common.contracts import strict_json
+from common.contracts.encoding import is_plain_text
 from common.errors import (
     FieldError,
     InvalidError,

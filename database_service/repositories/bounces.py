@@ -7,9 +7,9 @@ from uuid import UUID
 import asyncpg
 
 from common.contracts.bounces import BounceRecorded, BounceReport, SuppressedAddress
+from common.contracts.mail_status import Refusal, refusal_in_report
 from common.contracts.notifications import ReportAction
 from common.errors import NotFoundError
-from common.mail_status import Refusal, refusal_in_report
 from database_service.pool import Connection, Database
 
 SUPPRESSED_FOR = MappingProxyType(

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from uuid import UUID
 
-from common.canary import FIRST_CANARY, LAST_CANARY
+from common.contracts.canary import FIRST_CANARY, LAST_CANARY
 from database_service.pool import Connection, Database
 
 STALE_AFTER = timedelta(hours=1)

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from common.canary import is_canary
+from common.contracts.canary import is_canary
 from common.contracts.registrations import (
     Journey,
     JourneyStatus,

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import asyncpg
 
-from common.canary import FIRST_CANARY, LAST_CANARY
+from common.contracts.canary import FIRST_CANARY, LAST_CANARY
 from common.contracts.notifications import SAME_FOR_EVERYBODY, MailContent
 from common.contracts.resends import (
     NotificationQuery,

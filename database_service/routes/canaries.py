@@ -6,8 +6,8 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import AfterValidator
 
-from common.canary import is_canary
 from common.contracts.base import Body
+from common.contracts.canary import is_canary
 from common.contracts.registrations import CanariesRemoved
 from common.errors import DatabaseUnavailableError, RowLockedError
 from common.http.api import Api, answer

@@ -14,7 +14,7 @@ import aio_pika
 import aiohttp
 import pytest
 
-from common.topology import USER_REGISTRATION
+from common.contracts.topology import USER_REGISTRATION
 from tests.amqp import eventually
 from tests.compose.system import UP, ComposeSystem, private_checkout, reason_to_skip
 from tests.e2e.stack import Stack, addresses, register

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from common.amqp.message import MAX_BODY_BYTES, Delivery, read
 from common.contracts.base import Contract
-from common.envelope import MAX_BODY_BYTES, Delivery, read
-from common.topology import ROUTES
+from common.contracts.topology import ROUTES
 
 CONTRACTS = [contract for route in ROUTES for contract in Contract.by_route(route)]
 EVERY_CONTRACT = pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.type_name)
@@ -43,7 +43,7 @@ def delivered(contract: type[Contract], body: str) -> Contract:
 
 
 def as_written(message: Contract) -> str:
-    """The message as ``common.publisher`` writes it."""
+    """The message as ``common.amqp.publisher`` writes it."""
     return message.model_dump_json(by_alias=True, exclude_none=True)
 
 

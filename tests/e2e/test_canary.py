@@ -11,7 +11,13 @@ from uuid import UUID
 import aiohttp
 import pytest
 
-from common.canary import FIRST_CANARY, LAST_CANARY, canary_address, is_canary, new_canary_id
+from common.contracts.canary import (
+    FIRST_CANARY,
+    LAST_CANARY,
+    canary_address,
+    is_canary,
+    new_canary_id,
+)
 from tests.amqp import eventually
 from tests.e2e.stack import Stack, addresses, register, running
 

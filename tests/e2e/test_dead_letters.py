@@ -11,7 +11,7 @@ import aio_pika
 import aiohttp
 import pytest
 
-from common.topology import USER_REGISTRATION
+from common.contracts.topology import USER_REGISTRATION
 from tests.amqp import eventually, opened, publish
 from tests.e2e.stack import PROJECT, Stack, addresses
 

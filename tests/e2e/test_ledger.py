@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from common.topology import USER_REGISTRATION, definitions
+from common.contracts.topology import USER_REGISTRATION, definitions
 from tests.amqp import eventually
 from tests.e2e.stack import PROJECT, Stack, addresses, register
 

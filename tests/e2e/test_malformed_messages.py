@@ -12,7 +12,7 @@ import pytest
 from common.contracts.notifications import EmailRequested
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.reports import ReportRequested
-from common.topology import ROUTES
+from common.contracts.topology import ROUTES
 from tests.amqp import eventually, publishing_raw
 from tests.doses import SEED, dose
 from tests.e2e.stack import Stack

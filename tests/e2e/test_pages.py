@@ -19,6 +19,7 @@ from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, ConsoleMessage, Page, Route, expect
 from pydantic import AnyHttpUrl, SecretStr, TypeAdapter, ValidationError
 
+from common.circuit import Circuit
 from common.contracts.registrations import (
     Journey,
     JourneyStatus,
@@ -31,7 +32,6 @@ from common.errors import (
     DatabaseServiceUnavailableError,
     UserStreamError,
 )
-from common.http.circuit import Circuit
 from common.settings import AmqpUrl
 from frontend.app import build_app
 from frontend.identity import Identities
@@ -138,7 +138,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     broker, database = FakeBroker(), FakeDatabase(a_journey(JourneyStatus.PENDING))
     broker.may_confirm.set()
-    monkeypatch.setattr("common.messaging.Publisher", _opening(broker))
+    monkeypatch.setattr("common.messaging.wiring.Publisher", _opening(broker))
     monkeypatch.setattr("frontend.app.DatabaseClient", _opening(database))
     async with TestServer(build_app(_settings())) as server:
         yield Site(str(server.make_url("")).rstrip("/"), broker, database)

@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 import pytest
 
-from common.broker_check import AlarmCheck
+from common.amqp.topology_check import AlarmCheck
+from common.contracts.topology import USER_REGISTRATION, definitions
 from common.errors import BrokerUnavailableError
-from common.topology import USER_REGISTRATION, definitions
 from rabbitmq import check
 from rabbitmq.management import Management
 from tests.amqp import eventually

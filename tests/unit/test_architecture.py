@@ -83,10 +83,10 @@ def test_only_the_consumer_settles_deliveries() -> None:
     }
 
     assert settling == {
-        "common/consumer.py: acknowledge",
-        "common/stream.py: acknowledge",  # takes nothing out: more may come
-        "common/dead_letters.py: acknowledge",  # what a person decided
-        "common/plain_wire.py: basic_ack",  # how the consumer's word leaves
+        "common/messaging/consumer.py: acknowledge",
+        "common/amqp/stream.py: acknowledge",  # takes nothing out: more may come
+        "common/amqp/dead_letter_queue.py: acknowledge",  # what a person decided
+        "common/amqp/plain_wire.py: basic_ack",  # how the consumer's word leaves
     }
 
 
@@ -113,10 +113,10 @@ def test_only_the_edges_swallow_every_error() -> None:
     }
 
     assert swallowing == {
-        "common/coalesce.py",  # hands it to every caller
-        "common/consumer.py",  # leaves the message to redelivery on a new channel
-        "common/dispatcher.py",
-        "common/link.py",  # opens the connection anew, whatever ended it
+        "common/database_client/batching.py",  # hands it to every caller
+        "common/messaging/consumer.py",  # leaves the message to redelivery on a new channel
+        "common/messaging/dispatcher.py",
+        "common/amqp/connection.py",  # opens the connection anew, whatever ended it
         "common/http/health.py",
         "common/http/app.py",  # answers it
     }

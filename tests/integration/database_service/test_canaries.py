@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession
 
-from common.canary import FIRST_CANARY, LAST_CANARY, canary_address, new_canary_id
+from common.contracts.canary import FIRST_CANARY, LAST_CANARY, canary_address, new_canary_id
 from common.contracts.notifications import Claim, DeliveryStatus
 from common.contracts.registrations import JourneyStatus, Outcome, RegistrationToStore
 from common.contracts.reports import UserReportQuery

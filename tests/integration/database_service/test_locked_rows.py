@@ -11,7 +11,7 @@ from aiohttp import ClientSession
 
 from common.contracts.notifications import Claim, DeliveryStatus, Template
 from common.contracts.registrations import Outcome, RegistrationToStore
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import DatabaseServiceUnavailableError, RowLockedError
 from database_service import pool
 from database_service.pool import Database

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
-from common.runtime import EXIT_CONFIG
+from common.http.runtime import EXIT_CONFIG
 from database_service.migrations import (
     DIRECTORY,
     Migration,

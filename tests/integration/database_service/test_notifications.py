@@ -20,7 +20,7 @@ from common.contracts.notifications import (
     WithheldMail,
 )
 from common.contracts.users import UserRequest
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from common.errors import NotFoundError
 from database_service.pool import Database
 from database_service.repositories.notifications import NotificationRepository

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession
 
-from common.canary import FIRST_CANARY, LAST_CANARY
+from common.contracts.canary import FIRST_CANARY, LAST_CANARY
 from common.contracts.notifications import (
     Claim,
     ClaimRequest,

@@ -8,7 +8,7 @@ import aio_pika
 import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
-from common.topology import BROKER_USERS, USER_REGISTRATION, definitions
+from common.contracts.topology import BROKER_USERS, USER_REGISTRATION, definitions
 from launcher.confirming import QUEUE as PROBE
 from launcher.memory import available_memory
 from tests.amqp import eventually

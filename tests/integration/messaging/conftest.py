@@ -2,7 +2,10 @@
 
 import pytest
 
-from common import confirms, dead_letters, link, plain_wire, publisher, stream, subscription
+from common.amqp import confirms, plain_wire, publisher, stream
+from common.amqp import connection as link
+from common.amqp import dead_letter_queue as dead_letters
+from common.messaging import subscription
 
 LONG_SECONDS = 60.0
 

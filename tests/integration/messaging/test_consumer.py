@@ -14,12 +14,10 @@ from aiormq.channel import Channel
 from pamqp.commands import Basic
 from prometheus_client import REGISTRY
 
-from common import suspects
-from common.breaker import Ask
-from common.consumer import LAST_TRIES, Consumer, consuming
+from common.amqp.message import GIVEN_BEFORE, HELD_UP, Delivery, Envelope
+from common.amqp.publisher import Publisher
 from common.contracts.registrations import RegistrationSubmitted
-from common.dispatcher import Dispatcher, Outcome
-from common.envelope import GIVEN_BEFORE, HELD_UP, Delivery, Envelope
+from common.contracts.topology import BROKER_USERS, USER_REGISTRATION, WORK_DELIVERY_LIMIT
 from common.errors import (
     DatabaseServiceUnavailableError,
     PermanentError,
@@ -28,9 +26,11 @@ from common.errors import (
     UnavailableError,
     UnderWayError,
 )
-from common.publisher import Publisher
-from common.suspects import SUSPECT_AFTER
-from common.topology import BROKER_USERS, USER_REGISTRATION, WORK_DELIVERY_LIMIT
+from common.messaging import quarantine as suspects
+from common.messaging.consumer import LAST_TRIES, Consumer, consuming
+from common.messaging.dispatcher import Dispatcher, Outcome
+from common.messaging.pause import Ask
+from common.messaging.quarantine import SUSPECT_AFTER
 from tests.amqp import a_registration, depth, eventually, publish, publish_altered, take
 from tests.backends import TestBroker
 
@@ -543,7 +543,7 @@ async def test_a_queue_that_is_made_again_at_once_is_consumed(
     empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ 3.10 then counts the old consumer and gives it nothing."""
-    monkeypatch.setattr("common.subscription.WATCH_INTERVAL", timedelta(seconds=0.5))
+    monkeypatch.setattr("common.messaging.subscription.WATCH_INTERVAL", timedelta(seconds=0.5))
     handler = Recorder()
     definitions = empty_broker.management("GET", "/api/definitions")
 

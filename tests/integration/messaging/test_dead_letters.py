@@ -5,9 +5,9 @@ from uuid import UUID, uuid4
 import aio_pika
 import pytest
 
-from common.dead_letters import DeadLetterQueue, Held
+from common.amqp.dead_letter_queue import DeadLetterQueue, Held
+from common.contracts.topology import EMAIL_NOTIFICATIONS, ROUTES, USER_REGISTRATION
 from common.errors import BrokerUnavailableError, ConflictError
-from common.topology import EMAIL_NOTIFICATIONS, ROUTES, USER_REGISTRATION
 from tests.amqp import depth, opened, publish, take
 from tests.backends import TestBroker
 
@@ -79,7 +79,7 @@ async def test_two_readers_wait_for_each_other(empty_broker: TestBroker) -> None
 async def test_a_reader_that_stays_is_reported(
     empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.dead_letters.TURN_SECONDS", 0.2)
+    monkeypatch.setattr("common.amqp.dead_letter_queue.TURN_SECONDS", 0.2)
     await fill(empty_broker, 3)
     queue = a_queue(empty_broker)
 
@@ -152,7 +152,7 @@ def _dies(_: object) -> None:
 async def test_bodies_beyond_what_is_kept_are_left_out(
     empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.dead_letters.MAX_KEPT_BYTES", 30)
+    monkeypatch.setattr("common.amqp.dead_letter_queue.MAX_KEPT_BYTES", 30)
     ids = await fill(empty_broker, 5)
 
     async with a_queue(empty_broker).held() as held:
@@ -164,7 +164,7 @@ async def test_bodies_beyond_what_is_kept_are_left_out(
 async def test_more_than_is_read_at_once_is_said(
     empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.dead_letters.MAX_LETTERS", 4)
+    monkeypatch.setattr("common.amqp.dead_letter_queue.MAX_LETTERS", 4)
     ids = await fill(empty_broker, 6)
 
     async with a_queue(empty_broker).held() as held:

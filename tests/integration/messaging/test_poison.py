@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 
 import aio_pika
 
-from common.suspects import DEATHS, SUSPECT_AFTER
-from common.topology import USER_REGISTRATION
+from common.contracts.topology import USER_REGISTRATION
+from common.messaging.quarantine import DEATHS, SUSPECT_AFTER
 from tests.amqp import a_registration, depth, eventually, opened, take
 from tests.backends import TestBroker
 from tests.mortal_consumer import LEASED_POISON, POISON, deaths_of

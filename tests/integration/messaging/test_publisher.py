@@ -6,10 +6,11 @@ from uuid import uuid4
 
 import pytest
 
-from common import confirms, link
+from common.amqp import confirms
+from common.amqp import connection as link
+from common.amqp.publisher import Publisher
+from common.contracts.topology import USER_REGISTRATION
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnroutableError
-from common.publisher import Publisher
-from common.topology import USER_REGISTRATION
 from tests.amqp import PATIENCE_SECONDS, a_registration, depth, eventually, take
 from tests.backends import TestBroker
 
@@ -32,7 +33,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Wait less long for a broker that will not answer."""
     with monkeypatch.context() as shorter:
         shorter.setattr(confirms, "CONFIRM_SECONDS", 1.0)
-        shorter.setattr("common.publisher.CHANNEL_SECONDS", 0.5)
+        shorter.setattr("common.amqp.publisher.CHANNEL_SECONDS", 0.5)
         yield
 
 
@@ -178,7 +179,7 @@ async def test_where_nobody_publishes_a_failure_does_not_count_for_ever(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await eventually(lambda: _published(publisher), "publishing")
-    monkeypatch.setattr("common.publisher.FAILURE_COUNTS_SECONDS", 0.0)
+    monkeypatch.setattr("common.amqp.publisher.FAILURE_COUNTS_SECONDS", 0.0)
     publisher._failed_at = time.monotonic()
 
     await publisher.check()

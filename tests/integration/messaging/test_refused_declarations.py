@@ -14,17 +14,17 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from common import subscription
-from common.consumer import consuming
+from common.amqp.dead_letter_queue import DeadLetterQueue
+from common.amqp.management import ManagementApi
+from common.amqp.message import Delivery, Envelope
+from common.amqp.publisher import Publisher
+from common.amqp.queue_depths import QueueView
+from common.amqp.stream import StreamReader
 from common.contracts.registrations import RegistrationSubmitted
-from common.dead_letters import DeadLetterQueue
-from common.envelope import Delivery, Envelope
+from common.contracts.topology import BROKER_USERS, USER_REGISTRATION
 from common.errors import BrokerUnavailableError
-from common.management import ManagementApi
-from common.publisher import Publisher
-from common.queue_view import QueueView
-from common.stream import StreamReader
-from common.topology import BROKER_USERS, USER_REGISTRATION
+from common.messaging import subscription
+from common.messaging.consumer import consuming
 from tests.amqp import a_registration, eventually, publish
 from tests.backends import TestBroker
 

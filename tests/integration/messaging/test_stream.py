@@ -8,10 +8,10 @@ import pytest
 from aio_pika import Message
 from yarl import URL
 
-from common.envelope import Delivery
+from common.amqp.message import Delivery
+from common.amqp.stream import StreamReader
+from common.contracts.topology import USER_REGISTRATION, definitions
 from common.errors import TopologyMissingError
-from common.stream import StreamReader
-from common.topology import USER_REGISTRATION, definitions
 from tests.amqp import depth, eventually, opened, publish
 from tests.backends import TestBroker
 

@@ -9,12 +9,12 @@ from uuid import uuid4
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from common.envelope import Delivery
+from common.amqp.channel import Wire
+from common.amqp.connection import Link
+from common.amqp.message import Delivery
+from common.amqp.plain_wire import PlainWire
+from common.contracts.topology import USER_REGISTRATION
 from common.errors import BrokerUnavailableError, UnroutableError
-from common.link import Link
-from common.plain_wire import PlainWire
-from common.topology import USER_REGISTRATION
-from common.wire import Wire
 from tests.amqp import depth, eventually, opened, take
 from tests.backends import TestBroker
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from common.topology import USER_REGISTRATION, definitions
+from common.contracts.topology import USER_REGISTRATION, definitions
 from tests.amqp import eventually
 from tests.backends import TestBroker
 from tests.integration.database_service.builders import serving, settings_for

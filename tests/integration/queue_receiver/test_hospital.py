@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession, web
 
-from common.dead_letters import DeadLetter, Held
-from common.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
+from common.amqp.dead_letter_queue import DeadLetter, Held
+from common.contracts.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
 from queue_receiver.app import build_app
 from queue_receiver.settings import Settings
 from tests.amqp import depth, eventually, opened, take

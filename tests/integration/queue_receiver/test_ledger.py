@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession
 
+from common.amqp.publisher import Publisher
 from common.contracts.registrations import RegistrationSubmitted
-from common.publisher import Publisher
-from common.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION, definitions
+from common.contracts.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION, definitions
 from launcher.broker import FLUSH_TABLES
 from queue_receiver import ledger as ledger_module
 from tests.amqp import a_registration, depth, eventually, publish

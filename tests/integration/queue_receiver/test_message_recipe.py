@@ -17,7 +17,7 @@ import aio_pika
 import pytest
 from aiohttp import ClientConnectionError, ClientSession
 
-from common.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
+from common.contracts.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
 from tests.amqp import depth, eventually, opened
 from tests.backends import TestBroker
 from tests.integration.queue_receiver.receivers import count_stored, is_ready
@@ -32,8 +32,8 @@ from types import SimpleNamespace
 from uuid import UUID
 from common.context import current
 from common.contracts.registrations import RegistrationImported
-from common.publisher import Publisher
-from common.topology import USER_REGISTRATION
+from common.amqp.publisher import Publisher
+from common.contracts.topology import USER_REGISTRATION
 
 PUBLISHER = "publisher"
 

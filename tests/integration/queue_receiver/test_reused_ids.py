@@ -7,7 +7,7 @@ from uuid import uuid4
 import asyncpg
 from aiohttp import ClientSession
 
-from common.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
+from common.contracts.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
 from tests.amqp import depth, eventually, publish
 from tests.backends import TestBroker
 from tests.integration.queue_receiver.receivers import a_receiver, the_ledger

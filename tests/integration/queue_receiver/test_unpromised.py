@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from aiohttp import ClientSession, web
 
-from common.topology import USER_REGISTRATION
+from common.contracts.topology import USER_REGISTRATION
 from frontend.app import build_app
 from frontend.settings import Settings
 from tests.amqp import a_registration, eventually

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from common.contracts.reports import ReportRequested
-from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS
+from common.contracts.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS
 from database_service.app import build_app as build_database_service
 from database_service.settings import Settings as DatabaseServiceSettings
 from report_generator.app import build_app

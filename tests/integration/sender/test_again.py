@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from common.topology import EMAIL_NOTIFICATIONS
+from common.contracts.topology import EMAIL_NOTIFICATIONS
 from tests.amqp import depth, eventually, publish
 from tests.backends import TestBroker
 from tests.integration.sender.stack import Stack, running_sender, running_stack

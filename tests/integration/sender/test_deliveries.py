@@ -14,7 +14,7 @@ from common.contracts.notifications import (
     DeliveryStatus,
     Template,
 )
-from common.database_client import DatabaseClient
+from common.database_client.client import DatabaseClient
 from sender.lease import Deliveries
 from tests.integration.sender.stack import database_service, ready
 from tests.unit.sender.fakes import FakeDeliveries

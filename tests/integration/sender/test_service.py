@@ -8,16 +8,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from common.amqp.message import DELIVERY_COUNT
 from common.contracts.notifications import (
     ClaimRequest,
     DeliveryOutcomeOf,
     DeliveryStatus,
     Template,
 )
-from common.database_client import DatabaseClient
-from common.envelope import DELIVERY_COUNT
-from common.suspects import SUSPECT_AFTER
-from common.topology import EMAIL_NOTIFICATIONS
+from common.contracts.topology import EMAIL_NOTIFICATIONS
+from common.database_client.client import DatabaseClient
+from common.messaging.quarantine import SUSPECT_AFTER
 from sender.routes import PREVIEW_POLICY
 from tests.amqp import depth, eventually, publish, take
 from tests.backends import TestBroker
@@ -258,7 +258,7 @@ async def test_a_mail_server_that_hangs_with_every_connection_at_work_is_not_rea
 async def test_a_stop_in_the_middle_notes_what_is_unsure(
     empty_broker: TestBroker, database_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.consumer.DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr("common.messaging.consumer.DRAIN_SECONDS", 0.1)
     lines = {"smtp_connections": 6}  # enough for all, however they are shared out
     async with running_stack(empty_broker, database_dsn, **lines) as stack:
         async with running_sender(stack.broker, stack.database_url, stack.smtp, **lines) as other:

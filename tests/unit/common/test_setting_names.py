@@ -7,7 +7,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from common.runtime import run_service
+from common.http.runtime import run_service
 from common.setting_names import misspelt
 from launcher.services import KNOWN, LISTENING, SETTINGS
 from tests.services import REQUIRED, SERVICES, settings_class
@@ -79,7 +79,7 @@ def test_a_service_names_them_at_its_start(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("SMTP_USER", "somebody")
     monkeypatch.setenv("SMTP_PASSWORD", "secret")
     monkeypatch.setenv("SMTP_PASSWORD_FILE", str(tmp_path / "password"))
-    monkeypatch.setattr("common.runtime.configure_logging", lambda *_: None)
+    monkeypatch.setattr("common.http.runtime.configure_logging", lambda *_: None)
 
     def build(_settings: object) -> web.Application:
         raise KeyboardInterrupt

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from common.runtime import EXIT_CONFIG, run_service
+from common.http.runtime import EXIT_CONFIG, run_service
 from common.settings import BrokerSettings, ConsumerSettings, ServiceSettings, example
 from tests.services import REQUIRED
 from tests.services import settings_class as settings_class_of

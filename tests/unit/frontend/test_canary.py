@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from common.canary import is_canary
+from common.contracts.canary import is_canary
 from common.contracts.registrations import Journey, JourneyStatus
 from common.errors import BrokerUnavailableError, DatabaseServiceUnavailableError, NeighbourError
 from frontend import canary

@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from common.canary import canary_address, is_canary, new_canary_id
 from common.contracts.base import Contract
+from common.contracts.canary import canary_address, is_canary, new_canary_id
 from common.errors import BrokerUnavailableError, UserStreamError
 from common.http.address import OwnAddress
 from common.http.app import base_app

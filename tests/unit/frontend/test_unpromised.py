@@ -9,8 +9,8 @@ import pytest
 from aiohttp.test_utils import TestClient
 from structlog.testing import capture_logs
 
-from common.canary import new_canary_id
 from common.context import current, span_of
+from common.contracts.canary import new_canary_id
 from common.contracts.ledger import UnpromisedPublication, UnpromisedPublications
 from common.errors import (
     BrokerUnavailableError,

@@ -8,8 +8,8 @@ import pytest
 from common.contracts.notifications import DeliveryAttempt, DeliveryStatus, Notification, Template
 from common.contracts.registrations import Journey, JourneyStatus
 from common.contracts.reports import Format, ReportRecord, ReportStatus
+from common.contracts.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
 from common.errors import DatabaseServiceUnavailableError, NotFoundError, UserStreamError
-from common.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
 from queue_receiver.fates import Fate, Fates
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)

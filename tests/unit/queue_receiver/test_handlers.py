@@ -4,7 +4,9 @@ from uuid import UUID, uuid4, uuid5
 
 import pytest
 
+from common.amqp.message import FOREIGN_IDS, Envelope
 from common.contracts.base import Contract
+from common.contracts.ids import notification_id
 from common.contracts.notifications import EmailRequested, Template, WithheldMail
 from common.contracts.registrations import (
     Outcome,
@@ -12,14 +14,12 @@ from common.contracts.registrations import (
     RegistrationToStore,
     StoredRegistration,
 )
-from common.envelope import FOREIGN_IDS, Envelope
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
     InvalidError,
     UserStreamError,
 )
-from common.ids import notification_id
 from queue_receiver.handlers import MAIL_FOR, store_registration
 
 PUBLISHED_AT = datetime(2026, 1, 31, 9, 31, tzinfo=UTC)

@@ -10,6 +10,10 @@ from uuid import UUID, uuid4
 import pytest
 from structlog.testing import capture_logs
 
+from common.amqp.dead_letter_queue import DeadLetterQueue
+from common.amqp.message import Delivery
+from common.amqp.queue_depths import QueueLook
+from common.amqp.stream import Start
 from common.contracts.ledger import (
     MAX_VERIFIED,
     Acknowledged,
@@ -27,11 +31,7 @@ from common.contracts.ledger import (
     SettlementRequest,
     WorkBinding,
 )
-from common.dead_letters import DeadLetterQueue
-from common.envelope import Delivery
 from common.errors import BrokerUnavailableError, ConflictError, TopologyMissingError
-from common.queue_view import QueueLook
-from common.stream import Start
 from queue_receiver import ledger as ledger_module
 from queue_receiver.ledger import Auditor
 from queue_receiver.ledger_reading import Message, Progress

@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from common.canary import new_canary_id
+from common.amqp.message import Delivery
+from common.amqp.stream import Start
+from common.contracts.canary import new_canary_id
 from common.contracts.ledger import LedgerBatch, LedgerPosition
-from common.envelope import Delivery
-from common.stream import Start
 from queue_receiver import ledger_reading
 from queue_receiver.ledger_mark import Mark
 from queue_receiver.ledger_reading import Message, Progress, accepted_at

@@ -5,10 +5,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from common.amqp.message import Delivery
+from common.amqp.stream import Start
 from common.contracts.ledger import MailChoice, MissingRegistration
-from common.envelope import Delivery
 from common.errors import UnroutableError
-from common.stream import Start
 from queue_receiver import ledger_repair
 from queue_receiver.ledger_repair import Found, repair
 

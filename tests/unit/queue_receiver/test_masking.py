@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from common.envelope import Delivery
+from common.amqp.message import Delivery
 from queue_receiver.masking import masked_body, revealed_body, shown_headers
 
 

@@ -5,11 +5,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue
+from common.amqp.message import Delivery
 from common.contracts.dead_letters import Redrive, RedriveRequest, RedriveState
-from common.dead_letters import DeadLetter, DeadLetterQueue
-from common.envelope import Delivery
+from common.contracts.topology import USER_REGISTRATION
 from common.errors import BrokerUnavailableError, ConflictError, NotFoundError
-from common.topology import USER_REGISTRATION
 from queue_receiver import redrives
 from queue_receiver.fates import Fate, Fates
 from queue_receiver.redrives import Redrives

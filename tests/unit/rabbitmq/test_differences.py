@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.topology import (
+from common.contracts.topology import (
     BROKER_USERS,
     MONITOR,
     USER_REGISTRATION,

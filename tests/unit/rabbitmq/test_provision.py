@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.topology import BROKER_USERS
+from common.contracts.topology import BROKER_USERS
 from rabbitmq.provision import password_hash, provision
 
 

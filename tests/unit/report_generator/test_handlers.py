@@ -4,9 +4,9 @@ from uuid import uuid4
 
 import pytest
 
+from common.amqp.message import Envelope
 from common.contracts.notifications import EmailRequested, Template
 from common.contracts.reports import ReportRequested, ReportStatus
-from common.envelope import Envelope
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
+from common.amqp.message import Envelope
 from common.contracts.notifications import (
     Claim,
     ClaimRequest,
@@ -19,7 +20,6 @@ from common.contracts.notifications import (
     EmailRequested,
     Template,
 )
-from common.envelope import Envelope
 from sender.mailer import Outcome
 from sender.smtp.connection import Mail
 from sender.smtp.replies import Reply

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.contracts.bounces import BounceReport
+from common.contracts.mail_status import Refusal, refusal_in_report
 from common.contracts.notifications import ReportAction
-from common.mail_status import Refusal, refusal_in_report
 from sender.dsn import MAX_RECIPIENTS, NotABounceError, read_report
 
 MAIL = UUID("0192f7a4-5b7c-5c3e-9f10-2b6d1c3a4e5f")

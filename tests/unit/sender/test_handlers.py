@@ -7,9 +7,9 @@ from uuid import uuid4
 import pytest
 import structlog
 
-from common.canary import canary_address, new_canary_id
+from common.amqp.message import Envelope
+from common.contracts.canary import canary_address, new_canary_id
 from common.contracts.notifications import Claim, DeliveryStatus, EmailRequested, Template
-from common.envelope import Envelope
 from common.errors import (
     DatabaseServiceUnavailableError,
     DestinationBusyError,

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from common.contracts.topology import EMAIL_NOTIFICATIONS
 from common.errors import SettingError
 from common.settings import example
-from common.topology import EMAIL_NOTIFICATIONS
 from sender.app import mail_server
 from sender.settings import RETRY_FACTOR, Settings
 from sender.smtp.opening import Security

@@ -1,0 +1,1 @@
+"""How bytes travel: connections, channels, messages and queues of the broker."""

@@ -1,0 +1,423 @@
+"""Reads a dead-letter queue without moving anything, and moves what a person decides on.
+
+Reading is consuming without acknowledging: when the channel closes, the broker puts everything
+back where it was. One consumer with one prefetch, because only what one consumer holds goes
+back in order; ``basic.get`` is a consumer of its own for each message, and a rejection of many
+puts them back in any order (docs/adr/0017).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+from uuid import UUID, uuid5
+
+from aiormq import Connection
+from aiormq.channel import Channel
+from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelNotFoundEntity
+from yarl import URL
+
+from common.amqp import lenient as tolerant_amqp
+from common.amqp.connection import CONNECT_SECONDS, HEARTBEAT_SECONDS
+from common.amqp.headers import (
+    ATTEMPTS,
+    ERROR_CODE,
+    ERROR_DETAIL,
+    FAILED_SERVICE,
+    ORIGINAL_ROUTING_KEY,
+    kept_headers,
+    kept_properties,
+    short_text,
+)
+from common.amqp.management import ManagementApi, figures
+from common.amqp.message import ATTEMPT, FIRST_SEEN, Delivery
+from common.amqp.plain_wire import PlainWire
+from common.contracts.topology import Route
+from common.errors import (
+    BrokerUnavailableError,
+    ConflictError,
+    IdReusedError,
+    TopologyMissingError,
+)
+from common.failpoints import failpoint
+
+MAX_LETTERS = 10_000
+"""Most letters that are read of one queue at once; also the prefetch."""
+
+MAX_KEPT_BYTES = 32 * 1024 * 1024
+"""Most bytes of bodies that are kept of one queue; of further letters only the headers are."""
+
+READ_SECONDS = 5.0
+"""Longest time to read one queue; what has not come by then is said to be missing."""
+
+QUIET_SECONDS = 2.0
+"""Longest wait for the next letter."""
+
+TURN_SECONDS = 5.0
+"""Longest wait for another reader to put back what it holds."""
+
+BACK_SECONDS = 2.0
+"""Longest wait until the broker counts as ready again what was only looked at."""
+
+POLL_SECONDS = 0.02
+
+MAX_TEXT = 500
+"""Characters of a header that is shown; ours are shorter."""
+
+MAX_CODE = 100
+"""Characters of a code; the record of a discarded letter takes no more."""
+
+UNKNOWN = "unknown"
+"""Code of a letter that names none: published there by hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetter:
+    """A message that a person must decide on."""
+
+    tag: int
+    route: Route
+    delivery: Delivery
+    """Without its body if ``has_body`` is false."""
+
+    id: UUID
+    """The identity of the work; see ``id_when_sent_back``."""
+
+    size: int
+    """Bytes of the body."""
+
+    has_body: bool
+
+    @cached_property
+    def code(self) -> str:
+        """Why it is here: the error's code, or the broker's own reason."""
+        deaths = self.delivery.headers.get("x-death")
+        last = deaths[0] if isinstance(deaths, list) and deaths else None
+        reason = last.get("reason") if isinstance(last, dict) else None
+        code = self._text(ERROR_CODE) or (reason if isinstance(reason, str) else "")
+        return "".join(filter(str.isprintable, code))[:MAX_CODE] or UNKNOWN
+
+    def id_when_sent_back(self, body: bytes | None = None) -> UUID:
+        """Its own id, said anew: of a letter without one, it follows from its first body.
+
+        One whose id is somebody else's gets another, which follows from the id and its body: a
+        crash between publishing and removing it makes two copies of the same message.
+        """
+        if self.code != IdReusedError.code:
+            return self.id
+        content = self.delivery.body if body is None else body
+        return uuid5(self.id, sha256(content).hexdigest())
+
+    @property
+    def detail(self) -> str:
+        """What went wrong, in words."""
+        return self._text(ERROR_DETAIL)
+
+    @property
+    def attempts(self) -> int:
+        """How often it was tried."""
+        attempts = self.delivery.headers.get(ATTEMPTS)
+        return attempts if isinstance(attempts, int) else self.delivery.attempt
+
+    @property
+    def failed_service(self) -> str:
+        """The service that gave it up; empty if the broker did."""
+        return self._text(FAILED_SERVICE)
+
+    @property
+    def first_seen(self) -> str:
+        """When it failed first, as ISO 8601 writes it."""
+        return self._text(FIRST_SEEN)
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key it was published with."""
+        return self._text(ORIGINAL_ROUTING_KEY) or self.delivery.routing_key
+
+    def _text(self, header: str) -> str:
+        value = self.delivery.headers.get(header)
+        return value[:MAX_TEXT] if isinstance(value, str) else ""
+
+
+Wanted = Callable[[DeadLetter], bool | None]
+"""What to keep of a letter: all of it (True), its headers (False), or nothing (None)."""
+
+
+class Held:
+    """The letters of one queue, in hand until the block is left."""
+
+    def __init__(self, route: Route, wire: PlainWire, *, ready: int, elsewhere: bool) -> None:
+        self.route = route
+        self.letters: list[DeadLetter] = []
+        """Those that are kept, oldest first."""
+        self.read_count = 0
+        """How many were read."""
+        self.ready = ready
+        """How many there were to be read."""
+        self.is_looked_at_elsewhere = elsewhere
+        """Another reader holds some, which are not among these."""
+        self.gone = 0
+        """How many were moved or removed."""
+        self._wire = wire
+        self._kept_bytes = 0
+        self._is_found = False
+        self._arrived = asyncio.Event()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all were read that were there."""
+        return self.read_count >= self.ready and not self.is_looked_at_elsewhere
+
+    async def send_back(
+        self, letter: DeadLetter, *, body: bytes | None = None, **properties: Any
+    ) -> None:
+        """Publish a letter into its work queue, confirmed, and only then take it from here.
+
+        By the return exchange: nothing else that is bound to the route sees it twice. A crash in
+        between leaves it in both queues with the same id; handlers know it again.
+
+        Args:
+            letter: One of ``letters``, with its body.
+            body: Instead of its own.
+            properties: Instead of its own.
+
+        Raises:
+            BrokerUnavailableError: Not confirmed; it is still a dead letter.
+            UnroutableError: The way back is missing; it is still a dead letter.
+        """
+        if body is None and not letter.has_body:
+            raise ValueError("The body was not kept.")
+        await self._wire.publish(
+            letter.route.return_exchange,
+            short_text(letter.routing_key),
+            letter.delivery.body if body is None else body,
+            properties={
+                **kept_properties(letter.delivery),
+                "message_id": str(letter.id_when_sent_back(body)),
+                **properties,
+            },
+            headers={**kept_headers(letter.delivery), ATTEMPT: 1},
+        )
+        failpoint("w44")
+        self.remove(letter)
+
+    def remove(self, letter: DeadLetter) -> None:
+        """Take a letter out of the queue for good."""
+        self._wire.acknowledge(letter.tag)
+        self.gone += 1
+
+    async def read(
+        self, wanted: Wanted, until: Callable[[DeadLetter], bool], limit: int = MAX_LETTERS
+    ) -> None:
+        """Read what was ready, within bounds of number, size and time; no further than needed."""
+        expected = min(self.ready, limit, MAX_LETTERS)
+        if not expected:
+            return
+        await self._wire.channel.basic_qos(prefetch_count=expected)
+
+        def received(tag: int, delivery: Delivery) -> None:
+            if not self._is_found:
+                self._keep(tag, delivery, wanted, until)
+
+        await self._wire.consume(self.route.dead_letter_queue, "look", received)
+        deadline = asyncio.get_running_loop().time() + READ_SECONDS
+        while self.read_count < expected and not self._is_found:
+            self._arrived.clear()
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(min(QUIET_SECONDS, left)):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
+    def _keep(
+        self, tag: int, delivery: Delivery, wanted: Wanted, until: Callable[[DeadLetter], bool]
+    ) -> None:
+        letter = DeadLetter(
+            tag=tag,
+            route=self.route,
+            delivery=delivery,
+            id=delivery.id,
+            size=len(delivery.body),
+            has_body=True,
+        )
+        is_wanted = wanted(letter)
+        self._is_found = until(letter)
+        if is_wanted and self._kept_bytes + letter.size <= MAX_KEPT_BYTES:
+            self._kept_bytes += letter.size
+        else:
+            letter = replace(letter, delivery=replace(delivery, body=b""), has_body=False)
+        if is_wanted is not None:
+            self.letters.append(letter)
+        self.read_count += 1
+        self._arrived.set()
+
+
+class DeadLetterQueue:
+    """The dead letters of one route.
+
+    Each reading has a connection of its own: what goes wrong on it touches no other work.
+
+    Args:
+        url: AMQP URL of a user that may read the queue and write to the return exchange.
+        route: Whose dead letters.
+        service: For the connection's name.
+        management: Counts where the broker refuses to do so for a service.
+    """
+
+    def __init__(
+        self, url: str, route: Route, *, service: str, management: ManagementApi | None = None
+    ) -> None:
+        self._url = url
+        self._management = management
+        self._service = service
+        self._turn = asyncio.Lock()
+        self.route = route
+
+    @asynccontextmanager
+    async def held(
+        self,
+        wanted: Wanted = lambda _: True,
+        *,
+        until: Callable[[DeadLetter], bool] = lambda _: False,
+        limit: int = MAX_LETTERS,
+    ) -> AsyncIterator[Held]:
+        """Read the queue, oldest first; what is not moved goes back, in order.
+
+        Args:
+            wanted: What to keep of each letter; called with its body, in order.
+            until: The letter behind which nothing needs to be read.
+            limit: Read so many at most. The broker sends them all at once, whatever ``until`` says.
+
+        Raises:
+            BrokerUnavailableError: Nothing was read; nothing has changed.
+            TopologyMissingError: There is no such queue.
+            ConflictError: This process holds the queue for something else.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._in_turn())
+            with _translated():
+                connection = await stack.enter_async_context(self._connected())
+                counter = await self._counter(connection)
+                held = await self._open(connection, counter)
+                await held.read(wanted, until, limit)
+            try:
+                yield held
+            finally:
+                # However this ends: what was decided on stays decided, the rest goes back.
+                with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
+                    await self._give_back(held, counter)
+
+    async def count(self) -> int:
+        """How many wait; without those that somebody looks at just now."""
+        with _translated():
+            async with self._connected() as connection:
+                return (await (await self._counter(connection)).count())[0]
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise ConflictError(
+                f"The dead letters of {self.route.name} are in use, by a redrive or another "
+                "reader. Nothing has changed; ask again in a few seconds."
+            ) from error
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Connection]:
+        tolerant_amqp.install()
+        connection = Connection(URL(self._url).update_query(heartbeat=HEARTBEAT_SECONDS))
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await connection.connect({"connection_name": f"{self._service} dead letters"})
+            yield connection
+        finally:
+            with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
+                await connection.close()
+
+    async def _counter(self, connection: Connection) -> "_Counter":
+        channel = await _channel(connection)
+        return _Counter(channel, self.route.dead_letter_queue, self._management)
+
+    async def _open(self, connection: Connection, counter: "_Counter") -> Held:
+        """Begin to read, after other readers if they are quick enough."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TURN_SECONDS
+        ready, readers = await counter.count()
+        while readers and loop.time() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+            ready, readers = await counter.count()
+        wire = PlainWire(await _channel(connection))
+        return Held(self.route, wire, ready=ready, elsewhere=readers > 0)
+
+    async def _give_back(self, held: Held, counter: "_Counter") -> None:
+        """Close the channel, and wait until what it held can be read again."""
+        wire = held._wire  # noqa: SLF001 - the two classes are one mechanism
+        await wire.drain()
+        await wire.channel.close()
+        deadline = asyncio.get_running_loop().time() + BACK_SECONDS
+        while not counter.is_refused and asyncio.get_running_loop().time() < deadline:
+            if (await counter.count())[0] >= held.ready - held.gone:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+
+class _Counter:
+    """Counts the messages and the consumers of one queue."""
+
+    def __init__(self, channel: Channel, queue: str, management: ManagementApi | None) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._management = management
+        self.is_refused = False
+        """Whether the broker refuses to count; the management API is some seconds behind."""
+
+    async def count(self) -> tuple[int, int]:
+        """Messages that nobody holds, and consumers."""
+        if not self.is_refused:
+            try:
+                declared = await self._channel.queue_declare(
+                    self._queue, passive=True, timeout=CONNECT_SECONDS
+                )
+            except ChannelAccessRefused:
+                self.is_refused = True
+            else:
+                return declared.message_count or 0, declared.consumer_count or 0
+        return await self._ask_management()
+
+    async def _ask_management(self) -> tuple[int, int]:
+        """The same as the management API has it, 5 s old at most."""
+        rows = (await self._management.select("queues"))[0] if self._management else []
+        row = figures(rows, self._queue)
+        return row["messages_ready"], row["consumers"]
+
+
+async def _channel(connection: Connection) -> Channel:
+    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+    if not isinstance(channel, Channel):
+        raise TypeError("aiormq no longer makes channels of its own class.")
+    return channel
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ChannelNotFoundEntity as error:
+        raise TopologyMissingError(
+            "There is no such dead-letter queue. Import rabbitmq/definitions.json."
+        ) from error
+    except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
+        raise BrokerUnavailableError(
+            f"The dead letters can not be read: {type(error).__name__}. Nothing has changed; "
+            "ask again when RabbitMQ is there."
+        ) from error

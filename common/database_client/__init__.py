@@ -1,0 +1,1 @@
+"""The client of database_service: ``client`` is what services use."""

@@ -1,0 +1,225 @@
+"""Messages that may have killed their process: handled alone, and given up after some deaths.
+
+A quorum queue counts how often it had to give a message again. That alone proves nothing: the
+count of everything in hand rises when a process dies, a channel closes or the broker restarts.
+So it only makes a message a *suspect*, which a process handles with nothing else in hand.
+Before it does, it leaves a note on disk, and removes it whatever comes of it. A note without
+its process is the proof: that process died with this one message in hand.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import structlog
+
+from common import metrics
+from common.amqp.message import Delivery
+from common.contracts.topology import WORK_DELIVERY_LIMIT
+from common.errors import DeliveryLimitError, PermanentError, ProcessKilledError
+from common.messaging.dispatcher import Dispatcher, Outcome
+
+log = structlog.get_logger()
+
+SUSPECT_AFTER = 3
+"""Deliveries in vain. Crashes and outages of the whole make suspects too; that costs speed only."""
+
+DEATHS = 5
+"""Processes that a message may kill alone; a few, for who kills from outside may hit it too."""
+
+COMPANY_SECONDS = 1.0
+"""How long a suspect waits at first until it is alone, while nothing else begins; each time in
+vain it waits twice as long."""
+
+COMPANY_MOST_SECONDS = 120.0
+"""The longest that it waits."""
+
+HELD_UP_LASTS = timedelta(seconds=30)
+"""Then it is put aside, at first for the longest step up to this: others met a slow neighbour."""
+
+ASIDE_PER_WAIT = 4
+"""It is put aside at least so many times as long as it has waited: meanwhile others get on."""
+
+NOTES_LAST = timedelta(days=1)
+"""A message that kills is given again at once; an older note is about something else."""
+
+
+def is_suspect(delivery: Delivery) -> bool:
+    """Whether it was given in vain so often that it must be handled alone."""
+    return delivery.given_in_vain >= SUSPECT_AFTER
+
+
+def patience(delivery: Delivery) -> float:
+    """Seconds a suspect may wait for what is in hand before it is put aside."""
+    return min(COMPANY_SECONDS * 2.0 ** min(delivery.held_up, 16), COMPANY_MOST_SECONDS)
+
+
+class Suspects:
+    """Hands suspects to the dispatcher, or to the dead letters."""
+
+    def __init__(self, dispatcher: Dispatcher, notes: "Notes") -> None:
+        self._dispatcher = dispatcher
+        self._notes = notes
+        self._note: Note | None = None
+
+    async def dispatch(
+        self, delivery: Delivery, *, alone: Callable[[], bool], held_up: bool = False
+    ) -> Outcome:
+        """As ``Dispatcher.dispatch``, unless the message has killed too many processes.
+
+        Args:
+            delivery: The suspect.
+            alone: Whether nothing else is in hand, and nothing else can begin.
+            held_up: Whether it is to be put aside, because something slow is still in hand.
+        """
+        deaths = self._notes.count(delivery.id)
+        if (verdict := _verdict(delivery, deaths)) is not None:
+            outcome = await self._dispatcher.give_up(delivery, verdict)
+        elif held_up:
+            outcome = await self._dispatcher.put_aside(
+                delivery,
+                max(HELD_UP_LASTS, timedelta(seconds=ASIDE_PER_WAIT * patience(delivery))),
+                code="held_up",
+                held_up=delivery.held_up + 1,
+            )
+        else:
+            self._tell(delivery, deaths)
+            outcome = await self._dispatch_noted(delivery, alone=alone())
+        if outcome is not Outcome.PUT_ASIDE:  # a copy will come, and with it the question
+            self._notes.remove(delivery.id)
+        return outcome
+
+    async def _dispatch_noted(self, delivery: Delivery, *, alone: bool) -> Outcome:
+        if not alone:
+            return await self._dispatcher.dispatch(delivery)
+        note = self._note = Note(self._notes.folder, delivery.id)
+        note.write()
+        try:
+            return await self._dispatcher.dispatch(delivery)
+        finally:
+            note.withdraw()
+
+    def no_longer_alone(self) -> None:
+        """Take back what was noted: from now on something else can be in hand as well."""
+        if self._note is not None:
+            self._note.withdraw()
+
+    def _tell(self, delivery: Delivery, deaths: int) -> None:
+        queue = self._dispatcher.route.queue
+        metrics.SUSPECTS.labels(queue).inc()
+        log.warning(
+            "delivery.suspected",
+            queue=queue,
+            given_before=delivery.given_in_vain,
+            deaths=deaths,
+        )
+
+
+def _verdict(delivery: Delivery, deaths: int) -> PermanentError | None:
+    """Why a suspect must not be handled any more, if so."""
+    if deaths >= DEATHS:
+        return ProcessKilledError(f"{deaths} processes died with this message alone in hand.")
+    # The back-stop where no note outlives its process: the broker's own limit sees only the
+    # latest of the copies that were put aside.
+    if delivery.given_in_vain > WORK_DELIVERY_LIMIT:
+        return DeliveryLimitError(f"Given {delivery.given_in_vain} times in vain.")
+    return None
+
+
+class Notes:
+    """A folder with one file for each suspect in hand; instances on one machine share it.
+
+    Whoever handles a suspect holds a lock on its file, which ends with the process at the
+    latest. So a file without a lock is one whose process is dead.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, queue: str, folder: Path | None) -> "Notes":
+        """The notes about messages of one queue.
+
+        Args:
+            queue: Its name.
+            folder: Where notes lie; by default where the system keeps temporary files.
+        """
+        folder = folder or Path(tempfile.gettempdir()) / f"userstream-{os.getuid()}"
+        return cls(folder / queue)
+
+    def count(self, message_id: UUID) -> int:
+        """How many processes died with the message alone in hand."""
+        return sum(1 for _ in self._left_behind(message_id))
+
+    def remove(self, message_id: UUID) -> None:
+        """Forget the deaths: the message has been handled, or given up."""
+        for path in self._left_behind(message_id):
+            with suppress(OSError):  # the work is done all the same; in a day it is too old
+                path.unlink(missing_ok=True)
+
+    def _left_behind(self, message_id: UUID) -> Iterator[Path]:
+        for path in self.folder.glob(f"{message_id}.*"):
+            with suppress(OSError):  # its owner has just removed it, or still holds it
+                about = path.lstat()
+                if about.st_uid != os.getuid():  # anybody may write to the default folder
+                    continue
+                if time.time() - about.st_mtime > NOTES_LAST.total_seconds():
+                    path.unlink()
+                elif _is_nobodys(path):
+                    yield path
+
+
+class Note:
+    """What says: this process has nothing but this message in hand."""
+
+    def __init__(self, folder: Path, message_id: UUID) -> None:
+        self._folder = folder
+        self._path = folder / f"{message_id}.{uuid4().hex}"
+        self._descriptor: int | None = None
+
+    def write(self) -> None:
+        """Leave the note; without one a death proves nothing, and the message goes on as it is."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._descriptor = _locked(self._path)
+        except OSError as error:
+            log.warning("suspect.unnoted", reason=error.strerror or type(error).__name__)
+
+    def withdraw(self) -> None:
+        """Remove the note, if it is there."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                self._path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _locked(path: Path) -> int:
+    """Make a file that is locked from the moment it has its name; returns its descriptor."""
+    fresh = path.with_name(f".{path.name}")
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_NOFOLLOW
+    descriptor = os.open(fresh, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fresh.rename(path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_nobodys(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

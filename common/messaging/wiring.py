@@ -1,0 +1,86 @@
+"""A service's side of the broker, from its settings: what it publishes, what it consumes.
+
+Which exchanges and queues those are stands in ``common.contracts.topology.BROKER_USERS``.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from common.amqp.publisher import Publisher
+from common.amqp.topology_check import AlarmCheck, BrokerCheck
+from common.contracts.topology import BROKER_USERS
+from common.http.health import Check, Readiness
+from common.messaging.consumer import consuming
+from common.messaging.dispatcher import Handlers
+from common.settings import BrokerSettings, ConsumerSettings
+
+
+@asynccontextmanager
+async def open_publisher(
+    settings: BrokerSettings, *, service: str, readiness: Readiness
+) -> AsyncIterator[Publisher]:
+    """A publisher for all that the service writes to; ready when all of it is there."""
+    user = BROKER_USERS[service]
+    async with Publisher.open(
+        str(settings.queue_url),
+        service=service,
+        exchanges=user.exchanges,
+        queues=user.fed_queues,
+        fast=settings.fast_frames,
+    ) as publisher:
+        alarms = AlarmCheck(url) if (url := settings.queue_management_url) else None
+
+        async def check() -> None:
+            await publisher.check()
+            if alarms is not None:
+                await alarms.check()
+
+        readiness.add("publisher", check)
+        if settings.queue_management_url:
+            readiness.add("topology", BrokerCheck(settings.queue_management_url, service).check)
+        yield publisher
+
+
+@asynccontextmanager
+async def handling(
+    settings: ConsumerSettings,
+    handlers: Handlers,
+    *,
+    service: str,
+    publisher: Publisher,
+    readiness: Readiness,
+    neighbours: Sequence[Check] = (),
+    retry_factor: int = 2,
+) -> AsyncIterator[None]:
+    """Consume the handlers' route until the block is left; then drain.
+
+    Args:
+        settings: Prefetch, retries, and where the broker is.
+        handlers: Which handler takes which contract, all of one route.
+        service: Name that dead letters carry as the failing service.
+        publisher: Publishes retries and dead letters.
+        readiness: Learns whether the consumer works.
+        neighbours: Ask those that the handlers need, beside the broker, whether they are well.
+        retry_factor: By how much each wait is longer than the one before.
+
+    Raises:
+        SettingError: More retries are wanted than the route has steps.
+    """
+
+    async def ask() -> None:
+        await asyncio.gather(publisher.ask(), *(check() for check in neighbours))
+
+    async with consuming(
+        str(settings.queue_url),
+        handlers,
+        service=service,
+        publisher=publisher,
+        prefetch=settings.prefetch,
+        fast=settings.fast_frames,
+        retry_delays=settings.retry_delays(retry_factor),
+        notes=settings.crash_notes_dir,
+        ask=ask,
+    ) as consumer:
+        readiness.add("consumer", consumer.check)
+        yield
