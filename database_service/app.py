@@ -10,8 +10,8 @@ from aiohttp import web
 from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
 from common.http.runtime import EXIT_CONFIG
+from common.readiness import Readiness
 from database_service.migrations import MigrationError
 from database_service.pool import Database
 from database_service.repositories.bounces import BounceRepository

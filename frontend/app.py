@@ -9,8 +9,8 @@ from common.database_client.client import DatabaseClient
 from common.errors import UserStreamError
 from common.http.access import Access
 from common.http.app import OWN_ADDRESS, base_app
-from common.http.health import Readiness
 from common.messaging.wiring import open_publisher
+from common.readiness import Readiness
 from frontend.canary import Canary
 from frontend.clients import Clients
 from frontend.events import Watchers

@@ -20,7 +20,7 @@ from common.context import CORRELATION_ID, enter_request
 from common.contracts.canary import new_canary_id
 from common.contracts.registrations import Journey, JourneyStatus
 from common.errors import UserStreamError
-from common.http.health import Note
+from common.readiness import Note
 
 log = structlog.get_logger()
 

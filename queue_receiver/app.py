@@ -17,8 +17,8 @@ from common.database_client.client import DatabaseClient
 from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
 from common.messaging.wiring import handling, open_publisher
+from common.readiness import Readiness
 from queue_receiver import dead_letter_routes, ledger_routes, page_routes
 from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
 from queue_receiver.fates import Fates

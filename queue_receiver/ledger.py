@@ -33,7 +33,7 @@ from common.contracts.ledger import (
     WorkBinding,
 )
 from common.errors import ConflictError, TopologyMissingError, UserStreamError
-from common.http.health import Note
+from common.readiness import Note
 from queue_receiver.ledger_mark import Mark
 from queue_receiver.ledger_reading import STREAM, Book, Log, Progress, read_on
 

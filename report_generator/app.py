@@ -13,8 +13,8 @@ from common.database_client.client import DatabaseClient
 from common.errors import StorageError
 from common.http.access import Access
 from common.http.app import base_app
-from common.http.health import Readiness
 from common.messaging.wiring import handling, open_publisher
+from common.readiness import Readiness
 from report_generator.files import ReportDirectory
 from report_generator.handlers import generate_report
 from report_generator.routes import DATABASE, DIRECTORY, PUBLISHER, api

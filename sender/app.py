@@ -14,8 +14,8 @@ from common.errors import SettingError
 from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
 from common.messaging.wiring import handling, open_publisher
+from common.readiness import Readiness
 from sender import bounces, resends
 from sender.handlers import send_email
 from sender.mailer import SmtpMailer

@@ -11,7 +11,6 @@ import aiohttp
 from pydantic import AnyHttpUrl, BaseModel, ValidationError
 from yarl import URL
 
-from common.circuit import Circuit
 from common.context import outgoing_headers
 from common.contracts.bounces import BounceRecorded, BounceReport
 from common.contracts.dead_letters import (
@@ -73,6 +72,7 @@ from common.contracts.resends import (
     ResendMarks,
 )
 from common.database_client.batching import Coalescer
+from common.database_client.circuit import Circuit
 from common.database_client.http_client import HttpClient, MalformedAnswerError
 from common.errors import (
     ConflictError,

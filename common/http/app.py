@@ -17,7 +17,7 @@ from common.http.address import OwnAddress
 from common.http.api import Api
 from common.http.compression import compress, weaken_etag
 from common.http.documentation import add_documentation
-from common.http.health import Readiness, add_health
+from common.http.health import add_health
 from common.http.index import add_index
 from common.http.openapi import openapi
 from common.http.problems import (
@@ -26,6 +26,7 @@ from common.http.problems import (
     answer_failure,
 )
 from common.http.validation import MAX_BODY_BYTES
+from common.readiness import Readiness
 
 log = structlog.get_logger()
 

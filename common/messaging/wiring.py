@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from common.amqp.publisher import Publisher
 from common.amqp.topology_check import AlarmCheck, BrokerCheck
 from common.contracts.topology import BROKER_USERS
-from common.http.health import Check, Readiness
 from common.messaging.consumer import consuming
 from common.messaging.dispatcher import Handlers
+from common.readiness import Check, Readiness
 from common.settings import BrokerSettings, ConsumerSettings
 
 

@@ -19,7 +19,6 @@ from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, ConsoleMessage, Page, Route, expect
 from pydantic import AnyHttpUrl, SecretStr, TypeAdapter, ValidationError
 
-from common.circuit import Circuit
 from common.contracts.registrations import (
     Journey,
     JourneyStatus,
@@ -27,6 +26,7 @@ from common.contracts.registrations import (
     RegistrationSubmitted,
 )
 from common.contracts.rules import EMAIL_HINT, NAME_STRAY, EmailAddress, PersonName
+from common.database_client.circuit import Circuit
 from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,

@@ -117,7 +117,7 @@ def test_only_the_edges_swallow_every_error() -> None:
         "common/messaging/consumer.py",  # leaves the message to redelivery on a new channel
         "common/messaging/dispatcher.py",
         "common/amqp/connection.py",  # opens the connection anew, whatever ended it
-        "common/http/health.py",
+        "common/readiness.py",
         "common/http/app.py",  # answers it
     }
 

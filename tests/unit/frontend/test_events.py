@@ -15,7 +15,7 @@ from common.errors import DatabaseServiceUnavailableError
 from common.http import server
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
+from common.readiness import Readiness
 from frontend import events
 from frontend.clients import Clients
 from frontend.events import Watchers

@@ -14,7 +14,7 @@ from common.contracts.canary import canary_address, is_canary, new_canary_id
 from common.errors import BrokerUnavailableError, UserStreamError
 from common.http.address import OwnAddress
 from common.http.app import base_app
-from common.http.health import Readiness
+from common.readiness import Readiness
 from frontend.identity import Identities
 from frontend.own_door import OwnDoor, OwnDoorError
 from frontend.routes import BASE_URL, IDENTITIES, PUBLISHER, api

@@ -14,7 +14,7 @@ from yarl import URL
 from common.contracts.reports import ReportRecord, ReportRequested, ReportStatus
 from common.errors import BrokerUnavailableError, DatabaseServiceUnavailableError
 from common.http.app import base_app
-from common.http.health import Readiness
+from common.readiness import Readiness
 from report_generator.files import ReportDirectory
 from report_generator.routes import DATABASE, DIRECTORY, PUBLISHER, api
 from tests.unit.report_generator.fakes import CONTENT, NOW, FakeDatabase, FakePublisher

@@ -12,7 +12,7 @@ from common.errors import CrossSiteError, HostNotAllowedError
 from common.http.access import Access
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
+from common.readiness import Readiness
 from tests.services import serving
 
 SHOP = "https://shop.example"

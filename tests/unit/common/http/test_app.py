@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from common.context import current_ids
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
+from common.readiness import Readiness
 from tests.polling import until
 from tests.services import serving
 

@@ -15,7 +15,7 @@ from common.errors import ConflictError
 from common.http.api import Api
 from common.http.app import base_app
 from common.http.compression import accepts_gzip
-from common.http.health import Readiness
+from common.readiness import Readiness
 from tests.services import serving
 
 LARGE = {"text": "again and again. " * 500}

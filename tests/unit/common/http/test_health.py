@@ -7,12 +7,12 @@ import pytest
 from aiohttp.test_utils import TestClient
 from structlog.testing import capture_logs
 
-from common.circuit import Circuit
+from common.database_client.circuit import Circuit
 from common.errors import DatabaseUnavailableError
 from common.http import health
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Note, Readiness
+from common.readiness import Note, Readiness
 from tests.services import serving
 
 

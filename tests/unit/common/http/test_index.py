@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
+from common.readiness import Readiness
 from tests.services import serving
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -18,7 +18,7 @@ from common.errors import (
 )
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
+from common.readiness import Readiness
 from tests.services import serving
 
 SECRET = "postgresql://user:hunter2@10.0.0.7"

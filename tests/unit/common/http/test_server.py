@@ -14,10 +14,10 @@ from aiohttp import web
 from common.http import server, validation
 from common.http.api import Api
 from common.http.app import base_app
-from common.http.health import Readiness
 from common.http.runtime import MOST_FILES, raise_file_limit
 from common.http.server import Runner
 from common.http.validation import read_bytes
+from common.readiness import Readiness
 
 NO_REQUEST = {
     "a query too long": b"GET /?" + b"a" * 9_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",

@@ -14,8 +14,8 @@ from common.contracts.rules import NAME_STRAY, PersonName
 from common.errors import InvalidError
 from common.http.api import Api, answer
 from common.http.app import base_app
-from common.http.health import Readiness
 from common.http.validation import validate
+from common.readiness import Readiness
 from tests.services import serving
 
 

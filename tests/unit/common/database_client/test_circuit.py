@@ -5,8 +5,8 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from common import circuit
-from common.circuit import Circuit, State
+from common.database_client import circuit
+from common.database_client.circuit import Circuit, State
 from tests.polling import until
 
 
