@@ -31,14 +31,14 @@ from common.contracts.topology import (
     queues,
     user_definitions,
 )
-from launcher import postgres_programs
-from launcher.broker import CONFIGURATION, Broker, BrokerPorts, speaks_amqp
-from launcher.environment import tools_directory
-from launcher.errors import LauncherError
-from launcher.ports import free_ports
-from launcher.postgres import UNSAFE_BUT_FAST, Postgres
-from launcher.rabbitmq_programs import find_or_fetch
 from rabbitmq.provision import ADMINISTRATOR, TAGS, password_hash
+from tools.launcher import postgres_programs
+from tools.launcher.broker import CONFIGURATION, Broker, BrokerPorts, speaks_amqp
+from tools.launcher.environment import tools_directory
+from tools.launcher.errors import LauncherError
+from tools.launcher.ports import free_ports
+from tools.launcher.postgres import UNSAFE_BUT_FAST, Postgres
+from tools.launcher.rabbitmq_programs import find_or_fetch
 
 PORTS_PER_WORKER = 200
 FIRST_PORT = 23000

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from chaos.schedule import Kind
 from tests.e2e.stack import PROJECT
+from tools.chaos.schedule import Kind
 
 SEED = 1
 REGISTRATIONS = 600

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from launcher.ports import free_ports
 from tests.e2e.stack import PROJECT, Stack
+from tools.launcher.ports import free_ports
 
 CANDIDATE_PORTS = range(19000, 20000)
 """Below the ephemeral ones, and away from those of the launcher's stacks."""

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.services import LISTENING, PYTHON, SETTINGS
 from rabbitmq.hand_out import HANDED_OUT
+from tools.launcher.services import LISTENING, PYTHON, SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("frontend", "queue_receiver", "sender", "database_service", "report_generator")

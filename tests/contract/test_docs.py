@@ -15,8 +15,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from common import metrics
 from common.contracts.dead_letter_kinds import KINDS, Remedy
 from common.settings import example
-from launcher.arguments import parser
-from launcher.ports import BASE_PORTS
+from tools.launcher.arguments import parser
+from tools.launcher.ports import BASE_PORTS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,8 +17,8 @@ from uuid import UUID, uuid4
 import aiohttp
 import asyncpg
 
-from launcher.private import remove_folder
 from tests.amqp import eventually
+from tools.launcher.private import remove_folder
 
 PROJECT = Path(__file__).parents[2]
 

@@ -17,9 +17,9 @@ from uuid import uuid4
 
 import pytest
 
-from launcher.ports import is_free, ports
 from tests.backends import TestPostgres
 from tests.e2e.stack import PROJECT
+from tools.launcher.ports import is_free, ports
 
 SERVICES = {"frontend", "queue_receiver", "sender", "database_service", "report_generator"}
 

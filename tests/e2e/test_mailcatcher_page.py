@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from mailcatcher.app import catching
-from mailcatcher.settings import Settings
 from tests.browser import assert_accessible, open_browser
+from tools.mailcatcher.app import catching
+from tools.mailcatcher.settings import Settings
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ import aiosmtplib
 import pytest
 from yarl import URL
 
-from mailcatcher.app import PortTakenError, catching
-from mailcatcher.settings import Settings
-from mailcatcher.smtp import SIZE_LIMIT
+from tools.mailcatcher.app import PortTakenError, catching
+from tools.mailcatcher.settings import Settings
+from tools.mailcatcher.smtp import SIZE_LIMIT
 
 
 class Client:
@@ -488,7 +488,7 @@ def program(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", Settings]
 def start(settings: Settings) -> "subprocess.Popen[str]":
     given = {key.upper(): str(value) for key, value in settings.model_dump().items()}
     return subprocess.Popen(
-        [sys.executable, "-m", "mailcatcher"],
+        [sys.executable, "-m", "tools.mailcatcher"],
         env={**os.environ, **given},
         stderr=subprocess.PIPE,
         text=True,
@@ -526,7 +526,7 @@ def test_a_program_that_can_not_start_says_so_in_one_line(
 
 def test_nonsense_in_the_settings_is_named(tmp_path: Path) -> None:
     process = subprocess.run(
-        [sys.executable, "-m", "mailcatcher"],
+        [sys.executable, "-m", "tools.mailcatcher"],
         env={**os.environ, "MAILCATCHER_KEEP": "many", "MAILCATCHER_DIR": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
@@ -552,7 +552,7 @@ async def test_ids_nobody_has_delete_nothing(catcher: Client) -> None:
 async def test_open_pages_leave_room_for_others(
     catcher: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailcatcher.pages.connection_limit", lambda: 10)
+    monkeypatch.setattr("tools.mailcatcher.pages.connection_limit", lambda: 10)
     streams = [await catcher.http.get("/events") for _ in range(6)]
 
     assert [stream.status for stream in streams] == [200] * 5 + [503]

@@ -13,7 +13,6 @@ from database_service import pool
 from database_service.migrations import LOCK, Migration, migrate
 from database_service.pool import Database
 from database_service.repositories.registrations import RegistrationRepository
-from launcher.postgres import serves_postgres
 from tests.backends import TestPostgres
 from tests.integration.database_service.builders import (
     a_registration,
@@ -21,6 +20,7 @@ from tests.integration.database_service.builders import (
     serving,
     settings_for,
 )
+from tools.launcher.postgres import serves_postgres
 
 
 @pytest.fixture

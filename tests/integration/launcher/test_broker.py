@@ -9,10 +9,10 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
 from common.contracts.topology import BROKER_USERS, USER_REGISTRATION, definitions
-from launcher.confirming import QUEUE as PROBE
-from launcher.memory import available_memory
 from tests.amqp import eventually
 from tests.backends import TestBroker, queue_names
+from tools.launcher.confirming import QUEUE as PROBE
+from tools.launcher.memory import available_memory
 
 MARK = 'logger:error("the mark of the test", #{domain => [rabbitmq, queue]})'
 """Erlang: an entry as RabbitMQ itself writes it."""

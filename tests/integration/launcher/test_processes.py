@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import LauncherError
-from launcher.processes import Program, start
+from tools.launcher.errors import LauncherError
+from tools.launcher.processes import Program, start
 
 PARENT = """
 import sys, time
 from pathlib import Path
-from launcher.processes import Program, start
+from tools.launcher.processes import Program, start
 program = Program(
     name="child", argv=("sleep", "300"), environment={}, directory=Path("/"),
     log=Path(sys.argv[1]), is_ready=lambda: True,

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from launcher import broker as broker_module
-from launcher import supervisor as supervisor_module
-from launcher.broker import Broker
-from launcher.confirming import QUEUE
-from launcher.supervisor import Supervisor
-from launcher.terminal import Terminal
 from tests.amqp import eventually
 from tests.backends import TestBroker
+from tools.launcher import broker as broker_module
+from tools.launcher import supervisor as supervisor_module
+from tools.launcher.broker import Broker
+from tools.launcher.confirming import QUEUE
+from tools.launcher.supervisor import Supervisor
+from tools.launcher.terminal import Terminal
 
 STOP_THE_LOG_WRITER = "sys:suspend(ra_log_wal)."
 """Erlang: the process that writes what quorum queues have to keep stands still."""

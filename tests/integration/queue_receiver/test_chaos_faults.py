@@ -7,17 +7,17 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from chaos import accounting
-from chaos.accounting import DeadLetter, Evidence, Registration
-from chaos.arena import Arena
-from chaos.driver import Driver
-from chaos.evidence import _ledger, _read_dead_letters
-from chaos.inject import Happened, Injector
-from chaos.schedule import Fault, Kind
 from queue_receiver import ledger as ledger_module
 from tests.amqp import eventually
 from tests.backends import TestBroker
 from tests.integration.queue_receiver.receivers import a_receiver, the_ledger, until_stored
+from tools.chaos import accounting
+from tools.chaos.accounting import DeadLetter, Evidence, Registration
+from tools.chaos.arena import Arena
+from tools.chaos.driver import Driver
+from tools.chaos.evidence import _ledger, _read_dead_letters
+from tools.chaos.inject import Happened, Injector
+from tools.chaos.schedule import Fault, Kind
 
 
 def a_person(name: str) -> dict[str, str]:

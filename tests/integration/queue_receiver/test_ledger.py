@@ -11,7 +11,6 @@ from aiohttp import ClientSession
 from common.amqp.publisher import Publisher
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION, definitions
-from launcher.broker import FLUSH_TABLES
 from queue_receiver import ledger as ledger_module
 from tests.amqp import a_registration, depth, eventually, publish
 from tests.backends import TestBroker
@@ -21,6 +20,7 @@ from tests.integration.queue_receiver.receivers import (
     the_ledger,
     until_stored,
 )
+from tools.launcher.broker import FLUSH_TABLES
 
 NAME, LOG = USER_REGISTRATION.name, USER_REGISTRATION.log
 

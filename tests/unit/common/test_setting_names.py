@@ -9,8 +9,8 @@ from aiohttp import web
 
 from common.http.runtime import run_service
 from common.setting_names import misspelt
-from launcher.services import KNOWN, LISTENING, SETTINGS
 from tests.services import REQUIRED, SERVICES, settings_class
+from tools.launcher.services import KNOWN, LISTENING, SETTINGS
 
 OF_OTHERS = (
     "PATH", "HOME", "LANG", "LC_ALL", "HOSTNAME", "HTTP_PROXY", "NO_PROXY", "PYTHONPATH", "TZ",

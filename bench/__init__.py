@@ -1,5 +1,0 @@
-"""Measures UserStream against what people would pick instead: ``./userstream bench``.
-
-In: a private stack that it starts itself, and the peer in ``bench/peer``. Out: a table, JSON,
-and the results in ``docs/performance.md``.
-"""

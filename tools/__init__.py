@@ -1,0 +1,1 @@
+"""What runs, measures and tests UserStream on a machine; nothing of it is part of a service."""

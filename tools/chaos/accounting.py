@@ -1,0 +1,349 @@
+"""The invariants, by ids: what the driver was promised against what is there at the end.
+
+Nothing here talks to anything; see ``tools/chaos/evidence.py`` for how the facts are gathered.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from tools.chaos.journal import Journal
+
+LEASE_SECONDS = 30.0
+"""A mail passes to another sender at the earliest after so long without a word of the first."""
+
+REGISTRATIONS, MAILS = "user.registration", "email.notifications"
+
+ENDED = frozenset({"sent", "failed", "suppressed", "bounced"})
+"""States in which a mail stays."""
+
+UNRECORDED = frozenset({"sending", "unsure"})
+"""How an attempt stands whose 250, if there was one, nobody could write down."""
+
+ROW_LOCKED = "row_locked"
+"""Code of what met a row that somebody held through all retries."""
+
+ID_REUSED = "id_reused"
+"""Code of what came under an id that is somebody else's."""
+
+EXHAUSTED = frozenset({"mail_deferred", "mail_unsure", "lease_lost"})
+"""Codes of mails that were put off to the end of the retry steps."""
+
+MAIL_STEPS = 6
+"""Retries of a mail before it is given up."""
+
+LEAST_PERMANENT = 500
+"""Of the replies of a mail server (RFC 5321, 4.2.1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A row of ``registrations`` with the address of its user."""
+
+    id: UUID
+    email: str
+    outcome: str = "stored"
+    stored_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A row of ``notification_attempts``; instants in seconds since 1970."""
+
+    status: str
+    started_at: float
+    reply_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mail:
+    """A row of ``notification_logs`` with its attempts, first one first."""
+
+    message_id: UUID
+    registration_id: UUID | None
+    recipient: str
+    status: str
+    attempts: Sequence[Attempt] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter as it was read, and left, at the broker."""
+
+    route: str
+    message_id: UUID
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that is there at the end."""
+
+    journal: Journal
+    registrations: Sequence[Registration]
+    users: Mapping[str, int]
+    """Address in lower case to the number of users that have it."""
+    mails: Sequence[Mail]
+    taken: Sequence[tuple[str, str]]
+    """Message-ID and recipient of every mail that the sink took."""
+    put_off: Mapping[str, int]
+    """Recipient to how often the sink did not take a mail (or did not say so)."""
+    refused: Mapping[str, int]
+    """Recipient to how often the sink answered 5yz."""
+    dead: Sequence[DeadLetter]
+    waiting: Mapping[str, int]
+    """Work or retry queue to the messages in it; those without any are left out."""
+    reports: Sequence[tuple[UUID, str]] = ()
+    """Report and its status."""
+    stray_files: Sequence[str] = ()
+    """Half-made files that nobody will finish."""
+    locked: Collection[str] = ()
+    """Addresses, in lower case, of users whose rows somebody held for a while."""
+    ledger: Mapping[str, Any] | None = None
+    """What ``GET /api/ledger`` says; None where nobody asked."""
+    logs_deleted: int = 0
+    """How often the stream of registrations was deleted."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was found; every count but ``recovered`` and the bound must be nothing."""
+
+    broken: dict[str, list[str]] = field(default_factory=dict)
+    """Invariant to what breaks it."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every promise was kept."""
+        return not any(self.broken.values())
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Check every invariant."""
+    checks = {
+        "lost": lost,
+        "stored_twice": stored_twice,
+        "unexpected": unexpected,
+        "limbo": limbo,
+        "dlq_unexplained": dlq_unexplained,
+        "malformed_missing": malformed_missing,
+        "dup_mail_beyond_bound": mailed_too_often,
+        "unmailed": unmailed,
+        "failed_unexplained": failed_unexplained,
+        "two_answers": lambda evidence: map(str, evidence.journal.two_answers),
+        "reports": reports,
+        "reused_untold": reused_untold,
+        "ledger_untrue": ledger_untrue,
+        "promised_unpromised": promised_unpromised,
+    }
+    verdict = Verdict({name: sorted(check(evidence)) for name, check in checks.items()})
+    verdict.counts = _counts(evidence) | {
+        name: len(found) for name, found in verdict.broken.items()
+    }
+    return verdict
+
+
+def lost(evidence: Evidence) -> Iterator[str]:
+    """Promised, and neither stored nor among the dead letters; or stored without a user."""
+    stored = {row.id for row in evidence.registrations}
+    dead = {letter.message_id for letter in evidence.dead if letter.route == REGISTRATIONS}
+    for registration_id, email in evidence.journal.accepted.items():
+        if registration_id not in stored and registration_id not in dead:
+            yield str(registration_id)
+        elif registration_id in evidence.journal.reused:
+            continue  # one of two people, whoever was handled first; see reused_untold
+        elif registration_id in stored and not evidence.users.get(email.lower()):
+            yield f"{registration_id} (stored, but there is no user)"
+
+
+def stored_twice(evidence: Evidence) -> Iterator[str]:
+    """One id with two rows, one address with two users or with more rows than were tried."""
+    ids = Counter(row.id for row in evidence.registrations)
+    yield from (f"{each}: {n} rows" for each, n in ids.items() if n > 1)
+    yield from (f"{email}: {n} users" for email, n in evidence.users.items() if n > 1)
+    addresses = Counter(row.email for row in evidence.registrations)
+    for email, rows in addresses.items():
+        tried = evidence.journal.attempted.get(email, rows)
+        if rows > tried:
+            yield f"{email}: {rows} rows, {tried} tried"
+
+
+def unexpected(evidence: Evidence) -> Iterator[str]:
+    """Stored, though nobody ever tried to."""
+    for row in evidence.registrations:
+        if row.email not in evidence.journal.attempted:
+            yield str(row.id)
+
+
+def limbo(evidence: Evidence) -> Iterator[str]:
+    """Neither done nor given up: still in a queue, or a mail that nobody will go on with."""
+    yield from (f"{queue}: {n} messages" for queue, n in evidence.waiting.items())
+    dead = {letter.message_id for letter in evidence.dead}
+    for mail in evidence.mails:
+        if mail.status not in ENDED and mail.message_id not in dead:
+            yield f"mail {mail.message_id}: {mail.status}"
+
+
+def unmailed(evidence: Evidence) -> Iterator[str]:
+    """Stored, and no mail was taken, refused with a code, withheld or given up with a reason."""
+    dead = {letter.message_id for letter in evidence.dead if letter.route == MAILS}
+    taken = {message_id for message_id, _ in evidence.taken}
+    mails = {mail.registration_id: mail for mail in evidence.mails}
+    for row in evidence.registrations:
+        mail = mails.get(row.id)
+        if mail is None:
+            yield f"{row.id}: no mail was asked for"
+        elif mail.status == "sent" and str(mail.message_id) not in taken:
+            yield f"{row.id}: recorded as sent, but the server never took it"
+        elif mail.status not in ENDED and mail.message_id not in dead:
+            yield f"{row.id}: {mail.status}"
+
+
+def failed_unexplained(evidence: Evidence) -> Iterator[str]:
+    """Recorded as failed, without a 5yz of the server."""
+    for mail in evidence.mails:
+        refused = any(
+            attempt.status == "failed" and (attempt.reply_code or 0) >= LEAST_PERMANENT
+            for attempt in mail.attempts
+        )
+        if mail.status == "failed" and not (refused and evidence.refused.get(mail.recipient)):
+            yield str(mail.message_id)
+
+
+def dlq_unexplained(evidence: Evidence) -> Iterator[str]:
+    """Dead letters that no malformed message and no mail server is the reason of."""
+    mails = {mail.message_id: mail for mail in evidence.mails}
+    reasons = evidence.journal.poisoned | evidence.journal.malformed
+    for letter in evidence.dead:
+        expected = reasons.get(letter.message_id)
+        if letter.route == REGISTRATIONS and expected == letter.code:
+            continue
+        accepted = evidence.journal.accepted.get(letter.message_id, "")
+        if letter.code == ID_REUSED and letter.message_id in evidence.journal.reused:
+            continue
+        if letter.code == ROW_LOCKED and accepted.lower() in evidence.locked:
+            continue
+        mail = mails.get(letter.message_id) if letter.route == MAILS else None
+        put_off = evidence.put_off.get(mail.recipient, 0) if mail else 0
+        was_locked = mail is not None and mail.recipient.lower() in evidence.locked
+        if letter.code in (*EXHAUSTED, ROW_LOCKED) and (put_off > MAIL_STEPS or was_locked):
+            continue
+        yield f"{letter.route}: {letter.message_id} ({letter.code}, expected {expected})"
+
+
+def reused_untold(evidence: Evidence) -> Iterator[str]:
+    """Two people under one id of whom one vanished without a dead letter."""
+    told = {letter.message_id for letter in evidence.dead if letter.code == ID_REUSED}
+    held_up = {letter.message_id for letter in evidence.dead if letter.code == ROW_LOCKED}
+    yield from (str(each) for each in evidence.journal.reused - told - held_up)
+
+
+def ledger_untrue(evidence: Evidence) -> Iterator[str]:
+    """What the ledger says against what is there; it has had time to read everything."""
+    ledger = evidence.ledger
+    if ledger is None:
+        return
+    totals, kinds = ledger["totals"], [each["kind"] for each in ledger["incidents"]]
+    stored = {row.id for row in evidence.registrations}
+    dead = {each.message_id for each in evidence.dead if each.route == REGISTRATIONS} - stored
+    settled = totals["stored"] + totals["duplicates"]
+    if not ledger["caughtUp"]:
+        yield "it could not be read to its end"
+    if ledger["lost"]:
+        yield f"it calls {ledger['lost']} lost"
+    parts = settled + totals["missing"] + totals["unpromised"] + ledger["rejected"]
+    if totals["accepted"] != parts:
+        yield f"its parts do not make up the whole: {totals}"
+    if settled > len(stored) or totals["missing"] > len(dead):
+        missing = f"{totals['missing']} missing of {len(dead)}"
+        yield f"it has {settled} stored of {len(stored)}, {missing}"
+    if totals["unpromised"] > evidence.journal.unpromised:
+        yield f"{totals['unpromised']} unpromised, and {evidence.journal.unpromised} gave up"
+    if evidence.logs_deleted and "replaced" not in kinds:
+        yield f"the log was deleted {evidence.logs_deleted} times, and it does not say so"
+    if unfounded := [kind for kind in kinds if kind != "replaced" or not evidence.logs_deleted]:
+        yield f"incidents that did not happen: {unfounded}"
+
+
+def promised_unpromised(evidence: Evidence) -> Iterator[str]:
+    """Answered with 202, and for the ledger nobody was promised it: a loss would be hidden."""
+    named = (evidence.ledger or {}).get("unpromisedRegistrations", ())
+    ids = {UUID(each["registrationId"]) for each in named}
+    yield from (str(each) for each in ids & evidence.journal.accepted.keys())
+
+
+def malformed_missing(evidence: Evidence) -> Iterator[str]:
+    """Malformed messages that were taken, but are not among the dead letters."""
+    dead = {letter.message_id for letter in evidence.dead}
+    yield from (str(each) for each in evidence.journal.malformed if each not in dead)
+
+
+def mailed_too_often(evidence: Evidence) -> Iterator[str]:
+    """Mails that were taken once more than their unrecorded attempts can explain."""
+    excused = {str(mail.message_id): _excused(mail.attempts) for mail in evidence.mails}
+    for message_id, times in Counter(each for each, _ in evidence.taken).items():
+        if times - 1 > excused.get(message_id, 0):
+            yield f"{message_id}: taken {times} times, {excused.get(message_id, 0)} unrecorded"
+
+
+def _excused(attempts: Sequence[Attempt]) -> int:
+    """Attempts whose 250 nobody could write down before the next sender was allowed to try."""
+    following: list[Attempt | None] = [*attempts[1:], None]
+    return sum(
+        attempt.status in UNRECORDED
+        or (after is not None and after.started_at - attempt.started_at >= LEASE_SECONDS - 1)
+        # A mail that was withheld has no attempt at all.
+        for attempt, after in zip(attempts, following, strict=False)
+    )
+
+
+def reports(evidence: Evidence) -> Iterator[str]:
+    """Promised reports that are not ready or failed, or not there once; files left half-made."""
+    rows = Counter(report for report, _ in evidence.reports)
+    ended = {report for report, status in evidence.reports if status in ("ready", "failed")}
+    for report in evidence.journal.reports:
+        if rows[report] != 1:
+            yield f"report {report}: {rows[report]} records"
+        elif report not in ended:
+            yield f"report {report}: not ended"
+    yield from (f"file {name}" for name in evidence.stray_files)
+
+
+def _counts(evidence: Evidence) -> dict[str, int]:
+    journal = evidence.journal
+    by_id: dict[str, int] = defaultdict(int)
+    for message_id, _ in evidence.taken:
+        by_id[message_id] += 1
+    excused = {str(mail.message_id): _excused(mail.attempts) for mail in evidence.mails}
+    stored = {row.id for row in evidence.registrations}
+    twice = list((Counter(evidence.dead) - Counter(set(evidence.dead))).elements())
+    return {
+        "attempted": sum(journal.attempted.values()),
+        "accepted": len(journal.accepted),
+        "unpromised": journal.unpromised,
+        "sent_twice_on_purpose": journal.repeated,
+        "malformed": len(journal.malformed),
+        "stored": len(stored),
+        "duplicate_addresses": _count(row.outcome == "duplicate" for row in evidence.registrations),
+        "ids_reused": len(journal.reused),
+        "logs_deleted": evidence.logs_deleted,
+        "recovered": len(stored - set(journal.accepted)),
+        "mailed": len(by_id),
+        "mails_failed": _count(mail.status == "failed" for mail in evidence.mails),
+        "mails_suppressed": _count(mail.status == "suppressed" for mail in evidence.mails),
+        "dead_letters": len(evidence.dead),
+        "dead_letters_twice": len(twice),
+        "dead_letters_twice_sent_once": _count(
+            letter.message_id not in journal.insisted for letter in twice
+        ),
+        "dup_mail": sum(times - 1 for times in by_id.values()),
+        "dup_mail_bound": sum(min(excused.get(each, 0), n) for each, n in by_id.items()),
+        "reports_promised": len(journal.reports),
+    }
+
+
+def _count(facts: Iterable[bool]) -> int:
+    return sum(facts)

@@ -1,0 +1,232 @@
+"""``./userstream ledger``: what became of every registration, and bringing back what is lost."""
+
+import json
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tools.launcher.asking import add_url, ask, invocation_of
+from tools.launcher.invocation import Invocation
+from tools.launcher.person import person
+from tools.launcher.terminal import STDERR, Terminal
+
+SERVICE = "queue_receiver"
+
+STORED_WITHIN = 30.0
+"""Seconds to wait until what was sent to the work queue again is stored."""
+
+POLL_SECONDS = 0.5
+
+Row = tuple[str, int, str]
+"""Name, figure, and what to know about it."""
+
+
+def add_arguments(command: ArgumentParser, _options: ArgumentParser) -> None:
+    """What stands behind ``ledger``."""
+    add_url(command)
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    command.add_argument(
+        "--repair",
+        action="store_true",
+        help="send what is lost from the stream to the work queue; safe to repeat",
+    )
+    command.add_argument(
+        "--mail",
+        choices=("auto", "all", "none"),
+        default="auto",
+        help="with --repair, who of those brought back is mailed: auto leaves out whoever had been"
+        " read before the database was restored from a backup, since they were mailed then",
+    )
+    command.add_argument(
+        "--acknowledge",
+        metavar="REASON",
+        help="take note of what can not be accounted for; who and why is kept",
+    )
+
+
+def run(given: Namespace, terminal: Terminal) -> bool:
+    """Show the ledger, after a repair if one is wanted.
+
+    False if something is lost or can not be accounted for, or if that is not known.
+
+    Raises:
+        LauncherError: It can not be read, in the service's words.
+    """
+    repair = _repair(given) if given.repair else None
+    if given.acknowledge is not None:
+        _acknowledge(given, STDERR)
+    ledger = _read(given)
+    if given.json:
+        terminal.say(json.dumps(ledger if repair is None else {**ledger, "repair": repair}))
+    else:
+        for line in [*(repair_lines(repair) if repair else []), *ledger_lines(ledger)]:
+            terminal.say(line)
+        _conclude(ledger, terminal, invocation_of(given))
+    return not ledger["lost"] and not _incidents(ledger) and bool(ledger["caughtUp"])
+
+
+def _acknowledge(given: Namespace, terminal: Terminal) -> None:
+    wish = {"reason": given.acknowledge, "acknowledgedBy": person()}
+    done = ask(given, SERVICE, "POST", "/api/ledger/acknowledgements", wish)
+    for incident in done["acknowledged"]:
+        terminal.say(f"  ✓ Taken note of: {incident['kind']}, noticed {_time(incident)}")
+    if not done["acknowledged"]:
+        terminal.say("  There was nothing to take note of.")
+
+
+def _read(given: Namespace) -> dict[str, Any]:
+    """The ledger up to the end of the stream, or as far as it can be read."""
+    before = -1
+    while True:
+        ledger: dict[str, Any] = ask(given, SERVICE, "GET", "/api/ledger")
+        if ledger["caughtUp"] or ledger["readUpTo"] == before:
+            return ledger
+        before = ledger["readUpTo"]
+        STDERR.say(f"  … read up to {before:,}")
+
+
+def _repair(given: Namespace) -> dict[str, Any]:
+    """Repair, and wait until what was sent again is stored."""
+    _read(given)
+    query = "" if given.mail == "auto" else f"?mail={given.mail}"
+    repair: dict[str, Any] = ask(given, SERVICE, "POST", f"/api/ledger/repairs{query}")
+    if repair["republished"]:
+        with STDERR.step(f"Sent {repair['republished']:,} registrations to the work queue"):
+            deadline = time.monotonic() + STORED_WITHIN
+            forgotten = len(repair["notInStream"])
+            while _read(given)["lost"] > forgotten and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+    return repair
+
+
+def repair_lines(repair: Mapping[str, Any]) -> list[str]:
+    """What a repair did."""
+    if not repair["lost"]:
+        return ["There was nothing to repair."]
+    lines = [f"Sent again: {repair['republished']:,} of {repair['lost']:,} that were lost."]
+    if unmailed := repair.get("withoutMail"):
+        lines.append(
+            f"Of those {unmailed:,} without a mail: they had been read, and so were mailed, before"
+            " the database was restored. `./userstream mails resend ID --force` sends one all the"
+            " same."
+        )
+    if forgotten := repair["notInStream"]:
+        lines.append("The stream has forgotten these, so they can not be brought back from here:")
+        lines += [f"  {registration_id}" for registration_id in forgotten]
+    return lines
+
+
+def ledger_lines(ledger: Mapping[str, Any]) -> list[str]:
+    """The ledger as a person reads it."""
+    lines = ["", f"What was accepted, and what became of it ({ledger['asOf'][:19]} UTC):", ""]
+    lines += _table(_registrations(ledger))
+    lines += ["", "Mails of those stored:", ""]
+    lines += _table(_mails(ledger["totals"]["mails"]))
+    lines += [""]
+    if ledger["lostRegistrations"]:
+        lines += _table(
+            (f"  {lost['registrationId']}", lost["ageSeconds"], "seconds ago")
+            for lost in ledger["lostRegistrations"]
+        )
+        if (more := ledger["lost"] - len(ledger["lostRegistrations"])) > 0:
+            lines.append(f"    and {more:,} more")
+        lines += [""]
+    return lines
+
+
+def _registrations(ledger: Mapping[str, Any]) -> Iterator[Row]:
+    totals, place = ledger["totals"], ledger["inFlightByPlace"]
+    repeated = f"published again: {totals['repeated']:,}" if totals["repeated"] else ""
+    held = "?" if place["unacknowledged"] is None else f"{place['unacknowledged']:,}"
+    yield "accepted", totals["accepted"], repeated
+    yield "  stored", totals["stored"], ""
+    yield "  duplicates", totals["duplicates"], "of addresses that were known"
+    if vanished := totals.get("vanished"):
+        yield "  vanished", vanished, "of these two: their rows are no longer there"
+    yield "  rejected", ledger["rejected"], _reasons(ledger["rejectedByCode"])
+    if unpromised := totals.get("unpromised"):
+        yield "  unpromised", unpromised, "answered with 503 and not stored: nobody counts on them"
+    yield "  not stored", totals["missing"], ""
+    in_queues = f"ready {place['ready']:,}, in hand {held}, to be retried {place['retrying']:,}"
+    yield "    in flight", ledger["inFlight"], in_queues
+    yield "    dead letters", ledger["inHospital"], _reasons(ledger["inHospitalByCode"])
+    yield "    lost", ledger["lost"], f"for more than {ledger['lostAfterSeconds']:g} s in no queue"
+
+
+def _reasons(by_code: Mapping[str, int]) -> str:
+    return ", ".join(f"{code} {count:,}" for code, count in sorted(by_code.items()))
+
+
+def _mails(mails: Mapping[str, int]) -> Iterator[Row]:
+    yield "  handed over", mails["mailed"], ""
+    yield "  suppressed", mails["suppressed"], "the owner of the address was told before"
+    yield "  failed", mails["failed"], "refused for good"
+    yield "  bounced", mails["bounced"], ""
+    yield "  unsure", mails["unsure"], "the link was lost after the text; sent again"
+    yield "  under way", mails["waiting"], ""
+
+
+def _table(rows: Iterator[Row] | list[Row]) -> list[str]:
+    cells = [(name, f"{number:,}", text) for name, number, text in rows]
+    first = max(len(name) for name, _, _ in cells)
+    second = max(len(number) for _, number, _ in cells)
+    return [
+        f"  {name:<{first}}  {number:>{second}}  {text}".rstrip() for name, number, text in cells
+    ]
+
+
+def _conclude(ledger: Mapping[str, Any], terminal: Terminal, invocation: Invocation) -> None:
+    if ledger["workBinding"] == "missing":
+        terminal.fail(
+            "The work queue is not bound: what is accepted reaches the stream and nobody else."
+            f" {invocation.line('check-broker')} says how to mend it."
+        )
+    if not ledger["caughtUp"]:
+        terminal.fail(
+            "The stream can not be read to its end yet, so nobody knows of what is behind: is the"
+            " broker just starting, or was the stream made anew? Ask again in half a minute."
+        )
+    for incident in _incidents(ledger):
+        terminal.fail(_incident(incident))
+    if _incidents(ledger):
+        command = invocation.line("ledger --acknowledge REASON")
+        terminal.fail(f"That stays red until somebody has taken note of it: {command}")
+    if ledger["lost"]:
+        terminal.fail(
+            f"{ledger['lost']:,} registrations are lost. {invocation.line('ledger --repair')}"
+            " brings back what the stream still has."
+        )
+    elif _incidents(ledger):
+        terminal.heading("Nothing else is lost, as far as can be proved.")
+    elif not ledger["caughtUp"]:
+        terminal.heading("Nothing is lost of what was read.")
+    else:
+        terminal.heading("Nothing is lost.")
+
+
+def _incidents(ledger: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What can not be accounted for; a receiver of an older release names none."""
+    return list(ledger.get("incidents", ()))
+
+
+def _incident(incident: Mapping[str, Any]) -> str:
+    """What can not be accounted for, as a person reads it."""
+    before, stored = f"{incident['acceptedBefore']:,}", f"{incident['storedByThen']:,}"
+    number, noticed = f"{incident['notProvable']:,}", _time(incident)
+    read = incident["lastReadAt"][:19].replace("T", " ") if incident["lastReadAt"] else "never"
+    return {
+        "replaced": f"The stream was made anew, noticed {noticed} UTC, last read {read}: of"
+        f" {before} accepted before, {stored} were stored by then; of {number} others, and of what"
+        " was accepted and not yet read, nobody can prove what became.",
+        "truncated": f"The stream dropped {number} messages before they were read, noticed"
+        f" {noticed} UTC, last read {read}: nobody can prove what became of them.",
+        "restored": f"The database was restored from a backup, noticed {noticed} UTC: it had read"
+        f" up to {read}. What it forgot was read again; --repair stores it, without a second mail.",
+        "vanished": f"{number} rows of registrations are no longer there, noticed {noticed} UTC:"
+        " they stay for ever, so somebody deleted them by hand.",
+    }[incident["kind"]]
+
+
+def _time(incident: Mapping[str, Any]) -> str:
+    return str(incident["noticedAt"])[:19].replace("T", " ")
