@@ -18,7 +18,7 @@ import aiohttp
 import asyncpg
 
 from tests.amqp import eventually
-from tools.launcher.private import remove_folder
+from tools.testing.ephemeral_stack import remove_folder
 
 PROJECT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("frontend", "queue_receiver", "sender", "database_service", "report_generator")
-OTHERS = ("bench", "chaos", "common", "launcher", "mailcatcher", "rabbitmq")
-TOOLS = ("bench", "chaos", "launcher", "mailcatcher", "tests")
+OTHERS = ("common", "rabbitmq", "tools")
+TOOLS = ("tools", "tests")
 
 
 @cache

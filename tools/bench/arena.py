@@ -16,19 +16,19 @@ from tools.launcher.cache import PROJECT, RUN_DIRECTORY
 from tools.launcher.errors import LauncherError
 from tools.launcher.ports import HOST, ports
 from tools.launcher.postgres import Postgres
-from tools.launcher.private import (
-    ADDRESSES,
-    free_offset,
-    make_folder,
-    remove_folder,
-    without_addresses,
-)
 from tools.launcher.processes import Program
 from tools.launcher.running import start_parts
 from tools.launcher.services import SETTINGS
 from tools.launcher.stack import Stack, build_stack
 from tools.launcher.supervisor import Part, Supervisor
 from tools.launcher.terminal import Terminal
+from tools.testing.ephemeral_stack import (
+    ADDRESSES,
+    free_offset,
+    make_folder,
+    remove_folder,
+    without_addresses,
+)
 
 OURS = "UserStream"
 

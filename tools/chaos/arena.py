@@ -20,13 +20,13 @@ from tools.launcher.cache import RUN_DIRECTORY
 from tools.launcher.invocation import Invocation
 from tools.launcher.ports import HOST, ports, require_free
 from tools.launcher.postgres import Postgres
-from tools.launcher.private import free_offset, make_folder, remove_folder, without_addresses
 from tools.launcher.processes import Program
 from tools.launcher.running import start_infrastructure
 from tools.launcher.services import READY, answers_ok, service_program
 from tools.launcher.stack import Stack, build_stack
 from tools.launcher.supervisor import Part, Supervisor
 from tools.launcher.terminal import Terminal
+from tools.testing.ephemeral_stack import free_offset, make_folder, remove_folder, without_addresses
 
 FURTHER_PORTS = 10
 """From a service's port to that of its second instance; offsets are 20 apart."""

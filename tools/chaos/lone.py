@@ -13,13 +13,13 @@ from tools.launcher.cache import RUN_DIRECTORY
 from tools.launcher.invocation import Invocation
 from tools.launcher.ports import require_free
 from tools.launcher.postgres import Postgres
-from tools.launcher.private import free_offset, make_folder, remove_folder, without_addresses
 from tools.launcher.processes import Program, describe_exit, start
 from tools.launcher.running import start_infrastructure
 from tools.launcher.services import SETTINGS
 from tools.launcher.stack import Stack, build_stack, listening_ports
 from tools.launcher.supervisor import Supervisor
 from tools.launcher.terminal import Terminal
+from tools.testing.ephemeral_stack import free_offset, make_folder, remove_folder, without_addresses
 
 LOOK_SECONDS = 0.05
 """Between two looks at the processes: who dies is started again at once."""

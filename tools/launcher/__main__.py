@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rabbitmq import check
-from tools.launcher import checks, dead_letters, ledger, logs, mails, running, versions, watching
+from tools.cli import dead_letters, ledger, mails
+from tools.cli.api_client import invocation_of, nothing_runs
+from tools.launcher import control as watching
+from tools.launcher import logs, running, versions
+from tools.launcher import test_command as checks
 from tools.launcher.arguments import parser
-from tools.launcher.asking import invocation_of, nothing_runs
 from tools.launcher.cache import PROJECT
 from tools.launcher.environment import ensure_environment
 from tools.launcher.errors import LauncherError
 from tools.launcher.invocation import default_data
+from tools.launcher.output import overview, status_lines
 from tools.launcher.ports import ports
-from tools.launcher.private import own_mounts
-from tools.launcher.table import overview, status_lines
 from tools.launcher.terminal import STDERR, Terminal, discard, write_in_any_encoding
+from tools.testing.ephemeral_stack import own_mounts
 
 OK, FAILED = 0, 1
 USAGE = 2

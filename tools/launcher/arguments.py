@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tools.bench.arguments import add_arguments
 from tools.chaos.arguments import add_arguments as add_chaos_arguments
-from tools.launcher import dead_letters, ledger, mails, versions
-from tools.launcher.asking import add_url
+from tools.cli import dead_letters, ledger, mails
+from tools.cli.api_client import add_url
+from tools.launcher import versions
 from tools.launcher.logs import SHOWN
 
 COMMANDS = {

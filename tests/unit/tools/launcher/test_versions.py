@@ -10,8 +10,8 @@ import pytest
 from tools.launcher import versions
 from tools.launcher.cache import PROJECT
 from tools.launcher.errors import LauncherError
-from tools.launcher.private import own_mounts
 from tools.launcher.terminal import Terminal
+from tools.testing.ephemeral_stack import own_mounts
 
 
 @pytest.fixture

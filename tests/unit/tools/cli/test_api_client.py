@@ -6,8 +6,8 @@ from threading import Thread
 
 import pytest
 
-from tools.launcher import asking
-from tools.launcher.asking import Addresses
+from tools.cli import api_client as asking
+from tools.cli.api_client import Addresses
 from tools.launcher.errors import LauncherError
 from tools.launcher.ports import BASE_PORTS
 from tools.launcher.services import SETTINGS

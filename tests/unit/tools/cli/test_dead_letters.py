@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tools.launcher import dead_letters
+from tools.cli import dead_letters
 from tools.launcher.arguments import parser
 from tools.launcher.errors import LauncherError
 from tools.launcher.terminal import Terminal
@@ -29,7 +29,7 @@ LETTER: dict[str, Any] = {
 
 
 class FakeService:
-    """Stands for ``tools.launcher.asking``: answers one by one, and keeps what it was asked."""
+    """Stands for ``tools.cli.api_client``: answers one by one, and keeps what it was asked."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)

@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.launcher.invocation import Invocation
-from tools.launcher.table import overview, status_lines
+from tools.launcher.output import overview, status_lines
 
 HERE = Invocation(offset=0, data=Path("/data"))
 

@@ -6,9 +6,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tools.launcher.asking import add_url, ask, invocation_of
+from tools.cli.api_client import add_url, ask, invocation_of
+from tools.cli.person import person
 from tools.launcher.invocation import Invocation
-from tools.launcher.person import person
 from tools.launcher.terminal import STDERR, Terminal
 
 SERVICE = "queue_receiver"

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from tools.launcher.asking import Addresses, health
+from tools.cli.api_client import Addresses, health
 from tools.launcher.broker import ask_management, speaks_amqp
 from tools.launcher.confirming import examine_broker
 from tools.launcher.errors import LauncherError

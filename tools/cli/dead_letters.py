@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from tools.launcher.asking import add_url, ask
+from tools.cli.api_client import add_url, ask
+from tools.cli.person import person
 from tools.launcher.errors import LauncherError
-from tools.launcher.person import person
 from tools.launcher.terminal import STDERR, Terminal, printable
 
 API = "/api/dead-letters"

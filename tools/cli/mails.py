@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from tools.launcher.asking import add_url, ask, invocation_of
+from tools.cli.api_client import add_url, ask, invocation_of
+from tools.cli.person import person
 from tools.launcher.errors import LauncherError
-from tools.launcher.person import person
 from tools.launcher.terminal import STDERR, Terminal
 
 PAGE = 1000

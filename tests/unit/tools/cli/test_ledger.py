@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tools.launcher import ledger
+from tools.cli import ledger
 from tools.launcher.arguments import parser
 from tools.launcher.terminal import Terminal
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tools.launcher import checks
+from tools.launcher import test_command as checks
 from tools.launcher.terminal import STDERR
 
 

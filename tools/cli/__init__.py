@@ -1,0 +1,1 @@
+"""The commands that ask a running stack: dead letters, mails, the ledger."""

@@ -1,0 +1,1 @@
+"""What benchmarks, fault-injection tests and tests share."""
