@@ -61,7 +61,7 @@ def build_app(settings: Settings) -> web.Application:
     )
     app = base_app(
         "database_service",
-        Api([operation for module in modules for operation in module.api.operations]),
+        Api.joined(*(module.api for module in modules)),
         description="The only door to PostgreSQL: users, registrations, notifications, reports.",
         access=Access(allowed_hosts=settings.allowed_hosts),
         readiness=readiness,

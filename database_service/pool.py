@@ -4,20 +4,19 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Self, TypeAlias, TypeVar
+from typing import Self, TypeVar
 
 import asyncpg
 import structlog
 
 from common import metrics
 from common.errors import DatabaseUnavailableError, InvalidError, RowLockedError
+from database_service.connection import Connection
 from database_service.migrations import migrate, read_migrations
 from database_service.settings import Settings
 from database_service.translation import LostRaceError, reason, translated
 
 log = structlog.get_logger()
-
-Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 Result = TypeVar("Result")
 

@@ -19,19 +19,20 @@ from common.http.api import Api
 from common.http.app import base_app
 from common.messaging.wiring import handling, open_publisher
 from common.readiness import Readiness
-from queue_receiver import dead_letter_routes, ledger_routes, page_routes
-from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
-from queue_receiver.fates import Fates
+from queue_receiver.dead_letters import page_routes
+from queue_receiver.dead_letters import routes as dead_letter_routes
+from queue_receiver.dead_letters.admin import DeadLetterOffice
+from queue_receiver.dead_letters.outcomes import Fates
+from queue_receiver.dead_letters.pages import PAGES
+from queue_receiver.dead_letters.redrive import Redrives
+from queue_receiver.dead_letters.routes import OFFICE, REDRIVES
 from queue_receiver.handlers import store_registration
-from queue_receiver.ledger import Accounts, Auditor
-from queue_receiver.ledger_mark import Mark
-from queue_receiver.ledger_reading import STREAM
-from queue_receiver.ledger_repair import Repairs
-from queue_receiver.ledger_routes import AUDITOR, REPAIRS
-from queue_receiver.office import DeadLetterOffice
-from queue_receiver.pages import PAGES
-from queue_receiver.redrives import Redrives
-from queue_receiver.routes import api
+from queue_receiver.ledger import routes as ledger_routes
+from queue_receiver.ledger.auditor import Accounts, Auditor
+from queue_receiver.ledger.mark import Mark
+from queue_receiver.ledger.reader import STREAM
+from queue_receiver.ledger.repair import Repairs
+from queue_receiver.ledger.routes import AUDITOR, REPAIRS
 from queue_receiver.settings import Settings
 
 SERVICE = "queue_receiver"
@@ -88,13 +89,7 @@ def build_app(settings: Settings) -> web.Application:
 
     app = base_app(
         SERVICE,
-        Api(
-            [
-                operation
-                for each in (api, ledger_routes.api, dead_letter_routes.api, page_routes.api)
-                for operation in each.operations
-            ]
-        ),
+        Api.joined(ledger_routes.api, dead_letter_routes.api, page_routes.api),
         description="Stores registrations and asks for their mails.",
         access=Access(allowed_hosts=settings.allowed_hosts),
         readiness=readiness,

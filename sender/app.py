@@ -16,12 +16,12 @@ from common.http.api import Api
 from common.http.app import base_app
 from common.messaging.wiring import handling, open_publisher
 from common.readiness import Readiness
-from sender import bounces, resends
 from sender.handlers import send_email
 from sender.mailer import SmtpMailer
 from sender.mime import MailWriter
 from sender.render import Renderer
-from sender.routes import DATABASE, PUBLISHER, RENDERER, api
+from sender.routes import bounces, notifications, resends
+from sender.routes.notifications import DATABASE, PUBLISHER, RENDERER
 from sender.settings import RETRY_FACTOR, Settings
 from sender.smtp.opening import Server
 
@@ -70,7 +70,7 @@ def build_app(settings: Settings) -> web.Application:
 
     app = base_app(
         SERVICE,
-        Api([*api.operations, *resends.api.operations, *bounces.api.operations]),
+        Api.joined(notifications.api, resends.api, bounces.api),
         description="Sends mails and tells how each of them went.",
         access=Access(allowed_hosts=settings.allowed_hosts),
         readiness=readiness,

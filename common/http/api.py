@@ -90,6 +90,11 @@ class Api:
 
     operations: list[Operation] = field(default_factory=list)
 
+    @classmethod
+    def joined(cls, *parts: "Api") -> "Api":
+        """The operations of several modules, in order."""
+        return cls([operation for part in parts for operation in part.operations])
+
     def operation(
         self, method: str, url: str, returns: Returns, options: Options
     ) -> Callable[[Handler], Handler]:

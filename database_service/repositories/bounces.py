@@ -10,7 +10,8 @@ from common.contracts.bounces import BounceRecorded, BounceReport, SuppressedAdd
 from common.contracts.mail_status import Refusal, refusal_in_report
 from common.contracts.notifications import ReportAction
 from common.errors import NotFoundError
-from database_service.pool import Connection, Database
+from database_service.connection import Connection
+from database_service.pool import Database
 
 SUPPRESSED_FOR = MappingProxyType(
     {

@@ -4,7 +4,8 @@ from datetime import timedelta
 from uuid import UUID
 
 from common.contracts.canary import FIRST_CANARY, LAST_CANARY
-from database_service.pool import Connection, Database
+from database_service.connection import Connection
+from database_service.pool import Database
 
 STALE_AFTER = timedelta(hours=1)
 """A canary this old has nobody left who would remove it: its frontend was stopped."""

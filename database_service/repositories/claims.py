@@ -6,7 +6,7 @@ from uuid import UUID
 import asyncpg
 
 from common.contracts.notifications import LEASE_SECONDS, Claim, ClaimRequest, ClaimResult, Template
-from database_service.pool import Connection
+from database_service.connection import Connection
 from database_service.translation import LostRaceError
 
 TOLD_AGAIN_AFTER_HOURS = 24

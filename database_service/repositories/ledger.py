@@ -20,7 +20,8 @@ from common.contracts.ledger import (
     SettlementRequest,
     UnpromisedPublications,
 )
-from database_service.pool import Connection, Database
+from database_service.connection import Connection
+from database_service.pool import Database
 
 SETTLED_AT_ONCE = 5000
 """Entries looked at in one turn; what is left is looked at in the next ones."""

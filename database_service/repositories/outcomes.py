@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from common.contracts.notifications import DeliveryOutcomeOf
-from database_service.pool import Connection
+from database_service.connection import Connection
 
 # A mail that has come back already was sent, which is what 'bounced' says.
 # The attempt is the last one under that lease; a lease that was never granted has none, and

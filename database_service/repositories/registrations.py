@@ -15,7 +15,8 @@ from common.contracts.registrations import (
 )
 from common.errors import IdReusedError
 from common.failpoints import failpoint
-from database_service.pool import Connection, Database
+from database_service.connection import Connection
+from database_service.pool import Database
 
 
 class RegistrationRepository:

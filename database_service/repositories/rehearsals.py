@@ -6,7 +6,8 @@ from typing import TypeVar
 import asyncpg
 
 from common.contracts.registrations import RegistrationToStore, StoredRegistration
-from database_service.pool import Connection, Database
+from database_service.connection import Connection
+from database_service.pool import Database
 from database_service.repositories.registrations import RegistrationRepository
 
 Result = TypeVar("Result")

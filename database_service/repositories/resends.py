@@ -13,7 +13,8 @@ from common.contracts.resends import (
     ResendMark,
     ResendMarked,
 )
-from database_service.pool import Connection, Database
+from database_service.connection import Connection
+from database_service.pool import Database
 
 LONGEST_JOURNEY_DAYS = 7
 """A mail that came to stand as it does on some day was asked for at most so long before.

@@ -30,7 +30,7 @@ from common.contracts.dead_letters import (
     RehearseRequest,
 )
 from common.errors import BrokerUnavailableError, FieldError, InvalidError, NotFoundError
-from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
+from queue_receiver.dead_letters.routes import OFFICE, REDRIVES
 from tests.browser import assert_accessible, open_browser
 from tests.services import build
 

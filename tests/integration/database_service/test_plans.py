@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from common.contracts.notifications import DeliveryStatus
-from database_service.pool import Connection, Database
+from database_service.connection import Connection
+from database_service.pool import Database
 from database_service.repositories import claims, ledger, outcomes, registrations, resends
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository

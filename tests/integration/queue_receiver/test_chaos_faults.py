@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from queue_receiver import ledger as ledger_module
+from queue_receiver.ledger import auditor as ledger_module
 from tests.amqp import eventually
 from tests.backends import TestBroker
 from tests.integration.queue_receiver.receivers import a_receiver, the_ledger, until_stored

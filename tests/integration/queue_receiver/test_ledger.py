@@ -11,7 +11,7 @@ from aiohttp import ClientSession
 from common.amqp.publisher import Publisher
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION, definitions
-from queue_receiver import ledger as ledger_module
+from queue_receiver.ledger import auditor as ledger_module
 from tests.amqp import a_registration, depth, eventually, publish
 from tests.backends import TestBroker
 from tests.integration.queue_receiver.receivers import (

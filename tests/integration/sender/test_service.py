@@ -18,7 +18,7 @@ from common.contracts.notifications import (
 from common.contracts.topology import EMAIL_NOTIFICATIONS
 from common.database_client.client import DatabaseClient
 from common.messaging.quarantine import SUSPECT_AFTER
-from sender.routes import PREVIEW_POLICY
+from sender.routes.notifications import PREVIEW_POLICY
 from tests.amqp import depth, eventually, publish, take
 from tests.backends import TestBroker
 from tests.integration.sender.stack import Stack, running_sender, running_stack

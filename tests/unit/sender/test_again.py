@@ -14,7 +14,7 @@ from common.contracts.notifications import (
 )
 from common.contracts.resends import NotificationSummary, ResendDecision
 from sender.lease import take_lease
-from sender.resends import REFUSALS
+from sender.routes.resends import REFUSALS
 from sender.template_data import NEEDS, NoData
 from tests.unit.sender.fakes import FakeDeliveries, an_envelope
 

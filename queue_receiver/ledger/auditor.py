@@ -34,8 +34,8 @@ from common.contracts.ledger import (
 )
 from common.errors import ConflictError, TopologyMissingError, UserStreamError
 from common.readiness import Note
-from queue_receiver.ledger_mark import Mark
-from queue_receiver.ledger_reading import STREAM, Book, Log, Progress, read_on
+from queue_receiver.ledger.mark import Mark
+from queue_receiver.ledger.reader import STREAM, Book, Log, Progress, read_on
 
 log = structlog.get_logger()
 

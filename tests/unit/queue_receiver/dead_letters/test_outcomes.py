@@ -10,7 +10,7 @@ from common.contracts.registrations import Journey, JourneyStatus
 from common.contracts.reports import Format, ReportRecord, ReportStatus
 from common.contracts.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
 from common.errors import DatabaseServiceUnavailableError, NotFoundError, UserStreamError
-from queue_receiver.fates import Fate, Fates
+from queue_receiver.dead_letters.outcomes import Fate, Fates
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 

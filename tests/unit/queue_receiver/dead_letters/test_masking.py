@@ -3,7 +3,7 @@ import json
 import pytest
 
 from common.amqp.message import Delivery
-from queue_receiver.masking import masked_body, revealed_body, shown_headers
+from queue_receiver.dead_letters.masking import masked_body, revealed_body, shown_headers
 
 
 def test_fields_are_shown_and_values_covered() -> None:

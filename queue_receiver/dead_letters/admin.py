@@ -1,6 +1,6 @@
 """The dead-letter office: shows dead letters, tries out, sends back and discards single ones.
 
-Sending back many is in ``queue_receiver.redrives``.
+Sending back many is in ``queue_receiver.dead_letters.redrive``.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ from common.errors import (
     TooLargeError,
 )
 from common.http.validation import validate
-from queue_receiver.masking import masked_body, revealed_body, shown_headers
-from queue_receiver.rehearsals import Store, rehearse
+from queue_receiver.dead_letters.dry_run import Store, rehearse
+from queue_receiver.dead_letters.masking import masked_body, revealed_body, shown_headers
 
 log = structlog.get_logger()
 

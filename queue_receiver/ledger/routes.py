@@ -16,8 +16,8 @@ from common.errors import (
     UnroutableError,
 )
 from common.http.api import Api, answer
-from queue_receiver.ledger import Auditor
-from queue_receiver.ledger_repair import Repairs
+from queue_receiver.ledger.auditor import Auditor
+from queue_receiver.ledger.repair import Repairs
 
 AUDITOR = web.AppKey("auditor", Auditor)
 REPAIRS = web.AppKey("repairs", Repairs)

@@ -42,8 +42,7 @@ from common.errors import (
 )
 from common.http.api import Api
 from common.http.validation import validate
-from queue_receiver.dead_letter_routes import OFFICE, REDRIVES
-from queue_receiver.pages import (
+from queue_receiver.dead_letters.pages import (
     NOTICES,
     render_confirmation,
     render_discards,
@@ -53,6 +52,7 @@ from queue_receiver.pages import (
     render_redrive,
     render_rehearsal,
 )
+from queue_receiver.dead_letters.routes import OFFICE, REDRIVES
 
 MAX_FORM_BYTES = 256 * 1024
 """A body of 64 KiB, each of its bytes written as three."""

@@ -38,7 +38,7 @@ from common.errors import (
     NotFoundError,
 )
 from common.http.api import Api, answer
-from sender.routes import DATABASE, PUBLISHER
+from sender.routes.notifications import DATABASE, PUBLISHER
 
 log = structlog.get_logger()
 

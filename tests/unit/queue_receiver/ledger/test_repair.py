@@ -9,8 +9,8 @@ from common.amqp.message import Delivery
 from common.amqp.stream import Start
 from common.contracts.ledger import MailChoice, MissingRegistration
 from common.errors import UnroutableError
-from queue_receiver import ledger_repair
-from queue_receiver.ledger_repair import Found, repair
+from queue_receiver.ledger import repair as ledger_repair
+from queue_receiver.ledger.repair import Found, repair
 
 
 class FakeLog:

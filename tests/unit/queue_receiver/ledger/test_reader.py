@@ -11,10 +11,10 @@ from common.amqp.message import Delivery
 from common.amqp.stream import Start
 from common.contracts.canary import new_canary_id
 from common.contracts.ledger import LedgerBatch, LedgerPosition
-from queue_receiver import ledger_reading
-from queue_receiver.ledger_mark import Mark
-from queue_receiver.ledger_reading import Message, Progress, accepted_at
-from queue_receiver.ledger_reading import read_on as read_on_with
+from queue_receiver.ledger import reader as ledger_reading
+from queue_receiver.ledger.mark import Mark
+from queue_receiver.ledger.reader import Message, Progress, accepted_at
+from queue_receiver.ledger.reader import read_on as read_on_with
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 

@@ -29,8 +29,8 @@ from common.errors import (
     NotFoundError,
 )
 from common.http.api import Api, answer
-from queue_receiver.office import DeadLetterOffice
-from queue_receiver.redrives import Redrives
+from queue_receiver.dead_letters.admin import DeadLetterOffice
+from queue_receiver.dead_letters.redrive import Redrives
 
 OFFICE = web.AppKey("office", DeadLetterOffice)
 REDRIVES = web.AppKey("redrives", Redrives)

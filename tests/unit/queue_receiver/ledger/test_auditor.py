@@ -32,9 +32,9 @@ from common.contracts.ledger import (
     WorkBinding,
 )
 from common.errors import BrokerUnavailableError, ConflictError, TopologyMissingError
-from queue_receiver import ledger as ledger_module
-from queue_receiver.ledger import Auditor
-from queue_receiver.ledger_reading import Message, Progress
+from queue_receiver.ledger import auditor as ledger_module
+from queue_receiver.ledger.auditor import Auditor
+from queue_receiver.ledger.reader import Message, Progress
 
 LOST_AFTER = timedelta(minutes=10)
 

@@ -13,7 +13,7 @@ import structlog
 from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue
 from common.contracts.dead_letters import Redrive, RedriveRequest, RedriveState
 from common.errors import ConflictError, NotFoundError, UnavailableError, UserStreamError
-from queue_receiver.fates import Fate, Fates
+from queue_receiver.dead_letters.outcomes import Fate, Fates
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from common.amqp.message import ATTEMPT, WITHOUT_MAIL, Delivery
 from common.amqp.stream import Start
 from common.contracts.ledger import Ledger, MailChoice, MissingRegistration, Repair
 from common.contracts.topology import USER_REGISTRATION
-from queue_receiver.ledger_reading import PIECE, STREAM
+from queue_receiver.ledger.reader import PIECE, STREAM
 
 log = structlog.get_logger()
 
@@ -60,7 +60,7 @@ class Publisher(Protocol):
 
 
 class Auditor(Protocol):
-    """Who knows what is lost: ``queue_receiver.ledger`` in production."""
+    """Who knows what is lost: ``queue_receiver.ledger.auditor`` in production."""
 
     async def reconcile(self) -> Ledger:
         """Compare anew."""

@@ -19,7 +19,7 @@ from common.context import span_of
 from common.contracts.canary import is_canary
 from common.contracts.ledger import LedgerBatch, LedgerEntry, LedgerPosition
 from common.contracts.topology import USER_REGISTRATION
-from queue_receiver.ledger_mark import Mark
+from queue_receiver.ledger.mark import Mark
 
 log = structlog.get_logger()
 

@@ -19,8 +19,8 @@ from common.contracts.dead_letters import (
     RehearsedLetter,
 )
 from common.errors import FieldError
-from queue_receiver.page_routes import KindForm
-from queue_receiver.pages import (
+from queue_receiver.dead_letters.page_routes import KindForm
+from queue_receiver.dead_letters.pages import (
     render_confirmation,
     render_discards,
     render_letter,

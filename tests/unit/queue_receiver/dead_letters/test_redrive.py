@@ -10,9 +10,9 @@ from common.amqp.message import Delivery
 from common.contracts.dead_letters import Redrive, RedriveRequest, RedriveState
 from common.contracts.topology import USER_REGISTRATION
 from common.errors import BrokerUnavailableError, ConflictError, NotFoundError
-from queue_receiver import redrives
-from queue_receiver.fates import Fate, Fates
-from queue_receiver.redrives import Redrives
+from queue_receiver.dead_letters import redrive as redrives
+from queue_receiver.dead_letters.outcomes import Fate, Fates
+from queue_receiver.dead_letters.redrive import Redrives
 from tests.polling import until
 
 Key = tuple[str, UUID]

@@ -15,7 +15,7 @@ from common.database_client.client import DatabaseClient
 from common.errors import DatabaseServiceUnavailableError, NotFoundError
 from common.http.api import Api, answer
 from sender.dsn import MAX_BYTES, NotABounceError, RecipientReport, Report, read_report
-from sender.routes import DATABASE
+from sender.routes.notifications import DATABASE
 
 log = structlog.get_logger()
 

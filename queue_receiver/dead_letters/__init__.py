@@ -1,0 +1,1 @@
+"""Dead letters: shown, tried out, sent back and discarded by a person."""

@@ -1,0 +1,1 @@
+"""The ledger: what was accepted, reconciled by id with what became of it."""

@@ -1,0 +1,1 @@
+"""What people and programs ask the sender, one module for each thing."""
