@@ -4,15 +4,12 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import asyncpg
 import structlog
 
+from database_service.connection import Connection
 from database_service.translation import AWAY, LOST_RACE
-
-if TYPE_CHECKING:
-    from database_service.pool import Connection
 
 log = structlog.get_logger()
 
@@ -84,7 +81,7 @@ INSERT_MIGRATION = """
 """
 
 
-async def migrate(connection: "Connection", migrations: list[Migration]) -> int:
+async def migrate(connection: Connection, migrations: list[Migration]) -> int:
     """Apply what is not applied yet; each file in a transaction of its own.
 
     A crash half-way leaves whole files applied and releases the lock. What a newer version
@@ -126,7 +123,7 @@ def _check_unchanged(migration: Migration, applied: asyncpg.Record) -> None:
         )
 
 
-async def _apply(connection: "Connection", migration: Migration) -> None:
+async def _apply(connection: Connection, migration: Migration) -> None:
     try:
         async with connection.transaction():
             await connection.execute(migration.sql, timeout=MIGRATION_SECONDS)

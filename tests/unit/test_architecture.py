@@ -61,6 +61,64 @@ def test_what_is_common_imports_no_service() -> None:
     assert importing(("common",), (*SERVICES, *TOOLS)) == []
 
 
+LAYERS = {
+    "common.contracts": (),
+    "common.amqp": ("common.contracts",),
+    "common.messaging": ("common.amqp", "common.contracts"),
+    "common.http": ("common.contracts",),
+    "common.database_client": ("common.contracts",),
+}
+"""Which package of ``common`` may import which; all of them, the modules beside them."""
+
+
+def test_the_packages_of_what_is_common_stand_in_layers() -> None:
+    folders = {path.parent for path in (ROOT / "common").glob("*/__init__.py")}
+    beside = {"common", *(f"common.{path.stem}" for path in (ROOT / "common").glob("*.py"))}
+    assert {f"common.{folder.name}" for folder in folders} == set(LAYERS)
+    assert len(beside) <= 10
+
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sources("common")
+        for module in imported(path)
+        if module.startswith("common.") and (package := _package(module)) not in beside
+        if (own := _package(_name(path))) != package and package not in LAYERS.get(own, ())
+    ]
+    assert wrong == []
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def _package(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {_name(path).removesuffix(".__init__") for path in sources(*SERVICES, *OTHERS)}
+    edges = {
+        _name(path).removesuffix(".__init__"): {
+            name for name in _imported_names(path) if name in names
+        }
+        for path in sources(*SERVICES, *OTHERS)
+    }
+    while leaves := {name for name, targets in edges.items() if not targets & edges.keys()}:
+        for name in leaves:
+            del edges[name]
+    assert edges == {}
+
+
+def _imported_names(path: Path) -> Iterator[str]:
+    """Modules that a file imports, also those that it takes from their package."""
+    for node in nodes_of(path):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def test_only_the_database_service_speaks_sql() -> None:
     others = (*(service for service in SERVICES if service != "database_service"), "common")
 

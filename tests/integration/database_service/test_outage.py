@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from common.errors import DatabaseUnavailableError
 from database_service import pool
+from database_service.connection import Connection
 from database_service.migrations import LOCK, Migration, migrate
 from database_service.pool import Database
 from database_service.repositories.registrations import RegistrationRepository
@@ -187,7 +188,7 @@ async def test_whatever_goes_wrong_at_the_start_it_is_tried_again(
 ) -> None:
     errors = [error("not now")]
 
-    async def refuse_once(connection: pool.Connection, migrations: list[Migration]) -> int:
+    async def refuse_once(connection: Connection, migrations: list[Migration]) -> int:
         if errors:
             raise errors.pop()
         return await migrate(connection, migrations)
