@@ -23,5 +23,20 @@ ALTER TABLE ledger_entries
     -- Every one of these messages was answered with 503.
     ADD COLUMN unpromised   boolean NOT NULL DEFAULT false;
 
+-- Those that are unpromised are left out of what is looked through in each turn: however many they
+-- are, they keep nobody else waiting. They have turns of their own.
+ALTER TABLE ledger_positions ADD COLUMN unpromised_to uuid;
+
+DROP INDEX ledger_entries_missing_idx;
+CREATE INDEX ledger_entries_missing_idx ON ledger_entries (accepted_at, registration_id)
+    WHERE outcome IS NULL AND rejected IS NULL
+          AND NOT (unpromised AND spans_offset IS NOT DISTINCT FROM stream_offset);
+DROP INDEX ledger_entries_unsettled_idx;
+CREATE INDEX ledger_entries_unsettled_idx ON ledger_entries (registration_id)
+    WHERE NOT settled
+          AND NOT (unpromised AND spans_offset IS NOT DISTINCT FROM stream_offset);
+
 CREATE INDEX ledger_entries_unpromised_idx ON ledger_entries (accepted_at, registration_id)
-    WHERE unpromised;
+    WHERE (unpromised AND spans_offset IS NOT DISTINCT FROM stream_offset);
+CREATE INDEX ledger_entries_unpromised_id_idx ON ledger_entries (registration_id)
+    WHERE (unpromised AND spans_offset IS NOT DISTINCT FROM stream_offset);

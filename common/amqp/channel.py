@@ -17,11 +17,11 @@ from typing import Any
 from aiormq.channel import Channel
 
 from common.amqp import frames
-from common.amqp.confirms import Confirms, came_back, fail
+from common.amqp.confirms import Confirms, came_back
 from common.amqp.frame_filter import Tap
 from common.amqp.line import Confirmation, Line, Received
 from common.amqp.message import Delivery
-from common.errors import BrokerUnavailableError, UserStreamError
+from common.errors import BrokerUnavailableError
 
 UNSENT_BYTES = 16 * 1024 * 1024
 """What a broker that does not read may leave waiting with us: 250 of the largest bodies."""
@@ -80,22 +80,21 @@ class Wire(Line):
         headers: Mapping[str, Any],
         expiration: timedelta | None = None,
     ) -> Confirmation:
-        """Publish persistent and mandatory; see ``Confirmation`` for what comes back."""
+        """Publish persistent and mandatory; see ``Confirmation`` for what comes back.
+
+        Raises:
+            BrokerUnavailableError: Nothing was written.
+        """
         if self.closed:
-            return self._failed(_connection_lost())
+            raise BrokerUnavailableError("The channel to the broker is lost; nothing left.")
         if self._transport.get_write_buffer_size() > UNSENT_BYTES:
-            return self._failed(BrokerUnavailableError("The broker does not read; nothing left."))
+            raise BrokerUnavailableError("The broker does not read; nothing left.")
         header = frames.content_header(len(body), properties, headers, expiration)
         self._write(
             frames.publish(self._number, exchange, routing_key, header, body, piece=self._piece)
         )
         message_id = properties["message_id"]
         confirmation = self._under_way[message_id] = self._confirms.expect(message_id)
-        return confirmation
-
-    def _failed(self, failure: UserStreamError) -> Confirmation:
-        confirmation: Confirmation = self._loop.create_future()
-        fail(confirmation, failure)
         return confirmation
 
     # -- receiving --------------------------------------------------------------------------

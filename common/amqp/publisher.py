@@ -135,20 +135,21 @@ class Publisher:
             wire = await self._wire_within_reach()
             while wire.is_under_way(properties["message_id"]):  # perhaps on a new channel, too
                 wire = await self._wire_after(wire, properties["message_id"])
-            confirmation = wire.publish(
-                exchange,
-                routing_key,
-                body,
-                properties=properties,
-                headers=headers,
-                expiration=expiration,
-            )
             try:
-                await confirmation
-            except UnavailableError as error:
-                self._failed_at = time.monotonic()
-                if isinstance(error, BrokerUnavailableError):
+                confirmation = wire.publish(
+                    exchange,
+                    routing_key,
+                    body,
+                    properties=properties,
+                    headers=headers,
+                    expiration=expiration,
+                )
+                try:
+                    await confirmation
+                except BrokerUnavailableError as error:
                     raise NotConfirmedError(error.detail) from error
+            except UnavailableError:
+                self._failed_at = time.monotonic()
                 raise
             self._failed_at = -math.inf
             outcome = "confirmed"

@@ -26,6 +26,12 @@ from database_service.pool import Database
 SETTLED_AT_ONCE = 5000
 """Entries looked at in one turn; what is left is looked at in the next ones."""
 
+UNPROMISED_AT_ONCE = 500
+"""Entries looked at beside those of which nobody was promised anything: they may arrive yet."""
+
+DELETED_AT_ONCE = 5000
+"""Old publications that are forgotten in one turn."""
+
 NO_ID = UUID(int=0)
 """Before every other id."""
 
@@ -70,7 +76,7 @@ class LedgerRepository:
 
         async def work(connection: Connection) -> Settlement:
             position = await _lock(connection, request.stream)
-            await _settle(connection, request.stream, position["settled_to"] or NO_ID)
+            await _settle(connection, request.stream, position)
             if request.verify:
                 after = position["verified_to"] or NO_ID
                 await _verify(connection, request.stream, after, most=request.verify)
@@ -89,7 +95,7 @@ class LedgerRepository:
 
         async def work(connection: Connection) -> int:
             await _lock(connection, request.stream)
-            await connection.execute(DELETE_OLD_UNPROMISED, UNPROMISED_KEPT)
+            await connection.execute(DELETE_OLD_UNPROMISED, UNPROMISED_KEPT, DELETED_AT_ONCE)
             recorded: int = await connection.fetchval(INSERT_UNPROMISED, ids, spans)
             await connection.execute(UPDATE_UNPROMISED, ids)
             return recorded
@@ -132,7 +138,7 @@ INSERT_POSITION = """
 """
 
 SELECT_POSITION_FOR_UPDATE = """
-    SELECT next_offset, last_id, read_at, settled_to, verified_to
+    SELECT next_offset, last_id, read_at, settled_to, unpromised_to, verified_to
       FROM ledger_positions
      WHERE stream = $1
        FOR UPDATE
@@ -153,7 +159,14 @@ UNPROMISED_KEPT = timedelta(days=14)
 """How long a publication that comes to no entry is remembered; the stream keeps a week."""
 
 DELETE_OLD_UNPROMISED = """
-    DELETE FROM unpromised_publications WHERE noted_at < now() - $1::interval
+    DELETE FROM unpromised_publications
+          WHERE (registration_id, span) IN (
+                    SELECT registration_id, span
+                      FROM unpromised_publications
+                     WHERE noted_at < now() - $1::interval
+                  ORDER BY noted_at
+                     LIMIT $2
+                )
 """
 
 INSERT_UNPROMISED = """
@@ -214,9 +227,29 @@ INSERT_INCIDENT = f"""
 """  # noqa: S608 - nothing of it comes from outside
 
 
+# In what was not read there may have been another message of each of them, answered with 202.
+# By the two indexes of those that are not stored.
+FORGET_SPANS = [
+    f"""
+    UPDATE ledger_entries
+       SET spans = NULL,
+           spans_offset = NULL,
+           unpromised = false
+     WHERE {which}
+"""  # noqa: S608 - nothing of it comes from outside
+    for which in (
+        f"outcome IS NULL AND rejected IS NULL AND NOT {IS_UNPROMISED}",
+        IS_UNPROMISED,
+    )
+]
+
+
 async def _note_incidents(connection: Connection, batch: LedgerBatch) -> None:
     """Keep what can not be accounted for any more, with the ledger as it stands before."""
     stream = batch.stream
+    if batch.restarted or batch.unread:
+        for statement in FORGET_SPANS:
+            await connection.execute(statement)
     if batch.restarted:
         await connection.execute(INSERT_INCIDENT, stream, "replaced", None, None)
     if batch.unread:
@@ -375,11 +408,11 @@ async def _advance(
 # a person has discarded it.
 # In turns, by id: some are never settled (a refused address, a discarded dead letter), and must
 # not keep the others from being looked at.
-SETTLE_ENTRIES = """
+_SETTLE = """
     WITH turn AS (
              SELECT registration_id, accepted_at, read_at, outcome
                FROM ledger_entries
-              WHERE NOT settled
+              WHERE {which}
                 AND registration_id > $1
            ORDER BY registration_id
               LIMIT $2
@@ -444,19 +477,26 @@ SETTLE_ENTRIES = """
               mailed = ledger_positions.mailed + summed.mailed,
               suppressed = ledger_positions.suppressed + summed.suppressed,
               stored_up_to = greatest(ledger_positions.stored_up_to, summed.stored_up_to),
-              settled_to = CASE WHEN reached.looked_at = $2 THEN reached.last_id END
+              {cursor} = CASE WHEN reached.looked_at = $2 THEN reached.last_id END
          FROM summed, reached
         WHERE stream = $3
     RETURNING reached.looked_at
 """
 
+SETTLE_ENTRIES = _SETTLE.format(which=f"NOT settled AND NOT {IS_UNPROMISED}", cursor="settled_to")
+SETTLE_UNPROMISED = _SETTLE.format(which=IS_UNPROMISED, cursor="unpromised_to")
 
-async def _settle(connection: Connection, stream: str, after: UUID) -> None:
-    """One turn; if it ends at the last entry with room left, on from the first."""
-    looked_at = await connection.fetchval(SETTLE_ENTRIES, after, SETTLED_AT_ONCE, stream)
-    if looked_at < SETTLED_AT_ONCE and after != NO_ID:
-        rest = SETTLED_AT_ONCE - looked_at
-        await connection.execute(SETTLE_ENTRIES, NO_ID, rest, stream)
+
+async def _settle(connection: Connection, stream: str, position: asyncpg.Record) -> None:
+    """One turn of each kind; if it ends at the last entry with room left, on from the first."""
+    for statement, cursor, most in (
+        (SETTLE_ENTRIES, "settled_to", SETTLED_AT_ONCE),
+        (SETTLE_UNPROMISED, "unpromised_to", UNPROMISED_AT_ONCE),
+    ):
+        after = position[cursor] or NO_ID
+        looked_at = await connection.fetchval(statement, after, most, stream)
+        if looked_at < most and after != NO_ID:
+            await connection.execute(statement, NO_ID, most - looked_at, stream)
 
 
 # Kept for ever, so whoever misses a row of registrations misses it for good. Looked at in turns,
@@ -528,13 +568,14 @@ SELECT_TOTALS = """
      WHERE stream = $1
 """
 
-COUNT_MAILS = """
+COUNT_MAILS = f"""
       SELECT coalesce(mail, 'none') AS mail, count(*) AS number
         FROM ledger_entries
        WHERE NOT settled
+         AND NOT {IS_UNPROMISED}
          AND outcome IS NOT NULL
     GROUP BY mail
-"""
+"""  # noqa: S608 - nothing of it comes from outside
 
 COUNT_REJECTED = """
       SELECT rejected, count(*) AS number
@@ -578,25 +619,23 @@ COUNT_MISSING_FOR_LONG = f"""
     SELECT count(*) FROM ledger_entries WHERE {MISSING_FOR_LONG}
 """  # noqa: S608 - nothing of it comes from outside
 
-COUNT_NOT_STORED = """
-    SELECT count(*) FROM ledger_entries WHERE outcome IS NULL AND rejected IS NULL
-"""
-
-COUNT_UNPROMISED = f"""
+COUNT_MISSING = f"""
     SELECT count(*)
       FROM ledger_entries
      WHERE outcome IS NULL
        AND rejected IS NULL
-       AND {IS_UNPROMISED}
+       AND NOT {IS_UNPROMISED}
+"""  # noqa: S608 - nothing of it comes from outside
+
+COUNT_UNPROMISED = f"""
+    SELECT count(*) FROM ledger_entries WHERE {IS_UNPROMISED}
 """  # noqa: S608 - nothing of it comes from outside
 
 SELECT_UNPROMISED = f"""
       SELECT registration_id, accepted_at, read_at, stream_offset
         FROM ledger_entries
-       WHERE outcome IS NULL
-         AND rejected IS NULL
-         AND {IS_UNPROMISED}
-    ORDER BY accepted_at DESC, registration_id
+       WHERE {IS_UNPROMISED}
+    ORDER BY accepted_at DESC, registration_id DESC
        LIMIT $1
 """  # noqa: S608 - nothing of it comes from outside
 
@@ -628,7 +667,7 @@ async def _settlement(connection: Connection, request: SettlementRequest) -> Set
         totals=_totals(
             totals,
             mails,
-            not_stored=await connection.fetchval(COUNT_NOT_STORED),
+            missing=await connection.fetchval(COUNT_MISSING),
             unpromised=await connection.fetchval(COUNT_UNPROMISED),
             vanished=await connection.fetchval(COUNT_VANISHED),
         ),
@@ -642,7 +681,7 @@ async def _settlement(connection: Connection, request: SettlementRequest) -> Set
 
 
 def _totals(
-    row: asyncpg.Record, mails: dict[str, int], *, not_stored: int, unpromised: int, vanished: int
+    row: asyncpg.Record, mails: dict[str, int], *, missing: int, unpromised: int, vanished: int
 ) -> LedgerTotals:
     found = {status: mails.get(status, 0) for status in ("failed", "bounced", "unsure")}
     waiting: Sequence[str] = [status for status in mails if status not in found]
@@ -651,7 +690,7 @@ def _totals(
         repeated=row["repeated"],
         stored=row["stored"],
         duplicates=row["duplicates"],
-        missing=not_stored - unpromised,
+        missing=missing,
         unpromised=unpromised,
         mails=MailCounts(
             mailed=row["mailed"],

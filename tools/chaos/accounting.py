@@ -103,6 +103,8 @@ class Evidence:
     """Addresses, in lower case, of users whose rows somebody held for a while."""
     ledger: Mapping[str, Any] | None = None
     """What ``GET /api/ledger`` says; None where nobody asked."""
+    unpromised: Collection[UUID] = ()
+    """Whom the ledger says that nobody was promised."""
     logs_deleted: int = 0
     """How often the stream of registrations was deleted."""
 
@@ -270,9 +272,7 @@ def ledger_untrue(evidence: Evidence) -> Iterator[str]:
 
 def promised_unpromised(evidence: Evidence) -> Iterator[str]:
     """Answered with 202, and for the ledger nobody was promised it: a loss would be hidden."""
-    named = (evidence.ledger or {}).get("unpromisedRegistrations", ())
-    ids = {UUID(each["registrationId"]) for each in named}
-    yield from (str(each) for each in ids & evidence.journal.accepted.keys())
+    yield from map(str, evidence.journal.accepted.keys() & set(evidence.unpromised))
 
 
 def malformed_missing(evidence: Evidence) -> Iterator[str]:

@@ -61,6 +61,7 @@ ATTEMPTS = """
   ORDER BY notification_id, attempt
 """
 REPORTS = "SELECT report_id, status FROM report_logs"
+UNPROMISED = "SELECT registration_id FROM ledger_entries WHERE unpromised"
 
 NOT_THERE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What is raised while PostgreSQL is away."""
@@ -128,6 +129,8 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
         users = await connection.fetch(USERS)
         mails = await _mails(connection)
         reports = await connection.fetch(REPORTS)
+        ledger = await _ledger(arena)
+        unpromised = await connection.fetch(UNPROMISED)
     finally:
         await connection.close()
     put_off: Counter[str] = Counter()
@@ -150,7 +153,8 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
         put_off=put_off,
         refused=sink.tricked.get(Trick.REFUSE, Counter()),
         locked=arena.locked,
-        ledger=await _ledger(arena),
+        ledger=ledger,
+        unpromised=[UUID(int=row["registration_id"].int) for row in unpromised],
         logs_deleted=arena.logs_deleted,
         dead=await dead_letters(arena),
         waiting=await asyncio.to_thread(waiting, arena),

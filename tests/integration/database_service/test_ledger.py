@@ -658,6 +658,55 @@ async def test_old_notes_are_forgotten_and_what_came_of_them_is_not(
     assert not await is_lost(ledger, key)
 
 
+@pytest.mark.parametrize("gap", [{"unread": 10}, {"restarted": True}])
+async def test_what_was_not_read_may_have_been_a_202(
+    ledger: LedgerRepository, gap: dict[str, Any]
+) -> None:
+    known, noted_later = uuid4(), uuid4()
+    await answered_503(ledger, (known, ONE))
+    await read(ledger, (known, ONE), (noted_later, ONE))
+    assert not await is_lost(ledger, known)
+
+    await ledger.insert_entries(a_batch([uuid4()], at=2, first_offset=12, **gap))
+    await answered_503(ledger, (noted_later, ONE))
+
+    assert await is_lost(ledger, known)
+    assert await is_lost(ledger, noted_later)
+
+
+async def test_the_unpromised_keep_nobody_waiting_and_are_stored_if_they_arrive(
+    ledger: LedgerRepository,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repository, "SETTLED_AT_ONCE", 2)
+    monkeypatch.setattr(repository, "UNPROMISED_AT_ONCE", 2)
+    unpromised = [UUID(int=number) for number in range(1, 6)]
+    late = UUID(int=2**128 - 1)
+    await answered_503(ledger, *((key, ONE) for key in unpromised))
+    await read(ledger, *((key, ONE) for key in (*unpromised, late)))
+    await RegistrationRepository(database).insert_registrations(
+        [a_registration(registration_id=key) for key in (late, unpromised[-1])]
+    )
+
+    assert (await settled(ledger)).totals.stored == 1  # though five stand before it
+    for _ in range(2):
+        settlement = await settled(ledger)
+    assert (settlement.totals.stored, settlement.totals.unpromised) == (2, 4)
+
+
+async def test_old_notes_are_forgotten_some_at_a_time(
+    ledger: LedgerRepository, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "DELETED_AT_ONCE", 2)
+    await answered_503(ledger, *((uuid4(), ONE) for _ in range(5)))
+    await sql.execute("UPDATE unpromised_publications SET noted_at = now() - interval '15 days'")
+
+    await answered_503(ledger, (uuid4(), ONE))
+
+    assert await sql.fetchval("SELECT count(*) FROM unpromised_publications") == 5 - 2 + 1
+
+
 async def test_a_note_waits_for_who_reads_at_the_same_time(
     ledger: LedgerRepository, sql: asyncpg.Connection
 ) -> None:

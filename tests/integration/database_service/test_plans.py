@@ -55,6 +55,8 @@ BULK = {
     "outcomes": outcomes.UPDATE_OUTCOMES,
     "entries of the ledger": ledger.INSERT_ENTRIES,
     "settling the ledger": ledger.SETTLE_ENTRIES,
+    "settling the unpromised": ledger.SETTLE_UNPROMISED,
+    "old unpromised": ledger.DELETE_OLD_UNPROMISED,
     "verifying the ledger": ledger.VERIFY_ENTRIES,
 }
 
@@ -79,6 +81,22 @@ async def test_bulk_statements_find_rows_by_an_index(database: Database) -> None
                 guesses[name] = found
 
     assert guesses == {}
+
+
+@pytest.mark.usefixtures("filled")
+async def test_statements_about_the_few_that_are_left_read_an_index_of_those(
+    database: Database,
+) -> None:
+    few = (
+        *(ledger.COUNT_MAILS, ledger.COUNT_MISSING, ledger.COUNT_UNPROMISED),
+        *ledger.FORGET_SPANS,
+    )
+    async with database.connection() as connection:
+        for statement in few:
+            rows = await connection.fetch(f"EXPLAIN {statement}")
+            plan = "\n".join(row[0] for row in rows)
+            assert "Seq Scan" not in plan, plan
+            assert re.search(r"ledger_entries_(missing|unsettled|unpromised)\w*_idx", plan), plan
 
 
 async def _plan_that_is_kept(connection: Connection, statement: str) -> dict[str, Any]:

@@ -268,8 +268,8 @@ def test_who_gave_up_may_be_unpromised_and_who_was_promised_may_not() -> None:
     ledger = a_ledger(totals=totals(accepted=4, unpromised=1))
 
     for key, expected in ((gave_up, set()), (ADA, {"promised_unpromised"})):
-        ledger["unpromisedRegistrations"] = [{"registrationId": str(key)}]
-        assert broken(replace(whole, journal=journal, ledger=ledger)).keys() == expected
+        found = replace(whole, journal=journal, ledger=ledger, unpromised=[key])
+        assert broken(found).keys() == expected
 
 
 def test_of_two_people_under_one_id_the_second_is_a_dead_letter() -> None:
