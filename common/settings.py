@@ -199,10 +199,6 @@ class BrokerSettings(Section):
     queue_management_url: AnyHttpUrl | None = None
     """Management API with a monitoring user; where given, bindings and policies are checked too."""
 
-    fast_frames: bool = True
-    """Read and write the busy AMQP frames ourselves (deliveries, publishes, acks, confirms); false
-    leaves them to aiormq, which takes more of the processor's time."""
-
 
 class ConsumerSettings(BrokerSettings):
     """What a service that consumes messages can be told."""

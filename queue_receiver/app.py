@@ -106,7 +106,7 @@ async def _auditing(
 ) -> AsyncIterator[tuple[Auditor, StreamReader]]:
     """The ledger, kept current until the block is left, and the stream that it reads."""
     url, management = str(settings.queue_url), settings.queue_management_url
-    async with StreamReader.open(url, service=SERVICE, fast=settings.fast_frames) as log:
+    async with StreamReader.open(url, service=SERVICE) as log:
         auditor = Auditor(
             log_=log,
             accounts=accounts,

@@ -4,34 +4,37 @@ aiormq writes every frame by itself, one system call for each, and awaits every 
 Here what handlers publish and acknowledge in one turn of the event loop leaves in one write,
 and deliveries and confirms come straight from the connection's ``Tap``. Nothing waits for
 company: a lone publish leaves at the end of its turn.
-
-``common.amqp.plain_wire`` does the same by aiormq's own methods.
 """
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
 from aiormq.channel import Channel
 
 from common.amqp import frames
-from common.amqp.confirms import Confirms, came_back
+from common.amqp.confirms import Confirmation, Confirms, came_back
 from common.amqp.frame_filter import Tap
-from common.amqp.line import Confirmation, Line, Received
 from common.amqp.message import Delivery
 from common.errors import BrokerUnavailableError
+
+Received = Callable[[int, Delivery], None]
+"""Takes a delivery's tag and the delivery."""
 
 UNSENT_BYTES = 16 * 1024 * 1024
 """What a broker that does not read may leave waiting with us: 250 of the largest bodies."""
 
 
-class Wire(Line):
-    """A channel whose busy frames pass by aiormq; nothing else may publish or consume on it."""
+class Wire:
+    """A channel whose busy frames pass by aiormq; nothing else may publish or consume on it.
+
+    It knows which messages are under way.
+    """
 
     def __init__(self, channel: Channel, tap: Tap) -> None:
-        super().__init__(channel)
+        self.channel = channel
         self._loop = asyncio.get_running_loop()
         self._transport = tap.transport
         self._number = channel.number
@@ -41,6 +44,8 @@ class Wire(Line):
         self._buffer: list[bytes] = []
         self._scheduled = False
         self._confirms = Confirms(self._ended)
+        self._under_way: dict[str, Confirmation] = {}
+        self._turns: dict[str, asyncio.Future[None]] = {}
         # Receiving.
         self._received: Received = _nobody
         self._in_hand: dict[int, None] = {}
@@ -53,11 +58,14 @@ class Wire(Line):
     @property
     def closed(self) -> bool:
         """Whether nothing can be written any more; the channel learns it last."""
-        return self._has_ended or self._transport.is_closing() or super().closed
+        return self._has_ended or self._transport.is_closing() or self.channel.is_closed
 
     @property
     def waiting_since(self) -> float:
-        """As of any ``Line``: those that are past their deadline count, too."""
+        """When the oldest message left that the broker has said nothing of, by the loop's clock.
+
+        Infinite where there is none. Those that are past their deadline count, too.
+        """
         return self._confirms.waiting_since
 
     def end(self) -> None:
@@ -96,6 +104,28 @@ class Wire(Line):
         message_id = properties["message_id"]
         confirmation = self._under_way[message_id] = self._confirms.expect(message_id)
         return confirmation
+
+    def is_under_way(self, message_id: str) -> bool:
+        """Whether a message of that id is not confirmed yet."""
+        return message_id in self._under_way
+
+    async def turn(self, message_id: str) -> None:
+        """Wait until no other message of that id is under way.
+
+        The broker names a message that comes back by its id alone: with two of them, the
+        return of one would be taken for the other's, and the first for confirmed.
+        """
+        # Not for the confirmation: it may have failed, with the broker's word still to come.
+        while message_id in self._under_way:
+            free = self._loop.create_future()
+            await asyncio.wait([self._turns.setdefault(message_id, free)])
+
+    def _ended(self, message_id: str, confirmation: Confirmation) -> None:
+        """The broker has had its say about the message, or never will."""
+        if self._under_way.get(message_id) is confirmation:
+            del self._under_way[message_id]
+            if turn := self._turns.pop(message_id, None):
+                turn.set_result(None)
 
     # -- receiving --------------------------------------------------------------------------
 

@@ -6,8 +6,17 @@ from collections import deque
 from collections.abc import Callable
 from itertools import takewhile
 
-from common.amqp.line import CONFIRM_SECONDS, Confirmation
 from common.errors import BrokerUnavailableError, UnroutableError, UserStreamError
+
+CONFIRM_SECONDS = 5.0
+"""Longest wait for a confirm. What times out may still arrive later: it was not promised."""
+
+Confirmation = asyncio.Future[None]
+"""Done when the broker confirms.
+
+Fails with ``UnroutableError`` when the message comes back, with ``BrokerUnavailableError`` when
+the broker refuses it, does not answer in time, or is lost.
+"""
 
 
 class Confirms:

@@ -23,7 +23,6 @@ from common import metrics
 from common.amqp import lenient as tolerant_amqp
 from common.amqp.channel import Wire
 from common.amqp.frame_filter import Tap, TapFactory
-from common.amqp.plain_wire import PlainWire
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnavailableError
 
 log = structlog.get_logger()
@@ -48,7 +47,7 @@ Nobody waits for it any more, but the same id can not be published until the bro
 (``Line.turn``): were its word never to come, that message would never get through.
 """
 
-Setup = Callable[[AbstractChannel, Wire | PlainWire], Awaitable[None]]
+Setup = Callable[[AbstractChannel, Wire], Awaitable[None]]
 
 
 class Link:
@@ -59,14 +58,10 @@ class Link:
         service: For the connection's name.
         purpose: For the connection's name, logs and metrics.
         setup: Gets each new channel, and the wire to publish, consume and acknowledge on it.
-        fast: Read and write the busy frames ourselves.
     """
 
-    def __init__(
-        self, url: str, *, service: str, purpose: str, setup: Setup, fast: bool = True
-    ) -> None:
+    def __init__(self, url: str, *, service: str, purpose: str, setup: Setup) -> None:
         self._url = url
-        self._fast = fast
         self._name = f"{service} {purpose}"
         self._purpose = purpose
         self._setup = setup
@@ -138,9 +133,8 @@ class Link:
             URL(self._url).update_query(heartbeat=HEARTBEAT_SECONDS),
             client_properties={"connection_name": self._name},
         )
-        tap = Tap() if self._fast else None
-        if tap is not None:
-            connection.kwargs["transport_factory"] = TapFactory(tap)
+        tap = Tap()
+        connection.kwargs["transport_factory"] = TapFactory(tap)
         await connection.connect(timeout=CONNECT_SECONDS)
         async with connection:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -161,7 +155,7 @@ class Link:
                 metrics.BROKER_CONNECTED.labels(self._purpose).set(0)
         self._fail(BrokerUnavailableError("The connection to the broker was lost."))
 
-    async def _watch(self, channel: AbstractChannel, wire: Wire | PlainWire) -> None:
+    async def _watch(self, channel: AbstractChannel, wire: Wire) -> None:
         """Return when the channel is lost; note meanwhile whether the broker blocks us."""
         loop = asyncio.get_running_loop()
         underlay = await channel.get_underlay_channel()
@@ -230,11 +224,11 @@ async def check_topology(
     return frozenset(unverified)
 
 
-async def _wire_of(channel: AbstractChannel, tap: Tap | None) -> Wire | PlainWire:
+async def _wire_of(channel: AbstractChannel, tap: Tap) -> Wire:
     underlay = await channel.get_underlay_channel()
     if not isinstance(underlay, Channel):
         raise TypeError("aio-pika no longer stands on aiormq's channel.")
-    return PlainWire(underlay) if tap is None else Wire(underlay, tap)
+    return Wire(underlay, tap)
 
 
 def _reason(error: BaseException) -> str:

@@ -21,7 +21,9 @@ from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelNotFoundEn
 from yarl import URL
 
 from common.amqp import lenient as tolerant_amqp
+from common.amqp.channel import Wire
 from common.amqp.connection import CONNECT_SECONDS, HEARTBEAT_SECONDS
+from common.amqp.frame_filter import Tap, TapFactory
 from common.amqp.headers import (
     ATTEMPTS,
     ERROR_CODE,
@@ -34,7 +36,6 @@ from common.amqp.headers import (
 )
 from common.amqp.management import ManagementApi, figures
 from common.amqp.message import ATTEMPT, FIRST_SEEN, Delivery
-from common.amqp.plain_wire import PlainWire
 from common.contracts.topology import Route
 from common.errors import (
     BrokerUnavailableError,
@@ -149,7 +150,7 @@ Wanted = Callable[[DeadLetter], bool | None]
 class Held:
     """The letters of one queue, in hand until the block is left."""
 
-    def __init__(self, route: Route, wire: PlainWire, *, ready: int, elsewhere: bool) -> None:
+    def __init__(self, route: Route, wire: Wire, *, ready: int, elsewhere: bool) -> None:
         self.route = route
         self.letters: list[DeadLetter] = []
         """Those that are kept, oldest first."""
@@ -300,9 +301,9 @@ class DeadLetterQueue:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._in_turn())
             with _translated():
-                connection = await stack.enter_async_context(self._connected())
+                connection, tap = await stack.enter_async_context(self._connected())
                 counter = await self._counter(connection)
-                held = await self._open(connection, counter)
+                held = await self._open(connection, tap, counter)
                 await held.read(wanted, until, limit)
             try:
                 yield held
@@ -314,7 +315,7 @@ class DeadLetterQueue:
     async def count(self) -> int:
         """How many wait; without those that somebody looks at just now."""
         with _translated():
-            async with self._connected() as connection:
+            async with self._connected() as (connection, _):
                 return (await (await self._counter(connection)).count())[0]
 
     @asynccontextmanager
@@ -333,13 +334,15 @@ class DeadLetterQueue:
             self._turn.release()
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Connection]:
+    async def _connected(self) -> AsyncIterator[tuple[Connection, Tap]]:
         tolerant_amqp.install()
-        connection = Connection(URL(self._url).update_query(heartbeat=HEARTBEAT_SECONDS))
+        tap = Tap()
+        url = URL(self._url).update_query(heartbeat=HEARTBEAT_SECONDS)
+        connection = Connection(url, transport_factory=TapFactory(tap))
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await connection.connect({"connection_name": f"{self._service} dead letters"})
-            yield connection
+            yield connection, tap
         finally:
             with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
                 await connection.close()
@@ -348,7 +351,7 @@ class DeadLetterQueue:
         channel = await _channel(connection)
         return _Counter(channel, self.route.dead_letter_queue, self._management)
 
-    async def _open(self, connection: Connection, counter: "_Counter") -> Held:
+    async def _open(self, connection: Connection, tap: Tap, counter: "_Counter") -> Held:
         """Begin to read, after other readers if they are quick enough."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + TURN_SECONDS
@@ -356,7 +359,7 @@ class DeadLetterQueue:
         while readers and loop.time() < deadline:
             await asyncio.sleep(POLL_SECONDS)
             ready, readers = await counter.count()
-        wire = PlainWire(await _channel(connection))
+        wire = Wire(await _channel(connection), tap)
         return Held(self.route, wire, ready=ready, elsewhere=readers > 0)
 
     async def _give_back(self, held: Held, counter: "_Counter") -> None:

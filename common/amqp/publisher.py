@@ -16,7 +16,6 @@ from common import metrics
 from common.amqp.channel import Wire
 from common.amqp.connection import Link, check_topology
 from common.amqp.message import TRACEPARENT
-from common.amqp.plain_wire import PlainWire
 from common.context import current
 from common.contracts.base import Contract
 from common.errors import (
@@ -45,14 +44,13 @@ class Publisher:
         service: str,
         exchanges: Sequence[str],
         queues: Sequence[str],
-        fast: bool,
     ) -> None:
         self._service = service
         self._exchanges = exchanges
         self._queues = queues
-        self._wire: Wire | PlainWire | None = None
+        self._wire: Wire | None = None
         self._failed_at = -math.inf
-        self._link = Link(url, service=service, purpose="publish", setup=self._prepare, fast=fast)
+        self._link = Link(url, service=service, purpose="publish", setup=self._prepare)
 
     @classmethod
     @asynccontextmanager
@@ -63,7 +61,6 @@ class Publisher:
         service: str,
         exchanges: Sequence[str],
         queues: Sequence[str] = (),
-        fast: bool = True,
     ) -> AsyncIterator["Publisher"]:
         """Start connecting.
 
@@ -72,9 +69,8 @@ class Publisher:
             service: Name that messages carry as ``app_id``.
             exchanges: Everything it will publish to; ready only when all of them exist.
             queues: Queues that must exist for it to make sense.
-            fast: Read and write the busy frames ourselves.
         """
-        publisher = cls(url, service=service, exchanges=exchanges, queues=queues, fast=fast)
+        publisher = cls(url, service=service, exchanges=exchanges, queues=queues)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(publisher._link)
             yield publisher
@@ -160,7 +156,7 @@ class Publisher:
             _count(exchange, outcome).inc()
             _seconds(exchange).observe(time.perf_counter() - started)
 
-    async def _wire_within_reach(self) -> Wire | PlainWire:
+    async def _wire_within_reach(self) -> Wire:
         """The channel, unless the broker blocks us: a message written then arrives as a ghost."""
         if self._wire is None or self._wire.closed:
             try:
@@ -173,7 +169,7 @@ class Publisher:
         assert self._wire is not None  # noqa: S101 - set before the link hands out its channel
         return self._wire
 
-    async def _wire_after(self, wire: Wire | PlainWire, message_id: str) -> Wire | PlainWire:
+    async def _wire_after(self, wire: Wire, message_id: str) -> Wire:
         """The channel once no other message of that id is under way."""
         try:
             async with asyncio.timeout(CHANNEL_SECONDS):
@@ -184,7 +180,7 @@ class Publisher:
             ) from error
         return await self._wire_within_reach()
 
-    async def _prepare(self, channel: AbstractChannel, wire: Wire | PlainWire) -> None:
+    async def _prepare(self, channel: AbstractChannel, wire: Wire) -> None:
         await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
         self._wire = wire
 

@@ -16,7 +16,6 @@ from aiormq.exceptions import ChannelAccessRefused
 from common.amqp.channel import Wire
 from common.amqp.connection import Link
 from common.amqp.message import Delivery
-from common.amqp.plain_wire import PlainWire
 from common.errors import BrokerUnavailableError, TopologyMissingError
 
 OFFSET = "x-stream-offset"
@@ -50,18 +49,18 @@ Item = TypeVar("Item")
 class StreamReader:
     """A connection of its own on which streams are read, one reading at a time."""
 
-    def __init__(self, url: str, *, service: str, fast: bool) -> None:
+    def __init__(self, url: str, *, service: str) -> None:
         self._service = service
-        self._wire: Wire | PlainWire | None = None
-        self._link = Link(url, service=service, purpose="audit", setup=self._prepare, fast=fast)
+        self._wire: Wire | None = None
+        self._link = Link(url, service=service, purpose="audit", setup=self._prepare)
         self._one_at_a_time = asyncio.Lock()
         self._closing: set[asyncio.Future[None]] = set()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, *, service: str, fast: bool = True) -> AsyncIterator[Self]:
+    async def open(cls, url: str, *, service: str) -> AsyncIterator[Self]:
         """Start connecting, with the rights of a service; does not wait for the broker."""
-        reader = cls(url, service=service, fast=fast)
+        reader = cls(url, service=service)
         async with reader._link:
             yield reader
 
@@ -133,7 +132,7 @@ class StreamReader:
                     await asking.close()
                     return counts
 
-    async def _usable_wire(self) -> Wire | PlainWire:
+    async def _usable_wire(self) -> Wire:
         while self._wire is None or self._wire.closed:
             await self._link.channel()
             if self._wire is None:  # given up, and the link has not noticed yet
@@ -176,7 +175,7 @@ class StreamReader:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    async def _prepare(self, _channel: AbstractChannel, wire: Wire | PlainWire) -> None:
+    async def _prepare(self, _channel: AbstractChannel, wire: Wire) -> None:
         await wire.channel.basic_qos(prefetch_count=PREFETCH)
         self._wire = wire
 
@@ -205,7 +204,7 @@ class _Reading(Generic[Item]):
         self._has_begun = asyncio.Event()
         self._is_full = asyncio.Event()
 
-    def received(self, wire: Wire | PlainWire, tag: int, delivery: Delivery) -> None:
+    def received(self, wire: Wire, tag: int, delivery: Delivery) -> None:
         """Take a message; those before the first belong to the piece that the broker sends."""
         self._portion.append(tag)
         self._received += 1
@@ -226,7 +225,7 @@ class _Reading(Generic[Item]):
             if item is not None:
                 self.items.append(item)
 
-    def acknowledge(self, wire: Wire | PlainWire) -> None:
+    def acknowledge(self, wire: Wire) -> None:
         """Have the broker send more."""
         if self._next is not None:
             self._next.cancel()
@@ -235,7 +234,7 @@ class _Reading(Generic[Item]):
         self._acknowledged += len(self._portion)
         self._portion.clear()
 
-    async def done(self, wire: Wire | PlainWire) -> None:
+    async def done(self, wire: Wire) -> None:
         """Return when the limit is reached, or the end.
 
         Raises:
@@ -250,7 +249,7 @@ class _Reading(Generic[Item]):
             if is_calm and await self._is_at_end(wire):
                 return
 
-    async def _is_at_end(self, wire: Wire | PlainWire) -> bool:
+    async def _is_at_end(self, wire: Wire) -> bool:
         """Whether the broker had no more to give when it was asked.
 
         It does what it is told on a channel in turn. An ack makes it send at once as many messages
@@ -282,6 +281,6 @@ async def _count(channel: UnderlyingChannel, queue: str) -> int:
     return declared.message_count or 0
 
 
-async def _close(wire: Wire | PlainWire) -> None:
+async def _close(wire: Wire) -> None:
     with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
         await wire.channel.close()

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from common import metrics
+from common.amqp.channel import Wire
 from common.amqp.message import Delivery
 from common.amqp.publisher import Publisher
 from common.context import enter_message
@@ -21,7 +22,7 @@ from common.failpoints import failpoint
 from common.messaging.dispatcher import Dispatcher, Handlers, Outcome
 from common.messaging.pause import FIRST_PROBE_SECONDS, Ask, Breaker, Case, Verdict
 from common.messaging.quarantine import COMPANY_SECONDS, Notes, Suspects, is_suspect, patience
-from common.messaging.subscription import AnyWire, Subscription
+from common.messaging.subscription import Subscription
 
 log = structlog.get_logger()
 
@@ -51,7 +52,6 @@ class Consumer:
         service: str,
         dispatcher: Dispatcher,
         prefetch: int,
-        fast: bool,
         notes: Path | None = None,
         ask: Ask | None = None,
     ) -> None:
@@ -60,12 +60,12 @@ class Consumer:
         self._prefetch = prefetch
         self._suspects = Suspects(dispatcher, Notes.of(self._route.queue, notes))
         self._subscription = Subscription(
-            url, service=service, route=self._route, prefetch=prefetch, fast=fast, settler=self
+            url, service=service, route=self._route, prefetch=prefetch, settler=self
         )
         self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed, ask=ask)
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
-        self._line: deque[tuple[AnyWire, int, Delivery]] = deque()
+        self._line: deque[tuple[Wire, int, Delivery]] = deque()
         self._waiting: set[asyncio.Task[None]] = set()
         queue = self._route.queue
         metrics.IN_HAND.labels(queue).set_function(self._count_in_hand)
@@ -143,7 +143,7 @@ class Consumer:
 
     # -- deliveries -------------------------------------------------------------------------
 
-    def begin(self, wire: AnyWire, tag: int, delivery: Delivery) -> bool:
+    def begin(self, wire: Wire, tag: int, delivery: Delivery) -> bool:
         """Begin with one delivery, in a task of our own; False if it has to wait for a suspect.
 
         Not of the channel's: cancelled with it, a mail whose text is out would count as
@@ -155,7 +155,7 @@ class Consumer:
         self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
         return True
 
-    def begin_alone(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
+    def begin_alone(self, wire: Wire, tag: int, delivery: Delivery) -> None:
         """Begin with a suspect once nothing else is in hand; what comes after it waits."""
         self._line.append((wire, tag, delivery))
         if len(self._line) == 1:
@@ -193,7 +193,7 @@ class Consumer:
                 self._renew_unless_done(wire)
 
     async def _settle_alone(
-        self, wire: AnyWire, tag: int, delivery: Delivery, since: dict[asyncio.Task[None], float]
+        self, wire: Wire, tag: int, delivery: Delivery, since: dict[asyncio.Task[None], float]
     ) -> None:
         """Handle a suspect, or put it aside if what is in hand outlasts its patience.
 
@@ -214,7 +214,7 @@ class Consumer:
             await self._settle(wire, tag, delivery, dispatch)
 
     async def _is_alone_in_time(
-        self, wire: AnyWire, delivery: Delivery, since: dict[asyncio.Task[None], float]
+        self, wire: Wire, delivery: Delivery, since: dict[asyncio.Task[None], float]
     ) -> bool:
         """Wait until nothing else is in hand; an outage that holds the others is not counted."""
         allowed = patience(delivery)
@@ -234,9 +234,7 @@ class Consumer:
             await asyncio.wait(others, timeout=min(allowed, COMPANY_SECONDS))
         return True
 
-    async def _settle(
-        self, wire: AnyWire, tag: int, delivery: Delivery, dispatch: Dispatch
-    ) -> None:
+    async def _settle(self, wire: Wire, tag: int, delivery: Delivery, dispatch: Dispatch) -> None:
         """Handle one delivery and acknowledge it, or leave it to be delivered again."""
         queue = self._route.queue
         started = time.perf_counter()
@@ -261,12 +259,12 @@ class Consumer:
             log.exception("delivery.unsettled", queue=queue)
             self._subscription.renew()
 
-    def _renew_unless_done(self, wire: AnyWire) -> None:
+    def _renew_unless_done(self, wire: Wire) -> None:
         """Have unsettled deliveries given again, where neither a stop nor a new channel does so."""
         if self._is_current(wire) and not self._stopping:
             self._subscription.renew()
 
-    def _is_current(self, wire: AnyWire) -> bool:
+    def _is_current(self, wire: Wire) -> bool:
         return wire is self._subscription.wire and not wire.closed
 
     async def _work_off(self, delivery: Delivery, dispatch: Dispatch) -> Outcome:
@@ -367,7 +365,6 @@ async def consuming(
     publisher: Publisher,
     prefetch: int,
     retry_delays: Sequence[timedelta],
-    fast: bool = True,
     notes: Path | None = None,
     ask: Ask | None = None,
 ) -> AsyncIterator[Consumer]:
@@ -380,7 +377,6 @@ async def consuming(
         publisher: Publishes retries and dead letters.
         prefetch: Deliveries in hand at once.
         retry_delays: Waits before each retry; at most the route's steps.
-        fast: Read and write the busy frames ourselves.
         notes: Folder for notes about messages that may kill their process.
         ask: Asks the neighbours of the handlers whether they are well.
 
@@ -395,7 +391,6 @@ async def consuming(
         service=service,
         dispatcher=dispatcher,
         prefetch=prefetch,
-        fast=fast,
         notes=notes,
         ask=ask,
     )

@@ -21,14 +21,11 @@ from aio_pika.exceptions import AMQPError
 from common.amqp.channel import Wire
 from common.amqp.connection import Link, check_topology
 from common.amqp.message import DELIVERY_COUNT, GIVEN_BEFORE, Delivery
-from common.amqp.plain_wire import PlainWire
 from common.contracts.topology import Route, queues
 from common.errors import BrokerUnavailableError
 from common.messaging.quarantine import is_suspect
 
 log = structlog.get_logger()
-
-AnyWire = Wire | PlainWire
 
 NARROW = 1
 """Prefetch of a channel on which no ordinary message has come yet."""
@@ -49,11 +46,11 @@ _LOST = (AMQPError, OSError, RuntimeError, TimeoutError)
 class Settler(Protocol):
     """What takes deliveries and settles them: ``common.messaging.consumer`` in production."""
 
-    def begin(self, wire: AnyWire, tag: int, delivery: Delivery) -> bool:
+    def begin(self, wire: Wire, tag: int, delivery: Delivery) -> bool:
         """Begin with an ordinary delivery; False if it has to wait for a suspect."""
         ...
 
-    def begin_alone(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
+    def begin_alone(self, wire: Wire, tag: int, delivery: Delivery) -> None:
         """Begin with a suspect, once it is alone; what comes after it has to wait."""
         ...
 
@@ -80,7 +77,6 @@ class Subscription:
         service: Name for the connection and the consumer tag.
         route: Whose work queue is taken.
         prefetch: Deliveries in hand at once, once the channel is wide.
-        fast: Read and write the busy frames ourselves.
         settler: Gets what is delivered.
     """
 
@@ -91,7 +87,6 @@ class Subscription:
         service: str,
         route: Route,
         prefetch: int,
-        fast: bool,
         settler: Settler,
     ) -> None:
         self._route = route
@@ -100,10 +95,8 @@ class Subscription:
         self._tags = count(1)
         self._full = prefetch
         self._settler = settler
-        self._link = Link(
-            url, service=service, purpose="consume", setup=self._subscribe_on, fast=fast
-        )
-        self.wire: AnyWire | None = None
+        self._link = Link(url, service=service, purpose="consume", setup=self._subscribe_on)
+        self.wire: Wire | None = None
         """Where deliveries come from; by any other wire nothing can be acknowledged any more."""
         self._reach = NARROW
         self._subscribed: tuple[int, bool] | None = None
@@ -148,7 +141,7 @@ class Subscription:
 
     # -- subscribing ------------------------------------------------------------------------
 
-    async def _subscribe_on(self, channel: AbstractChannel, wire: AnyWire) -> None:
+    async def _subscribe_on(self, channel: AbstractChannel, wire: Wire) -> None:
         """Prepare a new channel: what was held on the old one is delivered again on this.
 
         Also during an outage: something has to be in hand that can probe.
@@ -194,7 +187,7 @@ class Subscription:
         is_open = self._settler.is_open
         return (self._reach if is_open else NARROW), is_open
 
-    async def _consume(self, wire: AnyWire, due: tuple[int, bool]) -> None:
+    async def _consume(self, wire: Wire, due: tuple[int, bool]) -> None:
         # A tag of its own each time: where one is used again while deliveries of the first are
         # in hand, a quorum queue of RabbitMQ 3.10 loses count and the broker hangs up (541).
         self._tag = f"{self._service}-{next(self._tags)}"
@@ -207,7 +200,7 @@ class Subscription:
         wire, self.wire = self.wire, None
         self.in_background(self._give_up_channel(wire))
 
-    async def _give_up_channel(self, wire: AnyWire | None) -> None:
+    async def _give_up_channel(self, wire: Wire | None) -> None:
         """Close the channel; the link opens another one."""
         if wire is not None:
             with suppress(*_LOST):
@@ -220,7 +213,7 @@ class Subscription:
 
     # -- deliveries -------------------------------------------------------------------------
 
-    def _received(self, wire: AnyWire, tag: int, delivery: Delivery) -> None:
+    def _received(self, wire: Wire, tag: int, delivery: Delivery) -> None:
         if wire is not self.wire:
             return
         self._deliveries += 1

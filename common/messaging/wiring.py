@@ -27,7 +27,6 @@ async def open_publisher(
         service=service,
         exchanges=user.exchanges,
         queues=user.fed_queues,
-        fast=settings.fast_frames,
     ) as publisher:
         alarms = AlarmCheck(url) if (url := settings.queue_management_url) else None
 
@@ -77,7 +76,6 @@ async def handling(
         service=service,
         publisher=publisher,
         prefetch=settings.prefetch,
-        fast=settings.fast_frames,
         retry_delays=settings.retry_delays(retry_factor),
         notes=settings.crash_notes_dir,
         ask=ask,

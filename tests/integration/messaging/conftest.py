@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.amqp import confirms, plain_wire, publisher, stream
+from common.amqp import confirms, publisher, stream
 from common.amqp import connection as link
 from common.amqp import dead_letter_queue as dead_letters
 from common.messaging import subscription
@@ -11,7 +11,6 @@ LONG_SECONDS = 60.0
 
 DEADLINES = (
     (confirms, "CONFIRM_SECONDS"),
-    (plain_wire, "CONFIRM_SECONDS"),
     (publisher, "CHANNEL_SECONDS"),
     (link, "CONNECT_SECONDS"),
     (dead_letters, "CONNECT_SECONDS"),

@@ -93,10 +93,7 @@ async def url(empty_broker: TestBroker) -> AsyncIterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
-async def test_messages_are_published_and_consumed(
-    url: str, empty_broker: TestBroker, *, fast: bool
-) -> None:
+async def test_messages_are_published_and_consumed(url: str, empty_broker: TestBroker) -> None:
     handled: list[UUID] = []
 
     async def handle(envelope: Envelope[RegistrationSubmitted]) -> None:
@@ -110,10 +107,9 @@ async def test_messages_are_published_and_consumed(
             service="frontend",
             exchanges=frontend.exchanges,
             queues=frontend.fed_queues,
-            fast=fast,
         ) as publisher,
         Publisher.open(
-            url, service=SERVICE, exchanges=USER.exchanges, queues=USER.fed_queues, fast=fast
+            url, service=SERVICE, exchanges=USER.exchanges, queues=USER.fed_queues
         ) as republisher,
         consuming(
             url,
@@ -122,7 +118,6 @@ async def test_messages_are_published_and_consumed(
             publisher=republisher,
             prefetch=10,
             retry_delays=[],
-            fast=fast,
         ) as consumer,
     ):
 

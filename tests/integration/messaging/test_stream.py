@@ -30,12 +30,10 @@ def fresh_broker(empty_broker: TestBroker) -> TestBroker:
     return empty_broker
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "plain"])
-async def reader(
-    fresh_broker: TestBroker, request: pytest.FixtureRequest
-) -> AsyncIterator[StreamReader]:
+@pytest.fixture
+async def reader(fresh_broker: TestBroker) -> AsyncIterator[StreamReader]:
     url = fresh_broker.url("queue_receiver")
-    async with StreamReader.open(url, service="queue_receiver", fast=request.param) as reader:
+    async with StreamReader.open(url, service="queue_receiver") as reader:
         yield reader
 
 

@@ -19,9 +19,9 @@ from pamqp import frame as pamqp_frame
 from common.amqp import channel as wire_module
 from common.amqp import confirms
 from common.amqp.channel import Wire
+from common.amqp.confirms import Confirmation
 from common.amqp.frame_filter import Tap
 from common.amqp.frames import A_HEARTBEAT, HEADER, frame
-from common.amqp.line import Confirmation
 from common.amqp.message import Delivery
 from common.errors import BrokerUnavailableError, UnroutableError
 

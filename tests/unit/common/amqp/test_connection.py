@@ -9,7 +9,6 @@ from pamqp import commands, frame
 
 from common.amqp.channel import Wire
 from common.amqp.connection import Link
-from common.amqp.plain_wire import PlainWire
 from tests.polling import until
 
 HEADER_BYTES = 8
@@ -51,7 +50,7 @@ async def _close_after_tune(reader: asyncio.StreamReader, writer: asyncio.Stream
     writer.transport.abort()
 
 
-async def _no_setup(_: AbstractChannel, __: Wire | PlainWire) -> None:
+async def _no_setup(_: AbstractChannel, __: Wire) -> None:
     raise AssertionError("no connection was ever opened")
 
 
@@ -65,10 +64,7 @@ async def _no_setup(_: AbstractChannel, __: Wire | PlainWire) -> None:
         _close_after_tune,
     ],
 )
-@pytest.mark.parametrize("fast", [True, False])
-async def test_a_broker_that_goes_away_amid_the_greeting_is_greeted_again(
-    server: Server, *, fast: bool
-) -> None:
+async def test_a_broker_that_goes_away_amid_the_greeting_is_greeted_again(server: Server) -> None:
     greeted = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,6 +76,6 @@ async def test_a_broker_that_goes_away_amid_the_greeting_is_greeted_again(
     port = listening.sockets[0].getsockname()[1]
     async with listening:
         url = f"amqp://guest:guest@127.0.0.1:{port}/%2F"
-        link = Link(url, service="test", purpose="publish", setup=_no_setup, fast=fast)
+        link = Link(url, service="test", purpose="publish", setup=_no_setup)
         async with link:
             await until(lambda: greeted >= 3, "the third greeting")

@@ -1,39 +1,46 @@
 """Messages of the same id never travel side by side; on real brokers: integration/messaging."""
 
 import asyncio
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pytest
 
 from common.amqp.channel import Wire
+from common.amqp.confirms import Confirmation
 from common.amqp.connection import Link
-from common.amqp.line import Confirmation, Line
 from common.amqp.publisher import Publisher
 from common.errors import BrokerUnavailableError, NotConfirmedError, UnroutableError
 
 
-class FakeWire(Line):
+class FakeWire(Wire):
     """Keeps what is published; the test says what becomes of it."""
 
     def __init__(self) -> None:
-        super().__init__(cast(Any, SimpleNamespace(is_closed=False)))
+        self.is_lost = False
         self.published: list[Confirmation] = []
+        self._loop = asyncio.get_running_loop()
+        self._under_way = {}
+        self._turns = {}
 
-    def publish(self, *_: object, properties: dict[str, Any], **__: object) -> Confirmation:
+    @property
+    def closed(self) -> bool:
+        return self.is_lost
+
+    def publish(self, *_: Any, properties: Mapping[str, Any], **__: Any) -> Confirmation:
         confirmation: Confirmation = asyncio.get_running_loop().create_future()
         self._under_way[properties["message_id"]] = confirmation
         self.published.append(confirmation)
         return confirmation
 
-    def end(self, number: int, error: Exception | None = None) -> None:
+    def settle(self, number: int, error: Exception | None = None) -> None:
         confirmation = self.published[number]
         self._ended("m-1", confirmation)
         confirmation.set_exception(error) if error else confirmation.set_result(None)
 
     def break_off(self) -> None:
-        cast(Any, self.channel).is_closed = True
-        self.end(0, BrokerUnavailableError("lost"))
+        self.is_lost = True
+        self.settle(0, BrokerUnavailableError("lost"))
 
 
 class FakeLink:
@@ -50,7 +57,7 @@ class FakeLink:
 
 
 async def test_one_id_is_under_way_once_also_after_the_connection_was_lost() -> None:
-    publisher = Publisher("amqp://nowhere", service="sender", exchanges=[], queues=[], fast=True)
+    publisher = Publisher("amqp://nowhere", service="sender", exchanges=[], queues=[])
     old, new = FakeWire(), FakeWire()
     publisher._wire = cast(Wire, old)
     publisher._link = cast(Link, FakeLink(publisher, new))
@@ -67,10 +74,10 @@ async def test_one_id_is_under_way_once_also_after_the_connection_was_lost() -> 
     assert len(old.published) == len(new.published) == 1
     with pytest.raises(BrokerUnavailableError):
         await first
-    new.end(0)
+    new.settle(0)
     await _settle()
     assert len(new.published) == 2
-    new.end(1)
+    new.settle(1)
     await asyncio.gather(second, third)
 
 
@@ -81,7 +88,7 @@ async def test_one_id_is_under_way_once_also_after_the_connection_was_lost() -> 
 async def test_only_what_the_broker_may_have_kept_is_not_confirmed(
     answer: type[Exception], error: type[Exception]
 ) -> None:
-    publisher = Publisher("amqp://nowhere", service="sender", exchanges=[], queues=[], fast=True)
+    publisher = Publisher("amqp://nowhere", service="sender", exchanges=[], queues=[])
     wire = FakeWire()
     publisher._wire = cast(Wire, wire)
 
@@ -91,7 +98,7 @@ async def test_only_what_the_broker_may_have_kept_is_not_confirmed(
 
     written = publish()
     await _settle()
-    wire.end(0, answer("why"))
+    wire.settle(0, answer("why"))
     with pytest.raises(error, match="why") as raised:
         await written
     assert raised.type is error

@@ -5,8 +5,7 @@ from typing import Any, cast
 import pytest
 
 from common.amqp import stream
-from common.amqp.channel import Wire
-from common.amqp.line import Received
+from common.amqp.channel import Received, Wire
 from common.amqp.message import Delivery
 from common.amqp.stream import OFFSET, PREFETCH, StreamReader
 from common.errors import BrokerUnavailableError
@@ -97,7 +96,7 @@ class SlowBroker:
 
 
 async def read(broker: SlowBroker, *, limit: int, gently: bool) -> list[int]:
-    reader = StreamReader("amqp://nobody@127.0.0.1:1", service="test", fast=True)
+    reader = StreamReader("amqp://nobody@127.0.0.1:1", service="test")
     reader._wire = cast(Wire, broker)
     return await reader.read(
         "stream", "first", lambda offset, _: offset, limit=limit, gently=gently

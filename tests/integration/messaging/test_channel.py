@@ -12,7 +12,6 @@ from aio_pika.abc import AbstractChannel
 from common.amqp.channel import Wire
 from common.amqp.connection import Link
 from common.amqp.message import Delivery
-from common.amqp.plain_wire import PlainWire
 from common.contracts.topology import USER_REGISTRATION
 from common.errors import BrokerUnavailableError, UnroutableError
 from tests.amqp import depth, eventually, opened, take
@@ -21,49 +20,39 @@ from tests.backends import TestBroker
 EXCHANGE = USER_REGISTRATION.name
 QUEUE = USER_REGISTRATION.queue
 
-AnyWire = Wire | PlainWire
-
-
-@pytest.fixture(params=[True, False], ids=["fast", "plain"])
-def fast(request: pytest.FixtureRequest) -> bool:
-    """Both ways must keep the same promises."""
-    return bool(request.param)
-
 
 @asynccontextmanager
-async def open_wire(url: str, *, fast: bool) -> AsyncIterator[AnyWire]:
-    wires: list[AnyWire] = []
+async def open_wire(url: str) -> AsyncIterator[Wire]:
+    wires: list[Wire] = []
 
-    async def keep(_channel: AbstractChannel, wire: AnyWire) -> None:
+    async def keep(_channel: AbstractChannel, wire: Wire) -> None:
         wires.append(wire)
 
-    async with Link(url, service="test", purpose="test", setup=keep, fast=fast) as link:
+    async with Link(url, service="test", purpose="test", setup=keep) as link:
         await asyncio.wait_for(link.channel(), timeout=10)
         yield wires[0]
 
 
 @pytest.fixture
-async def wire(empty_broker: TestBroker, *, fast: bool) -> AsyncIterator[AnyWire]:
-    async with open_wire(empty_broker.admin_url, fast=fast) as opened_wire:
+async def wire(empty_broker: TestBroker) -> AsyncIterator[Wire]:
+    async with open_wire(empty_broker.admin_url) as opened_wire:
         yield opened_wire
 
 
-def published(wire: AnyWire, exchange: str = EXCHANGE, **properties: str) -> asyncio.Future[None]:
+def published(wire: Wire, exchange: str = EXCHANGE, **properties: str) -> asyncio.Future[None]:
     properties = {"message_id": str(uuid4())} | properties
     return wire.publish(exchange, "key", b"{}", properties=properties, headers={})
 
 
 async def test_confirms_come_back_for_all_that_left_together(
-    wire: AnyWire, empty_broker: TestBroker
+    wire: Wire, empty_broker: TestBroker
 ) -> None:
     await asyncio.gather(*(published(wire) for _ in range(300)))
 
     assert await depth(empty_broker.admin_url, QUEUE) == 300
 
 
-async def test_every_property_arrives_as_it_was_given(
-    wire: AnyWire, empty_broker: TestBroker
-) -> None:
+async def test_every_property_arrives_as_it_was_given(wire: Wire, empty_broker: TestBroker) -> None:
     await wire.publish(
         EXCHANGE,
         "schlüssel",
@@ -93,13 +82,13 @@ async def test_every_property_arrives_as_it_was_given(
     }
 
 
-async def test_an_empty_body_is_published(wire: AnyWire, empty_broker: TestBroker) -> None:
+async def test_an_empty_body_is_published(wire: Wire, empty_broker: TestBroker) -> None:
     await wire.publish(EXCHANGE, "k", b"", properties={"message_id": "m"}, headers={})
 
     assert (await take(empty_broker.admin_url, QUEUE)).body == b""
 
 
-async def test_only_what_comes_back_fails(wire: AnyWire, empty_broker: TestBroker) -> None:
+async def test_only_what_comes_back_fails(wire: Wire, empty_broker: TestBroker) -> None:
     async with opened(empty_broker.admin_url) as channel:
         await channel.declare_exchange("bound.to.nothing", durable=True)
     try:
@@ -118,7 +107,7 @@ async def test_only_what_comes_back_fails(wire: AnyWire, empty_broker: TestBroke
 
 
 async def test_a_return_for_somebody_who_gave_up_breaks_nothing(
-    wire: AnyWire, empty_broker: TestBroker
+    wire: Wire, empty_broker: TestBroker
 ) -> None:
     async with opened(empty_broker.admin_url) as channel:
         await channel.declare_exchange("bound.to.nothing", durable=True)
@@ -134,7 +123,7 @@ async def test_a_return_for_somebody_who_gave_up_breaks_nothing(
     await published(wire)
 
 
-async def test_a_full_queue_refuses(wire: AnyWire, empty_broker: TestBroker) -> None:
+async def test_a_full_queue_refuses(wire: Wire, empty_broker: TestBroker) -> None:
     policy = "/api/policies/%2F/full"
     definition = {"max-length": 1, "overflow": "reject-publish"}
     body = {"pattern": f"^{QUEUE}$", "definition": definition, "priority": 9, "apply-to": "queues"}
@@ -153,7 +142,7 @@ async def test_a_full_queue_refuses(wire: AnyWire, empty_broker: TestBroker) -> 
         empty_broker.management("DELETE", policy)
 
 
-async def test_the_same_id_waits_for_its_turn(wire: AnyWire) -> None:
+async def test_the_same_id_waits_for_its_turn(wire: Wire) -> None:
     first = published(wire, message_id="same")
     turn = asyncio.ensure_future(wire.turn("same"))
     await asyncio.sleep(0)
@@ -166,7 +155,7 @@ async def test_the_same_id_waits_for_its_turn(wire: AnyWire) -> None:
 
 
 async def test_what_is_under_way_fails_when_the_connection_is_lost(
-    wire: AnyWire, empty_broker: TestBroker
+    wire: Wire, empty_broker: TestBroker
 ) -> None:
     await published(wire)
     empty_broker.freeze()
@@ -185,13 +174,13 @@ async def test_what_is_under_way_fails_when_the_connection_is_lost(
 
 
 async def test_acks_reach_exactly_what_was_acknowledged(
-    wire: AnyWire, empty_broker: TestBroker, *, fast: bool
+    wire: Wire, empty_broker: TestBroker
 ) -> None:
     for number in range(10):
         await wire.publish(
             EXCHANGE, "k", str(number).encode(), properties={"message_id": str(number)}, headers={}
         )
-    async with open_wire(empty_broker.admin_url, fast=fast) as consuming:
+    async with open_wire(empty_broker.admin_url) as consuming:
         tags: dict[bytes, int] = {}
         await consuming.consume(QUEUE, "test", partial(_remember, tags))
         await eventually(lambda: len(tags) == 10, "delivery of all ten")
