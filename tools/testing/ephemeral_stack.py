@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from tools.launcher.cache import cache_directory
 from tools.launcher.errors import LauncherError
+from tools.launcher.locks import take
 from tools.launcher.ports import LARGEST_OFFSET, is_free, ports
 
 FIRST_OFFSET, OFFSET_STEP = 1000, 20
@@ -36,13 +38,18 @@ def without_addresses(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_offset() -> int:
-    """The first offset with which every port is free.
+    """The first offset with which every port is free, and kept for this process until it ends.
+
+    A broker takes its ports some seconds later: without the lock, another stack that looks
+    meanwhile finds the same ones.
 
     Raises:
         LauncherError: There is none.
     """
+    taken = cache_directory() / "offsets"
+    taken.mkdir(exist_ok=True)
     for offset in range(FIRST_OFFSET, LARGEST_OFFSET, OFFSET_STEP):
-        if all(is_free(port) for port in ports(offset).values()):
+        if all(is_free(port) for port in ports(offset).values()) and take(taken / str(offset)):
             return offset
     raise LauncherError("There are no free ports for a stack; name some with --port-offset.")
 
