@@ -15,7 +15,7 @@ REQUEST_ID = "X-Request-Id"
 CORRELATION_ID = "X-Correlation-Id"
 TRACEPARENT = "traceparent"
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_VALID_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _TRACEPARENT = re.compile(
     r"([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.{0,200})?"
 )
@@ -57,11 +57,11 @@ def enter_request(headers: Mapping[str, str]) -> Context:
     Of a trace the request is a span of its own, as Trace Context (3.2.2.4) demands. So no two
     requests share one, whatever their clients send.
     """
-    request_id = sane_id(headers.get(REQUEST_ID)) or _hex(128)
+    request_id = valid_id(headers.get(REQUEST_ID)) or _hex(128)
     context = Context(
         request_id=request_id,
-        correlation_id=sane_id(headers.get(CORRELATION_ID)) or request_id,
-        traceparent=_new_span(sane_traceparent(headers.get(TRACEPARENT))) or _new_traceparent(),
+        correlation_id=valid_id(headers.get(CORRELATION_ID)) or request_id,
+        traceparent=_new_span(valid_traceparent(headers.get(TRACEPARENT))) or _new_traceparent(),
     )
     _current.set(context)
     return context
@@ -85,12 +85,12 @@ def outgoing_headers() -> dict[str, str]:
     return {name: value for name, value in headers.items() if value}
 
 
-def sane_id(value: object) -> str:
+def valid_id(value: object) -> str:
     """The value if it is an id that may stand in logs and headers, else nothing."""
-    return value if isinstance(value, str) and _SANE_ID.fullmatch(value) else ""
+    return value if isinstance(value, str) and _VALID_ID.fullmatch(value) else ""
 
 
-def sane_traceparent(value: object) -> str:
+def valid_traceparent(value: object) -> str:
     """The W3C trace context that the value holds, as version 00; else nothing.
 
     Later versions may only add to it, so their beginning is read (Trace Context, 3.2.2).

@@ -42,7 +42,9 @@ def configure_logging(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
         logger_factory=structlog.BytesLoggerFactory(
-            cast("BinaryIO", TurnWriter(sys.stdout.buffer))  # it writes and flushes, no more
+            cast(
+                "BinaryIO", BufferedLineWriter(sys.stdout.buffer)
+            )  # it writes and flushes, no more
         ),
         cache_logger_on_first_use=True,
     )
@@ -57,7 +59,7 @@ def _dumps(event: Any, **options: Any) -> bytes:
         return json.dumps(event, **options).encode()
 
 
-class TurnWriter:
+class BufferedLineWriter:
     """Writes the lines of one turn of the event loop at once: a write costs more than a line.
 
     Killed in the middle of a turn, a process loses that turn's lines, and those about requests

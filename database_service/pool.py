@@ -14,7 +14,7 @@ from common.errors import DatabaseUnavailableError, InvalidError, RowLockedError
 from database_service.connection import Connection
 from database_service.migrations import migrate, read_migrations
 from database_service.settings import Settings
-from database_service.translation import LostRaceError, reason, translated
+from database_service.translation import SerializationConflictError, reason, translated
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ CHECK_SECONDS = 2.0
 CONNECT_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to connect at start; the last one goes on for ever."""
 
-RACES = 8
+MAX_CONFLICT_RETRIES = 8
 """How often a transaction that lost a race is done again before the caller hears of it."""
 
 SESSION = {
@@ -70,7 +70,7 @@ IS_TABLE_LOCKED = """
 """
 
 _UNREACHABLE = (
-    *(DatabaseUnavailableError, LostRaceError, InvalidError),
+    *(DatabaseUnavailableError, SerializationConflictError, InvalidError),
     *(asyncpg.PostgresError, asyncpg.InterfaceError),
 )
 """What may go wrong at start: anything PostgreSQL says, since nobody has asked for anything yet."""
@@ -180,7 +180,7 @@ class Database:
         Raises:
             DatabaseUnavailableError: PostgreSQL is away, or no connection became free in time.
             InvalidError: A value can not be stored.
-            LostRaceError: A statement was rolled back in favour of another transaction.
+            SerializationConflictError: Rolled back in favour of another transaction.
             RowLockedError: Somebody holds a row for long; other rows can be written.
         """
         if (pool := self._pool) is None:
@@ -268,22 +268,24 @@ class Database:
             async with connection.transaction():
                 return await work(connection)
 
-        return await self.by_statements(transaction)
+        return await self.with_retry(transaction)
 
-    async def by_statements(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+    async def with_retry(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """As ``in_transaction``, for work of which each statement may stand alone.
 
         BEGIN and COMMIT are two more ways to PostgreSQL and back, which cost as much as a
         statement.
         """
-        for race in range(RACES):
+        for race in range(MAX_CONFLICT_RETRIES):
             try:
                 async with self.connection() as connection:
                     return await work(connection)
-            except LostRaceError:
+            except SerializationConflictError:
                 metrics.DATABASE_RACES.inc()
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**race))  # noqa: S311 - spreads load
-        raise DatabaseUnavailableError(f"Others were first {RACES} times. Nothing was stored.")
+        raise DatabaseUnavailableError(
+            f"Others were first {MAX_CONFLICT_RETRIES} times. Nothing was stored."
+        )
 
     @asynccontextmanager
     async def changing_connection(self) -> AsyncIterator[Connection]:

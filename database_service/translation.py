@@ -36,7 +36,7 @@ UNSTORABLE = (
 """A value that no column can hold; the contracts refuse nearly all of them before."""
 
 
-class LostRaceError(Exception):
+class SerializationConflictError(Exception):
     """Another transaction was first; nothing was stored, and the whole can be done again."""
 
 
@@ -47,12 +47,12 @@ def translated() -> Iterator[None]:
     Raises:
         DatabaseUnavailableError: PostgreSQL is away, full or shutting down.
         InvalidError: A value can not be stored.
-        LostRaceError: The transaction was rolled back in favour of another.
+        SerializationConflictError: The transaction was rolled back in favour of another.
     """
     try:
         yield
     except LOST_RACE as error:
-        raise LostRaceError from error
+        raise SerializationConflictError from error
     except AWAY as error:
         raise DatabaseUnavailableError(
             f"PostgreSQL can not do it right now: {reason(error)}. Nothing of a request that "

@@ -16,7 +16,6 @@ from frontend.clients import Clients
 from frontend.events import Watchers
 from frontend.identity import Identities
 from frontend.journeys import JourneyReader
-from frontend.own_door import OwnDoor
 from frontend.pages import PAGES, render_problem
 from frontend.routes import (
     BASE_URL,
@@ -28,6 +27,7 @@ from frontend.routes import (
     WATCHERS,
     api,
 )
+from frontend.self_client import SelfClient
 from frontend.settings import Settings
 from frontend.unpromised import Unpromised
 
@@ -60,7 +60,7 @@ def build_app(settings: Settings) -> web.Application:
             # The broker alone: without the database people can still register.
             yield
 
-    async def end_what_never_ends(app: web.Application) -> None:
+    async def stop_background_tasks(app: web.Application) -> None:
         app[WATCHERS].stop()
         if CANARY in app:
             app[CANARY].stop()
@@ -81,19 +81,19 @@ def build_app(settings: Settings) -> web.Application:
     app[BASE_URL] = settings.base_url
     PAGES.add_to(app)
     app.cleanup_ctx.append(lifespan)
-    app.on_shutdown.append(end_what_never_ends)
+    app.on_shutdown.append(stop_background_tasks)
     return app
 
 
 @asynccontextmanager
 async def _canary(app: web.Application, settings: Settings) -> AsyncIterator[Canary]:
     async with (
-        OwnDoor.open(address=app[OWN_ADDRESS], identities=app[IDENTITIES]) as door,
+        SelfClient.open(address=app[OWN_ADDRESS], identities=app[IDENTITIES]) as door,
         Canary(
             every_seconds=settings.canary_seconds,
             register=door.register,
             registrations=app[DATABASE],
-        ).flying() as canary,
+        ).run() as canary,
     ):
         yield canary
 

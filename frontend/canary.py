@@ -61,7 +61,7 @@ Register = Callable[[UUID], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
-class _Flight:
+class _Trip:
     """A canary under way."""
 
     canary_id: UUID = field(default_factory=new_canary_id)
@@ -96,11 +96,11 @@ class Canary:
         self._home_at: float | None = None
         self._home_seconds = 0.0
         self._is_removed = True
-        self._under_way: dict[_Flight, asyncio.Task[None]] = {}
+        self._under_way: dict[_Trip, asyncio.Task[None]] = {}
         """Oldest first."""
 
     @asynccontextmanager
-    async def flying(self) -> AsyncIterator["Canary"]:
+    async def run(self) -> AsyncIterator["Canary"]:
         """Send canaries until the block is left; one that is under way then grows stale."""
         self._task = asyncio.create_task(self._fly_for_ever())
         metrics.CANARY_FAILING.set_function(lambda: self.note().warning)
@@ -138,8 +138,8 @@ class Canary:
             while True:
                 pause = self._every * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
                 self._heard_at = time.monotonic()
-                flight = _Flight()
-                task = asyncio.create_task(self._fly(flight))
+                flight = _Trip()
+                task = asyncio.create_task(self._send(flight))
                 self._under_way[flight] = task
                 await asyncio.wait({task}, timeout=max(self._every, NEXT_AFTER_SECONDS))
                 if task.done():
@@ -148,23 +148,25 @@ class Canary:
         finally:
             await self._stop_waiting_for(list(self._under_way))
 
-    async def _stop_waiting_for(self, flights: list[_Flight]) -> None:
+    async def _stop_waiting_for(self, flights: list[_Trip]) -> None:
         tasks = [self._under_way.pop(flight) for flight in flights]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _fly(self, flight: _Flight) -> None:
+    async def _send(self, flight: _Trip) -> None:
         enter_request({CORRELATION_ID: f"canary-{flight.canary_id.hex[-12:]}"})
         try:
             await self._register(flight.canary_id)
         except UserStreamError as error:
-            self._in_trouble(f"refused.{error.code}", f"A canary was not accepted: {error.detail}")
+            self._record_failure(
+                f"refused.{error.code}", f"A canary was not accepted: {error.detail}"
+            )
             del self._under_way[flight]
             return
         flight.status = JourneyStatus.PENDING
         gone = [flight]
-        if await self._comes_home(flight):
+        if await self._wait_until_mailed(flight):
             # Those before it are lost, or will be handled some time: that all is well is known.
             before = list(self._under_way)[: list(self._under_way).index(flight)]
             await self._stop_waiting_for(before)
@@ -174,7 +176,7 @@ class Canary:
             await self._remove(each)
         del self._under_way[flight]
 
-    async def _comes_home(self, flight: _Flight) -> bool:
+    async def _wait_until_mailed(self, flight: _Trip) -> bool:
         """Follow it until its mail is settled; False if it never is."""
         while flight.seconds < GIVE_UP_SECONDS:
             unreadable = ""
@@ -185,7 +187,7 @@ class Canary:
             if flight.status is JourneyStatus.MAILED:
                 return True
             if flight.status is JourneyStatus.MAIL_FAILED:
-                self._in_trouble("mail_failed", "A canary's mail was recorded as failed.")
+                self._record_failure("mail_failed", "A canary's mail was recorded as failed.")
                 return False
             self._heard_at = time.monotonic()
             is_oldest = flight is next(iter(self._under_way))
@@ -193,33 +195,35 @@ class Canary:
                 self._late(flight, unreadable)
             pause = max(flight.seconds / 2, FIRST_LOOK_SECONDS)
             await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))
-        self._in_trouble("lost", f"A canary has not come home in {GIVE_UP_SECONDS:g} s.")
+        self._record_failure("lost", f"A canary has not come home in {GIVE_UP_SECONDS:g} s.")
         return False
 
-    def _late(self, flight: _Flight, unreadable: str) -> None:
+    def _late(self, flight: _Trip, unreadable: str) -> None:
         """Say how far it came in all that time."""
         since = f"A canary was accepted {flight.seconds:.0f} s ago"
         if unreadable:
-            self._in_trouble(f"unreadable.{unreadable}", f"{since}; its journey can not be read.")
+            self._record_failure(
+                f"unreadable.{unreadable}", f"{since}; its journey can not be read."
+            )
         elif flight.status is JourneyStatus.STORED:
-            self._in_trouble("not_mailed", f"{since} and is stored; its mail is not settled.")
+            self._record_failure("not_mailed", f"{since} and is stored; its mail is not settled.")
         else:
-            self._in_trouble("not_stored", f"{since} and is not stored.")
+            self._record_failure("not_stored", f"{since} and is not stored.")
 
-    def _in_trouble(self, code: str, detail: str) -> None:
+    def _record_failure(self, code: str, detail: str) -> None:
         """Take note, and say it where it is news."""
         if self._trouble is None or self._trouble.code != code:
             log.warning("canary.missing", code=code)
         self._trouble = _Trouble(code, detail)
 
-    def _came_home(self, flight: _Flight) -> None:
+    def _came_home(self, flight: _Trip) -> None:
         self._home_at, self._home_seconds = time.monotonic(), flight.seconds
         metrics.CANARY_SECONDS.observe(self._home_seconds)
         if self._trouble is not None:
             log.info("canary.back", milliseconds=round(self._home_seconds * 1000))
         self._trouble = None
 
-    async def _remove(self, flight: _Flight) -> None:
+    async def _remove(self, flight: _Trip) -> None:
         """Leave nothing behind; what can not be removed now is stale in an hour."""
         try:
             await self._registrations.delete_canary(flight.canary_id)

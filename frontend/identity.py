@@ -33,7 +33,7 @@ class Identities:
         self._canary: tuple[bytes, UUID] | None = None
 
     @contextmanager
-    def expecting(self, key: str, canary_id: UUID) -> Iterator[None]:
+    def reserve(self, key: str, canary_id: UUID) -> Iterator[None]:
         """Let the request that comes with ``key`` meanwhile be the canary; no other is one."""
         self._canary = key.encode(), canary_id
         try:

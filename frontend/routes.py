@@ -30,7 +30,7 @@ from common.errors import (
 from common.failpoints import failpoint
 from common.http.api import Api, answer
 from common.http.app import LOGGED
-from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key, is_sane_key
+from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key, is_valid_key
 from common.http.validation import read_form_fields, validate
 from frontend.events import TooManyWatchersError, Watchers
 from frontend.identity import Identities
@@ -76,7 +76,7 @@ class RegistrationForm(RegistrationRequest):
 
 @api.post(
     "/",
-    shown_form=RegistrationForm,
+    html_form=RegistrationForm,
     returns={303: None, 422: "text/html", 503: "text/html"},
     summary="Register by the form; its nonce makes sending twice harmless",
 )
@@ -89,7 +89,7 @@ async def submit_form(request: web.Request) -> web.Response:
         email=fields.get("email", ""),
     )
     nonce = fields.get("nonce", "")
-    if not is_sane_key(nonce):
+    if not is_valid_key(nonce):
         nonce = secrets.token_urlsafe(16)
     try:
         body = validate(

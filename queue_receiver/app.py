@@ -9,7 +9,7 @@ from aiohttp import web
 
 from common.amqp.dead_letter_queue import DeadLetterQueue
 from common.amqp.management import ManagementApi
-from common.amqp.queue_depths import QueueView
+from common.amqp.queue_depths import QueueDepths
 from common.amqp.stream import StreamReader
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.topology import BROKER_USERS, USER_REGISTRATION
@@ -21,11 +21,11 @@ from common.messaging.wiring import handling, open_publisher
 from common.readiness import Readiness
 from queue_receiver.dead_letters import page_routes
 from queue_receiver.dead_letters import routes as dead_letter_routes
-from queue_receiver.dead_letters.admin import DeadLetterOffice
-from queue_receiver.dead_letters.outcomes import Fates
+from queue_receiver.dead_letters.admin import DeadLetterAdmin
+from queue_receiver.dead_letters.outcomes import OutcomeTracker
 from queue_receiver.dead_letters.pages import PAGES
 from queue_receiver.dead_letters.redrive import Redrives
-from queue_receiver.dead_letters.routes import OFFICE, REDRIVES
+from queue_receiver.dead_letters.routes import ADMIN, REDRIVES
 from queue_receiver.handlers import store_registration
 from queue_receiver.ledger import routes as ledger_routes
 from queue_receiver.ledger.auditor import Accounts, Auditor
@@ -76,8 +76,8 @@ def build_app(settings: Settings) -> web.Application:
                 )
                 for route in BROKER_USERS[SERVICE].redrives
             ]
-            app[OFFICE] = DeadLetterOffice(queues=queues, records=database)
-            app[REDRIVES] = Redrives(queues=queues, fates=Fates(database))
+            app[ADMIN] = DeadLetterAdmin(queues=queues, records=database)
+            app[REDRIVES] = Redrives(queues=queues, outcomes=OutcomeTracker(database))
             stack.push_async_callback(app[REDRIVES].close)
             letters = next(queue for queue in queues if queue.route is USER_REGISTRATION)
             auditor, log = await stack.enter_async_context(
@@ -110,7 +110,7 @@ async def _auditing(
         auditor = Auditor(
             log_=log,
             accounts=accounts,
-            queues=QueueView(
+            queues=QueueDepths(
                 log,
                 management=ManagementApi(management) if management else None,
                 route=USER_REGISTRATION,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from common.contracts.topology import VHOST
-from rabbitmq.differences import IMPORT, Difference, Rows, differences, strangers
+from rabbitmq.differences import IMPORT, Difference, Rows, differences, unknown_bindings
 from rabbitmq.management import Management, ManagementError
 
 ALIKE, DIFFERENT, NO_ANSWER = 0, 1, 2
@@ -81,7 +81,7 @@ def check(management: Management) -> Report:
         broker=f"RabbitMQ {version}",
         compared=["vhosts", *present],
         differences=[*_too_old(version), *differences(present)],
-        notes=[*notes, *strangers(present)],
+        notes=[*notes, *unknown_bindings(present)],
     )
 
 

@@ -62,7 +62,7 @@ def differences(present: Mapping[str, Rows]) -> list[Difference]:
     return found
 
 
-def strangers(present: Mapping[str, Rows]) -> list[str]:
+def unknown_bindings(present: Mapping[str, Rows]) -> list[str]:
     """Bindings into our queues that the topology does not know: somebody else's, or left over."""
     wanted: Any = topology.definitions()
     known = {_binding_key(binding) for binding in wanted["bindings"]}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.contracts.topology import BROKER_USERS, MONITOR, user_definitions
 from common.contracts.topology import definitions as topology_definitions
-from rabbitmq.hand_out import hand_out
+from rabbitmq.distribute_secrets import distribute_secrets
 
 ADMINISTRATOR = "userstream"
 """The person at the management page; no service uses it."""
@@ -144,8 +144,8 @@ def main() -> None:
     if given.configuration:
         password = keep_secret(given.secrets / f"{ADMINISTRATOR}.password")
         configure(given.configuration, memory=given.memory, password=password)
-    if given.hand_out:
-        hand_out(given.secrets, given.hand_out)
+    if given.distribute_secrets:
+        distribute_secrets(given.secrets, given.distribute_secrets)
 
 
 if __name__ == "__main__":

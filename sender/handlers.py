@@ -30,7 +30,7 @@ log = structlog.get_logger()
 _emails = cache(metrics.EMAILS.labels)
 """The counter of one template and status; to look it up takes longer than to count."""
 
-LAST_WORDS_SECONDS = 3.0
+CANCEL_GRACE_SECONDS = 3.0
 """How long noting an interrupted attempt may take; less than the consumer grants."""
 
 _STOPPED = Outcome(DeliveryStatus.DEFERRED, reason="The sender was stopped before the text went.")
@@ -135,7 +135,7 @@ async def _hand_over(mail: Mail, mailer: Mailer, lease: Lease) -> Outcome:
         last_words = outcome or (_STOPPED_AFTER_TEXT if lease.committed else _STOPPED)
         log.warning("email.interrupted", status=last_words.status)
         with suppress(TimeoutError, UserStreamError):
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
+            async with asyncio.timeout(CANCEL_GRACE_SECONDS):
                 await asyncio.shield(lease.record_once(last_words))
         raise
     return outcome

@@ -55,7 +55,7 @@ class ReportReadyData(TemplateData):
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class TemplateSpec:
     """A template's data, subject and sample."""
 
     subject: str
@@ -67,9 +67,9 @@ class Needs:
 
 
 NEEDS = {
-    Template.WELCOME: Needs("Welcome to {{ brand }}"),
-    Template.ALREADY_REGISTERED: Needs("You are already registered with {{ brand }}"),
-    Template.REPORT_READY: Needs(
+    Template.WELCOME: TemplateSpec("Welcome to {{ brand }}"),
+    Template.ALREADY_REGISTERED: TemplateSpec("You are already registered with {{ brand }}"),
+    Template.REPORT_READY: TemplateSpec(
         "Your report is ready: {{ report_name }}",
         ReportReadyData,
         {

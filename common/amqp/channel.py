@@ -2,7 +2,7 @@
 
 aiormq writes every frame by itself, one system call for each, and awaits every frame it reads.
 Here what handlers publish and acknowledge in one turn of the event loop leaves in one write,
-and deliveries and confirms come straight from the connection's ``Tap``. Nothing waits for
+and deliveries and confirms come straight from the connection's ``FrameFilter``. Nothing waits for
 company: a lone publish leaves at the end of its turn.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 from aiormq.channel import Channel
 
 from common.amqp import frames
-from common.amqp.confirms import Confirmation, Confirms, came_back
-from common.amqp.frame_filter import Tap
+from common.amqp.confirms import Confirmation, ConfirmTracker, came_back
+from common.amqp.frame_filter import FrameFilter
 from common.amqp.message import Delivery
 from common.errors import BrokerUnavailableError
 
@@ -33,7 +33,7 @@ class Wire:
     It knows which messages are under way.
     """
 
-    def __init__(self, channel: Channel, tap: Tap) -> None:
+    def __init__(self, channel: Channel, tap: FrameFilter) -> None:
         self.channel = channel
         self._loop = asyncio.get_running_loop()
         self._transport = tap.transport
@@ -43,7 +43,7 @@ class Wire:
         )
         self._buffer: list[bytes] = []
         self._scheduled = False
-        self._confirms = Confirms(self._ended)
+        self._confirms = ConfirmTracker(self._ended)
         self._under_way: dict[str, Confirmation] = {}
         self._turns: dict[str, asyncio.Future[None]] = {}
         # Receiving.

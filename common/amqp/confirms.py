@@ -19,7 +19,7 @@ the broker refuses it, does not answer in time, or is lost.
 """
 
 
-class Confirms:
+class ConfirmTracker:
     """Settles confirmations as the broker's word comes, or at their deadline.
 
     Args:

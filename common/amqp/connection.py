@@ -20,9 +20,9 @@ from aiormq.exceptions import ChannelAccessRefused
 from yarl import URL
 
 from common import metrics
-from common.amqp import lenient as tolerant_amqp
+from common.amqp import lenient
 from common.amqp.channel import Wire
-from common.amqp.frame_filter import Tap, TapFactory
+from common.amqp.frame_filter import FrameFilter, FrameFilterFactory
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnavailableError
 
 log = structlog.get_logger()
@@ -72,7 +72,7 @@ class Link:
 
     async def __aenter__(self) -> Self:
         """Start connecting; does not wait for the broker."""
-        tolerant_amqp.install()
+        lenient.install()
         self._task = asyncio.create_task(self._keep_open(), name=f"link {self._name}")
         return self
 
@@ -133,8 +133,8 @@ class Link:
             URL(self._url).update_query(heartbeat=HEARTBEAT_SECONDS),
             client_properties={"connection_name": self._name},
         )
-        tap = Tap()
-        connection.kwargs["transport_factory"] = TapFactory(tap)
+        tap = FrameFilter()
+        connection.kwargs["transport_factory"] = FrameFilterFactory(tap)
         await connection.connect(timeout=CONNECT_SECONDS)
         async with connection:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -224,7 +224,7 @@ async def check_topology(
     return frozenset(unverified)
 
 
-async def _wire_of(channel: AbstractChannel, tap: Tap) -> Wire:
+async def _wire_of(channel: AbstractChannel, tap: FrameFilter) -> Wire:
     underlay = await channel.get_underlay_channel()
     if not isinstance(underlay, Channel):
         raise TypeError("aio-pika no longer stands on aiormq's channel.")

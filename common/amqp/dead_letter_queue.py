@@ -20,18 +20,18 @@ from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelNotFoundEntity
 from yarl import URL
 
-from common.amqp import lenient as tolerant_amqp
+from common.amqp import lenient
 from common.amqp.channel import Wire
 from common.amqp.connection import CONNECT_SECONDS, HEARTBEAT_SECONDS
-from common.amqp.frame_filter import Tap, TapFactory
+from common.amqp.frame_filter import FrameFilter, FrameFilterFactory
 from common.amqp.headers import (
     ATTEMPTS,
     ERROR_CODE,
     ERROR_DETAIL,
     FAILED_SERVICE,
     ORIGINAL_ROUTING_KEY,
-    kept_headers,
-    kept_properties,
+    republish_headers,
+    republish_properties,
     short_text,
 )
 from common.amqp.management import ManagementApi, figures
@@ -45,7 +45,7 @@ from common.errors import (
 )
 from common.failpoints import failpoint
 
-MAX_LETTERS = 10_000
+MAX_MESSAGES = 10_000
 """Most letters that are read of one queue at once; also the prefetch."""
 
 MAX_KEPT_BYTES = 32 * 1024 * 1024
@@ -147,7 +147,7 @@ Wanted = Callable[[DeadLetter], bool | None]
 """What to keep of a letter: all of it (True), its headers (False), or nothing (None)."""
 
 
-class Held:
+class LockedQueue:
     """The letters of one queue, in hand until the block is left."""
 
     def __init__(self, route: Route, wire: Wire, *, ready: int, elsewhere: bool) -> None:
@@ -196,11 +196,11 @@ class Held:
             short_text(letter.routing_key),
             letter.delivery.body if body is None else body,
             properties={
-                **kept_properties(letter.delivery),
+                **republish_properties(letter.delivery),
                 "message_id": str(letter.id_when_sent_back(body)),
                 **properties,
             },
-            headers={**kept_headers(letter.delivery), ATTEMPT: 1},
+            headers={**republish_headers(letter.delivery), ATTEMPT: 1},
         )
         failpoint("w44")
         self.remove(letter)
@@ -211,10 +211,10 @@ class Held:
         self.gone += 1
 
     async def read(
-        self, wanted: Wanted, until: Callable[[DeadLetter], bool], limit: int = MAX_LETTERS
+        self, wanted: Wanted, until: Callable[[DeadLetter], bool], limit: int = MAX_MESSAGES
     ) -> None:
         """Read what was ready, within bounds of number, size and time; no further than needed."""
-        expected = min(self.ready, limit, MAX_LETTERS)
+        expected = min(self.ready, limit, MAX_MESSAGES)
         if not expected:
             return
         await self._wire.channel.basic_qos(prefetch_count=expected)
@@ -284,8 +284,8 @@ class DeadLetterQueue:
         wanted: Wanted = lambda _: True,
         *,
         until: Callable[[DeadLetter], bool] = lambda _: False,
-        limit: int = MAX_LETTERS,
-    ) -> AsyncIterator[Held]:
+        limit: int = MAX_MESSAGES,
+    ) -> AsyncIterator[LockedQueue]:
         """Read the queue, oldest first; what is not moved goes back, in order.
 
         Args:
@@ -334,11 +334,11 @@ class DeadLetterQueue:
             self._turn.release()
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[tuple[Connection, Tap]]:
-        tolerant_amqp.install()
-        tap = Tap()
+    async def _connected(self) -> AsyncIterator[tuple[Connection, FrameFilter]]:
+        lenient.install()
+        tap = FrameFilter()
         url = URL(self._url).update_query(heartbeat=HEARTBEAT_SECONDS)
-        connection = Connection(url, transport_factory=TapFactory(tap))
+        connection = Connection(url, transport_factory=FrameFilterFactory(tap))
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await connection.connect({"connection_name": f"{self._service} dead letters"})
@@ -351,7 +351,9 @@ class DeadLetterQueue:
         channel = await _channel(connection)
         return _Counter(channel, self.route.dead_letter_queue, self._management)
 
-    async def _open(self, connection: Connection, tap: Tap, counter: "_Counter") -> Held:
+    async def _open(
+        self, connection: Connection, tap: FrameFilter, counter: "_Counter"
+    ) -> LockedQueue:
         """Begin to read, after other readers if they are quick enough."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + TURN_SECONDS
@@ -360,9 +362,9 @@ class DeadLetterQueue:
             await asyncio.sleep(POLL_SECONDS)
             ready, readers = await counter.count()
         wire = Wire(await _channel(connection), tap)
-        return Held(self.route, wire, ready=ready, elsewhere=readers > 0)
+        return LockedQueue(self.route, wire, ready=ready, elsewhere=readers > 0)
 
-    async def _give_back(self, held: Held, counter: "_Counter") -> None:
+    async def _give_back(self, held: LockedQueue, counter: "_Counter") -> None:
         """Close the channel, and wait until what it held can be read again."""
         wire = held._wire  # noqa: SLF001 - the two classes are one mechanism
         await wire.drain()

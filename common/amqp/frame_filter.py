@@ -23,7 +23,7 @@ SIGN_OF_LIFE_SECONDS = 1.0
 """aiormq hears of taken frames at most so often: it closes connections that seem silent."""
 
 
-class Taker(Protocol):
+class FrameHandler(Protocol):
     """What takes frames of one channel: ``common.amqp.channel``."""
 
     def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
@@ -35,13 +35,13 @@ class Taker(Protocol):
         ...
 
 
-class Tap(asyncio.Protocol):
+class FrameFilter(asyncio.Protocol):
     """Stands between the transport of one connection and aiormq's reader."""
 
     def __init__(self) -> None:
         self.transport: asyncio.WriteTransport
         self._inner: Any
-        self._takers: dict[int, Taker] = {}
+        self._takers: dict[int, FrameHandler] = {}
         self._rest = b""
         self._foreign = False
         self._told_at = 0.0
@@ -52,7 +52,7 @@ class Tap(asyncio.Protocol):
         self._inner = transport.get_protocol()
         transport.set_protocol(self)
 
-    def attach(self, channel: AbstractChannel, taker: Taker) -> None:
+    def attach(self, channel: AbstractChannel, taker: FrameHandler) -> None:
         """Let ``taker`` have the frames of a channel from now on."""
         self._takers[channel.number] = taker
 
@@ -83,7 +83,7 @@ class Tap(asyncio.Protocol):
             else:
                 for_aiormq.append(data[at:stop])
                 if channel == 0 and kind == frames.METHOD:
-                    self._overhear(data, at + frames.HEAD.size)
+                    self._watch_close(data, at + frames.HEAD.size)
             at = stop
         self._rest = data[at:]
         if taken:
@@ -91,7 +91,7 @@ class Tap(asyncio.Protocol):
         if for_aiormq:
             self._inner.data_received(b"".join(for_aiormq))
 
-    def _overhear(self, data: bytes, start: int) -> None:
+    def _watch_close(self, data: bytes, start: int) -> None:
         """Let all takers know when the broker closes the connection."""
         if data.startswith(_CONNECTION_CLOSE, start):
             for taker in self._takers.values():
@@ -129,10 +129,10 @@ _CONNECTION_CLOSE = frames.METHOD_ID.pack(frames.CONNECTION_CLOSE)
 _KINDS = (frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT)
 
 
-class TapFactory(TransportFactory):
+class FrameFilterFactory(TransportFactory):
     """Opens aiormq's connections, with a tap in each."""
 
-    def __init__(self, tap: Tap) -> None:
+    def __init__(self, tap: FrameFilter) -> None:
         self._tap = tap
 
     async def create(

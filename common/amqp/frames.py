@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pamqp import encode
 
-from common.amqp import lenient as tolerant_amqp
+from common.amqp import lenient
 
 HEAD = struct.Struct(">BHI")
 """What every frame begins with: type, channel, bytes of what follows (4.2.3)."""
@@ -187,9 +187,9 @@ def read_content_header(data: bytes) -> Content:
     properties: dict[str, Any] = {}
     for name in _present(flags):
         if name == "headers":
-            consumed, properties[name] = tolerant_amqp.table(data[at:])
+            consumed, properties[name] = lenient.table(data[at:])
         elif name == "timestamp":
-            consumed, properties[name] = tolerant_amqp.timestamp(data[at : at + 8])
+            consumed, properties[name] = lenient.timestamp(data[at : at + 8])
         elif name == "priority":
             consumed, properties[name] = 1, data[at]
         elif name == "delivery_mode":

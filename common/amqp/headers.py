@@ -17,7 +17,7 @@ FIRST_SEEN_MAX_LENGTH = 40
 a message that the broker will not take back would stop its queue for good."""
 
 
-def kept_properties(delivery: Delivery) -> dict[str, Any]:
+def republish_properties(delivery: Delivery) -> dict[str, Any]:
     """What a republished message keeps; ``user_id`` and the like would close the channel."""
     texts = {
         "message_id": str(delivery.id),
@@ -44,7 +44,7 @@ def short_text(text: str) -> str:
     return text.encode()[:255].decode(errors="ignore")
 
 
-def kept_headers(delivery: Delivery) -> dict[str, Any]:
+def republish_headers(delivery: Delivery) -> dict[str, Any]:
     """Ours only: with a kept ``x-death`` the broker drops the message as a cycle."""
     first_seen = delivery.headers.get(FIRST_SEEN)
     headers: dict[str, Any] = {

@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 
 from pydantic import TypeAdapter, ValidationError
 
-from common.context import sane_id, sane_traceparent
+from common.context import valid_id, valid_traceparent
 from common.contracts import strict_json
 from common.contracts.base import Contract
 from common.contracts.encoding import is_plain_text
@@ -40,7 +40,7 @@ GIVEN_BEFORE = "x-given-before"
 HELD_UP = "x-held-up"
 """How often copies before this one were put aside because they would not have been alone."""
 
-PLAUSIBLE_COUNT = 200
+MAX_TRUSTED_COUNT = 200
 """Twice the limit of deliveries; who claims more than that in a header has made it up."""
 
 TRACEPARENT = "traceparent"
@@ -121,7 +121,7 @@ class Delivery:
         return 1
 
     @property
-    def given_in_vain(self) -> int:
+    def previous_deliveries(self) -> int:
         """How often the message was given before without becoming settled."""
         return self._count(DELIVERY_COUNT) + self._count(GIVEN_BEFORE)
 
@@ -134,17 +134,17 @@ class Delivery:
         count = self.headers.get(header)
         if not isinstance(count, int) or isinstance(count, bool):
             return 0
-        return count if 0 < count <= PLAUSIBLE_COUNT else 0
+        return count if 0 < count <= MAX_TRUSTED_COUNT else 0
 
     @property
-    def sane_correlation_id(self) -> str:
+    def valid_correlation_id(self) -> str:
         """The correlation id, or the message's own where there is none that may be logged."""
-        return sane_id(self.correlation_id) or str(self.id)
+        return valid_id(self.correlation_id) or str(self.id)
 
     @property
     def traceparent(self) -> str:
         """The trace context, if there is a valid one."""
-        return sane_traceparent(self.headers.get(TRACEPARENT))
+        return valid_traceparent(self.headers.get(TRACEPARENT))
 
 
 @lru_cache(maxsize=REMEMBERED_IDS)
@@ -177,7 +177,7 @@ def read(
         raise MalformedError(f"Not a valid {contract.type_name}: {_fields(error)}.") from None
     return Envelope(
         id=delivery.id,
-        correlation_id=delivery.sane_correlation_id,
+        correlation_id=delivery.valid_correlation_id,
         data=data,
         attempt=delivery.attempt,
         last_attempt=delivery.attempt > max_retries,

@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueLook:
+class QueueDepth:
     """The queues of one route at one moment."""
 
     ready: int
@@ -38,7 +38,7 @@ class QueueLook:
         return self.ready + self.retrying + (self.unacknowledged or 0)
 
 
-class QueueView:
+class QueueDepths:
     """Looks at the queues of one route: over AMQP, and over the management API where there is one.
 
     Args:
@@ -54,7 +54,7 @@ class QueueView:
         self._management = management
         self._route = route
 
-    async def look(self) -> QueueLook:
+    async def look(self) -> QueueDepth:
         """The queues as they are now.
 
         Raises:
@@ -71,7 +71,7 @@ class QueueView:
             rows = managed.queues.values()
             ready = {name: figures(rows, name)["messages_ready"] for name in names}
         work = managed.queues.get(route.queue)
-        return QueueLook(
+        return QueueDepth(
             ready=ready[route.queue],
             retrying=sum(ready[step] for step in route.retries),
             dead=ready[route.dead_letter_queue],

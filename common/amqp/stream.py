@@ -23,7 +23,7 @@ OFFSET = "x-stream-offset"
 PREFETCH = 50
 """Messages of a portion: so many are on their way to us at once; streams insist on a bound."""
 
-PORTION_SECONDS = 0.02
+BATCH_SECONDS = 0.02
 """From the first message of a portion to asking for the next one, where nobody waits for them.
 
 For each message that came alone the broker reads a chunk of its file: a thousand in one go hold up
@@ -71,7 +71,7 @@ class StreamReader:
         take: Callable[[int, Delivery], Item | None],
         *,
         limit: int,
-        gently: bool = False,
+        throttled: bool = False,
     ) -> list[Item]:
         """What ``take`` makes of the messages from ``start`` on, until the end or the limit.
 
@@ -85,7 +85,7 @@ class StreamReader:
                 the stream has forgotten that offset, it is the oldest, too.
             take: Gets offset and message; None leaves it out. Bodies are not kept.
             limit: Most messages looked at; at least 1.
-            gently: Whether to make pauses, because nobody waits for it.
+            throttled: Whether to make pauses, because nobody waits for it.
 
         Raises:
             BrokerUnavailableError: It broke off, or did not say in time whether there is more;
@@ -93,7 +93,7 @@ class StreamReader:
             TopologyMissingError: There is no such stream.
         """
         async with self._one_at_a_time:
-            reading = _Reading(start, take, limit, gently=gently)
+            reading = _Reading(start, take, limit, throttled=throttled)
             with self._watched():
                 async with asyncio.timeout(ANSWER_SECONDS):
                     wire = await self._usable_wire()
@@ -189,15 +189,15 @@ class _Reading(Generic[Item]):
         take: Callable[[int, Delivery], Item | None],
         limit: int,
         *,
-        gently: bool,
+        throttled: bool,
     ) -> None:
         self.items: list[Item] = []
         self._first = start if isinstance(start, int) else 0
         self._take = take
         self._left = limit
-        self._gently = gently
-        self._portion: list[int] = []
-        self._whole_portions = 0
+        self._gently = throttled
+        self._batch: list[int] = []
+        self._whole_batches = 0
         self._received = 0
         self._acknowledged = 0
         self._next: asyncio.TimerHandle | None = None
@@ -206,13 +206,13 @@ class _Reading(Generic[Item]):
 
     def received(self, wire: Wire, tag: int, delivery: Delivery) -> None:
         """Take a message; those before the first belong to the piece that the broker sends."""
-        self._portion.append(tag)
+        self._batch.append(tag)
         self._received += 1
-        if len(self._portion) == 1:
+        if len(self._batch) == 1:
             loop = asyncio.get_running_loop()
-            self._next = loop.call_later(PORTION_SECONDS, self.acknowledge, wire)
-        if len(self._portion) == PREFETCH:
-            self._whole_portions += 1
+            self._next = loop.call_later(BATCH_SECONDS, self.acknowledge, wire)
+        if len(self._batch) == PREFETCH:
+            self._whole_batches += 1
             if not self._gently:
                 self.acknowledge(wire)
         offset = delivery.headers.get(OFFSET)
@@ -229,10 +229,10 @@ class _Reading(Generic[Item]):
         """Have the broker send more."""
         if self._next is not None:
             self._next.cancel()
-        for tag in self._portion:
+        for tag in self._batch:
             wire.acknowledge(tag)
-        self._acknowledged += len(self._portion)
-        self._portion.clear()
+        self._acknowledged += len(self._batch)
+        self._batch.clear()
 
     async def done(self, wire: Wire) -> None:
         """Return when the limit is reached, or the end.
@@ -242,10 +242,10 @@ class _Reading(Generic[Item]):
             TimeoutError: The broker does not answer.
         """
         await _within(FIRST_SECONDS, self._has_begun)
-        whole_portions = self._whole_portions
+        whole_batches = self._whole_batches
         while not await _within(CALM_SECONDS, self._is_full):
-            is_calm = self._whole_portions == whole_portions
-            whole_portions = self._whole_portions
+            is_calm = self._whole_batches == whole_batches
+            whole_batches = self._whole_batches
             if is_calm and await self._is_at_end(wire):
                 return
 

@@ -18,7 +18,7 @@ SINGLES_UNDER_WAY = 4
 """Requests at once where each item is sent alone; less than the connections to the database."""
 
 
-class Coalescer(Generic[Item, Result]):
+class Batcher(Generic[Item, Result]):
     """Collects items while requests are under way; nothing ever waits for company.
 
     An item that comes when no request is under way leaves at once, alone. What comes

@@ -71,7 +71,7 @@ from common.contracts.resends import (
     ResendMarked,
     ResendMarks,
 )
-from common.database_client.batching import Coalescer
+from common.database_client.batching import Batcher
 from common.database_client.circuit import Circuit
 from common.database_client.http_client import HttpClient, MalformedAnswerError
 from common.errors import (
@@ -115,9 +115,9 @@ class DatabaseClient:
         self._away = DatabaseServiceUnavailableError()
         self._client = client
         self._session = session
-        self._store = Coalescer(self._store_all, name="registrations", max_items=MAX_BULK)
-        self._claim = Coalescer(self._claim_all, name="claims", max_items=MAX_BULK)
-        self._record = Coalescer(self._record_all, name="outcomes", max_items=MAX_BULK)
+        self._store = Batcher(self._store_all, name="registrations", max_items=MAX_BULK)
+        self._claim = Batcher(self._claim_all, name="claims", max_items=MAX_BULK)
+        self._record = Batcher(self._record_all, name="outcomes", max_items=MAX_BULK)
 
     @classmethod
     @asynccontextmanager

@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     raw: Mapping[str, str]
     """Reads a body that is neither: media type to its meaning; handed over as ``raw``, bytes."""
 
-    shown_form: type[BaseModel]
+    html_form: type[BaseModel]
     """Documents a form that the handler reads itself, because it shows again what is wrong."""
 
     headers: Mapping[str, str]

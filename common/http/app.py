@@ -42,7 +42,7 @@ OWN_ADDRESS = web.AppKey("own_address", OwnAddress)
 
 _REQUEST_ID = web.RequestKey("request_id", str)
 
-TELL_AFTER_SECONDS = 0.005
+ACCESS_LOG_DELAY_SECONDS = 0.005
 """After an answer until it is counted and logged.
 
 Whoever waits for the answer is woken up on the same core, and would wait for that as well.
@@ -91,7 +91,7 @@ def base_app(
     )
     app[OWN_ADDRESS] = OwnAddress()
     app.on_response_prepare.append(partial(_prepare, access))
-    app.on_cleanup.append(_tell_the_last)
+    app.on_cleanup.append(_flush_access_log)
     api.add_to(app)
     add_health(app, name, VERSION, readiness)
     add_documentation(
@@ -136,7 +136,9 @@ def _middleware(
             response = answer_failure(request, error, page) if allowed is None else allowed
         await compress(request, response)
         seconds = time.perf_counter() - started
-        asyncio.get_running_loop().call_later(TELL_AFTER_SECONDS, _tell, request, response, seconds)
+        asyncio.get_running_loop().call_later(
+            ACCESS_LOG_DELAY_SECONDS, _tell, request, response, seconds
+        )
         return response
 
     return middleware
@@ -159,8 +161,8 @@ def _tell(request: web.Request, response: web.StreamResponse, seconds: float) ->
         )
 
 
-async def _tell_the_last(_app: web.Application) -> None:
-    await asyncio.sleep(TELL_AFTER_SECONDS)
+async def _flush_access_log(_app: web.Application) -> None:
+    await asyncio.sleep(ACCESS_LOG_DELAY_SECONDS)
 
 
 async def _prepare(access: Access, request: web.Request, response: web.StreamResponse) -> None:

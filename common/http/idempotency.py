@@ -11,7 +11,7 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 _SANE_KEY = re.compile(r"[!-~]{1,200}")
 
 
-def is_sane_key(key: str) -> bool:
+def is_valid_key(key: str) -> bool:
     """Whether it is 1 to 200 printable ASCII characters without spaces."""
     return _SANE_KEY.fullmatch(key) is not None
 
@@ -23,7 +23,7 @@ def idempotency_key(request: web.Request) -> str | None:
         InvalidError: It is empty, too long or not printable.
     """
     key = request.headers.get(IDEMPOTENCY_KEY)
-    if key is None or is_sane_key(key):
+    if key is None or is_valid_key(key):
         return key
     detail = "Use 1 to 200 printable ASCII characters without spaces."
     raise InvalidError(

@@ -75,7 +75,7 @@ def _models(operations: Iterable[Operation]) -> Iterable[tuple[type[BaseModel], 
     for operation in operations:
         options = operation.options
         # Not path and query: their fields are written out as parameters.
-        for model in (options.get(key) for key in ("body", "form", "shown_form")):
+        for model in (options.get(key) for key in ("body", "form", "html_form")):
             if isinstance(model, type) and issubclass(model, BaseModel):
                 seen.add((model, "validation"))
         for model in operation.returns.values():
@@ -96,7 +96,7 @@ def _operation(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
     for kind, media_type in (
         ("body", "application/json"),
         ("form", "application/x-www-form-urlencoded"),
-        ("shown_form", "application/x-www-form-urlencoded"),
+        ("html_form", "application/x-www-form-urlencoded"),
     ):
         if model := options.get(kind):
             content = {"schema": schemas[model, "validation"], **_example(model)}
@@ -177,7 +177,7 @@ def _errors(operation: Operation) -> Iterable[type[UserStreamError]]:
     implied: tuple[type[UserStreamError], ...] = ()
     if "body" in options or "form" in options or "raw" in options:
         implied = _READS_A_BODY
-    elif "shown_form" in options:
+    elif "html_form" in options:
         implied = _READS_A_BODY[:-1]  # what is not valid is shown again
     elif "path" in options or "query" in options:
         implied = (InvalidError,)

@@ -89,7 +89,7 @@ async def _serve(name: str, settings: ServiceSettings, app: web.Application) -> 
         loop.add_signal_handler(number, stopped.set)
     runner = Runner(app, shutdown_timeout=REQUEST_SECONDS_AT_STOP)
     await runner.setup()
-    _calm_the_garbage_collector()
+    _tune_gc()
     try:
         await _listen(runner, settings)
         app[OWN_ADDRESS].listens(*runner.addresses[0][:2])
@@ -111,7 +111,7 @@ async def _listen(runner: Runner, settings: ServiceSettings) -> None:
         ) from error
 
 
-def _calm_the_garbage_collector() -> None:
+def _tune_gc() -> None:
     """Look for cycles less often, and not among what lives as long as the process.
 
     At its defaults the collector took 5 % of a busy service's time to find next to nothing:

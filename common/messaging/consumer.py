@@ -20,8 +20,14 @@ from common.context import enter_message
 from common.errors import UnavailableError
 from common.failpoints import failpoint
 from common.messaging.dispatcher import Dispatcher, Handlers, Outcome
-from common.messaging.pause import FIRST_PROBE_SECONDS, Ask, Breaker, Case, Verdict
-from common.messaging.quarantine import COMPANY_SECONDS, Notes, Suspects, is_suspect, patience
+from common.messaging.pause import FIRST_PROBE_SECONDS, Ask, Case, OutageGate, Verdict
+from common.messaging.quarantine import (
+    EXCLUSIVE_WAIT_SECONDS,
+    Notes,
+    Quarantine,
+    exclusive_wait,
+    is_suspect,
+)
 from common.messaging.subscription import Subscription
 
 log = structlog.get_logger()
@@ -29,7 +35,7 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 20.0
 """How long handlers may go on after SIGTERM; then they are cancelled and delivered again."""
 
-LAST_WORDS_SECONDS = 5.0
+CANCEL_GRACE_SECONDS = 5.0
 """How long cancelled handlers may take to note how far they came."""
 
 ASIDE_LASTS = timedelta(seconds=10)
@@ -58,14 +64,14 @@ class Consumer:
         self._dispatcher = dispatcher
         self._route = dispatcher.route
         self._prefetch = prefetch
-        self._suspects = Suspects(dispatcher, Notes.of(self._route.queue, notes))
+        self._suspects = Quarantine(dispatcher, Notes.of(self._route.queue, notes))
         self._subscription = Subscription(
             url, service=service, route=self._route, prefetch=prefetch, settler=self
         )
-        self._breaker = Breaker(on_pause=self._paused, on_resume=self._resumed, ask=ask)
+        self._gate = OutageGate(on_pause=self._paused, on_resume=self._resumed, ask=ask)
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
-        self._line: deque[tuple[Wire, int, Delivery]] = deque()
+        self._backlog: deque[tuple[Wire, int, Delivery]] = deque()
         self._waiting: set[asyncio.Task[None]] = set()
         queue = self._route.queue
         metrics.IN_HAND.labels(queue).set_function(self._count_in_hand)
@@ -84,19 +90,19 @@ class Consumer:
         """Take nothing new, let what runs finish, leave the rest to redelivery."""
         self._stopping = True
         await self._subscription.end()
-        self.let_go()
+        self.release_waiting()
         if self._in_hand:
             log.info("consumer.draining", queue=self._route.queue, in_hand=self._count_in_hand())
             await asyncio.wait(self._in_hand, timeout=DRAIN_SECONDS)
         for task in list(self._in_hand):
             task.cancel()
         if self._in_hand:
-            await asyncio.wait(self._in_hand, timeout=LAST_WORDS_SECONDS)
+            await asyncio.wait(self._in_hand, timeout=CANCEL_GRACE_SECONDS)
         await self._subscription.close()
 
     async def check(self) -> None:
         """Raise what keeps it from working, if anything does."""
-        if (failure := self._breaker.failure) is not None:
+        if (failure := self._gate.failure) is not None:
             raise type(failure)(f"Paused; nothing is lost. {failure.detail}")
         await self._subscription.check()
 
@@ -105,7 +111,7 @@ class Consumer:
     @property
     def is_open(self) -> bool:
         """Whether deliveries are to come freely: while a neighbour is away, one by one."""
-        return not self._breaker.paused
+        return not self._gate.paused
 
     @property
     def is_busy(self) -> bool:
@@ -114,11 +120,11 @@ class Consumer:
 
     def _count_in_hand(self) -> int:
         """Deliveries begun, and those in line; the one at its head is both."""
-        return len(self._in_hand) + max(len(self._line) - 1, 0)
+        return len(self._in_hand) + max(len(self._backlog) - 1, 0)
 
-    def let_go(self) -> None:
+    def release_waiting(self) -> None:
         """Forget what waits for its turn: it will be delivered again."""
-        self._suspects.no_longer_alone()
+        self._suspects.no_longer_exclusive()
         for task in list(self._waiting):
             task.cancel()
 
@@ -137,7 +143,7 @@ class Consumer:
 
     async def _subscribe_again(self) -> None:
         # A new subscription brings a new prefetch: first work off what is held.
-        while self._count_in_hand() > self._prefetch // 2 and not self._breaker.paused:
+        while self._count_in_hand() > self._prefetch // 2 and not self._gate.paused:
             await asyncio.wait(self._in_hand, return_when=asyncio.FIRST_COMPLETED)
         await self._subscription.reconcile()
 
@@ -149,25 +155,25 @@ class Consumer:
         Not of the channel's: cancelled with it, a mail whose text is out would count as
         unsure and go out again, though its server is about to say 250.
         """
-        if self._line:
-            self._line.append((wire, tag, delivery))
+        if self._backlog:
+            self._backlog.append((wire, tag, delivery))
             return False
         self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
         return True
 
-    def begin_alone(self, wire: Wire, tag: int, delivery: Delivery) -> None:
+    def handle_exclusively(self, wire: Wire, tag: int, delivery: Delivery) -> None:
         """Begin with a suspect once nothing else is in hand; what comes after it waits."""
-        self._line.append((wire, tag, delivery))
-        if len(self._line) == 1:
-            self._start(self._work_off_line())
+        self._backlog.append((wire, tag, delivery))
+        if len(self._backlog) == 1:
+            self._start(self._drain_backlog())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._in_hand.add(task)
         task.add_done_callback(self._in_hand.discard)
 
-    async def _work_off_line(self) -> None:
-        """Suspects one after the other, each alone; what came behind them side by side.
+    async def _drain_backlog(self) -> None:
+        """Quarantine one after the other, each alone; what came behind them side by side.
 
         The one that is being handled stays at the head: as long as there is one, nothing
         begins by itself.
@@ -175,8 +181,8 @@ class Consumer:
         since: dict[asyncio.Task[None], float] = {}
         ordinary = False
         try:
-            while self._line:
-                wire, tag, delivery = self._line[0]
+            while self._backlog:
+                wire, tag, delivery = self._backlog[0]
                 if self._stopping or not self._is_current(wire):
                     pass  # it is delivered again
                 elif is_suspect(delivery):
@@ -184,18 +190,18 @@ class Consumer:
                 else:
                     ordinary = True
                     self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
-                self._line.popleft()
+                self._backlog.popleft()
             if ordinary and not self._stopping:
-                self._subscription.widen()
+                self._subscription.raise_prefetch()
         finally:
-            if self._line:  # cancelled, or a fault of ours: nobody else would begin with these
-                self._line.clear()
+            if self._backlog:  # cancelled, or a fault of ours: nobody else would begin with these
+                self._backlog.clear()
                 self._renew_unless_done(wire)
 
     async def _settle_alone(
         self, wire: Wire, tag: int, delivery: Delivery, since: dict[asyncio.Task[None], float]
     ) -> None:
-        """Handle a suspect, or put it aside if what is in hand outlasts its patience.
+        """Handle a suspect, or put it aside if what is in hand outlasts its exclusive_wait.
 
         Args:
             wire: Where it came from.
@@ -217,11 +223,11 @@ class Consumer:
         self, wire: Wire, delivery: Delivery, since: dict[asyncio.Task[None], float]
     ) -> bool:
         """Wait until nothing else is in hand; an outage that holds the others is not counted."""
-        allowed = patience(delivery)
+        allowed = exclusive_wait(delivery)
         told = False
         while others := self._in_hand - {asyncio.current_task()}:
             now = self._loop.time()
-            if self._breaker.paused:
+            if self._gate.paused:
                 since.clear()
             elif now - min(since.setdefault(task, now) for task in others) >= allowed:
                 return False
@@ -230,8 +236,8 @@ class Consumer:
             if not told:
                 told = True
                 queue = self._route.queue
-                log.info("suspect.waiting", queue=queue, others=len(others), patience=allowed)
-            await asyncio.wait(others, timeout=min(allowed, COMPANY_SECONDS))
+                log.info("suspect.waiting", queue=queue, others=len(others), exclusive_wait=allowed)
+            await asyncio.wait(others, timeout=min(allowed, EXCLUSIVE_WAIT_SECONDS))
         return True
 
     async def _settle(self, wire: Wire, tag: int, delivery: Delivery, dispatch: Dispatch) -> None:
@@ -239,7 +245,7 @@ class Consumer:
         queue = self._route.queue
         started = time.perf_counter()
         try:
-            outcome = await self._work_off(delivery, dispatch)
+            outcome = await self._handle_with_retry(delivery, dispatch)
             failpoint("w19")
             # Only on the channel it came by: on a newer one the same tag means another message.
             if self._is_current(wire):
@@ -257,48 +263,48 @@ class Consumer:
         except Exception:  # a fault of ours: unsettled, it would stay in hand for ever
             metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
             log.exception("delivery.unsettled", queue=queue)
-            self._subscription.renew()
+            self._subscription.reopen_channel()
 
     def _renew_unless_done(self, wire: Wire) -> None:
         """Have unsettled deliveries given again, where neither a stop nor a new channel does so."""
         if self._is_current(wire) and not self._stopping:
-            self._subscription.renew()
+            self._subscription.reopen_channel()
 
     def _is_current(self, wire: Wire) -> bool:
         return wire is self._subscription.wire and not wire.closed
 
-    async def _work_off(self, delivery: Delivery, dispatch: Dispatch) -> Outcome:
+    async def _handle_with_retry(self, delivery: Delivery, dispatch: Dispatch) -> Outcome:
         """Repeat through outages until there is an outcome."""
-        enter_message(str(delivery.id), delivery.sane_correlation_id, delivery.traceparent)
-        if self._breaker.paused:
-            return await self._work_off_in_turn(delivery, dispatch, None)
-        evidence = self._breaker.evidence
+        enter_message(str(delivery.id), delivery.valid_correlation_id, delivery.traceparent)
+        if self._gate.paused:
+            return await self._handle_as_probe(delivery, dispatch, None)
+        evidence = self._gate.evidence
         begun_at = evidence.failures
         try:
             outcome = await dispatch(delivery)
         except UnavailableError as error:
-            return await self._work_off_in_turn(delivery, dispatch, error)
+            return await self._handle_as_probe(delivery, dispatch, error)
         if outcome is Outcome.HANDLED and evidence.is_doubtful:
-            self._breaker.got_through(begun_at)
+            self._gate.got_through(begun_at)
         return outcome
 
-    async def _work_off_in_turn(
+    async def _handle_as_probe(
         self, delivery: Delivery, dispatch: Dispatch, error: UnavailableError | None
     ) -> Outcome:
         """Hold a delivery until the neighbours are back, or until it has failed by itself."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - called by a task
-        breaker = self._breaker
-        case = breaker.evidence.case(delivery.id)
+        gate = self._gate
+        case = gate.evidence.case(delivery.id)
         try:
             if error is not None and (outcome := await self._judge(delivery, case, error)):
                 return outcome
             while True:
                 self._waiting.add(task)
-                if case.failures and not breaker.paused:
+                if case.failures and not gate.paused:
                     await asyncio.sleep(FIRST_PROBE_SECONDS)
-                async with breaker.passage(case):
-                    begun_at = breaker.evidence.failures
+                async with gate.pass_through(case):
+                    begun_at = gate.evidence.failures
                     self._waiting.discard(task)
                     try:
                         outcome = await dispatch(delivery)
@@ -307,9 +313,9 @@ class Consumer:
                             return outcome
                         continue
                     if outcome is Outcome.HANDLED:
-                        breaker.got_through(begun_at)
+                        gate.got_through(begun_at)
                     else:
-                        await breaker.told_nothing(case)
+                        await gate.told_nothing(case)
                     return outcome
         finally:
             self._waiting.discard(task)
@@ -323,7 +329,7 @@ class Consumer:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - called by a task
         self._waiting.add(task)
-        verdict = await self._breaker.failed(case, error)
+        verdict = await self._gate.failed(case, error)
         if verdict is Verdict.HOLD:
             return None
         self._waiting.discard(task)  # from here on it may live on elsewhere

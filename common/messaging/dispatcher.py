@@ -27,8 +27,8 @@ from common.amqp.headers import (
     ERROR_DETAIL,
     FAILED_SERVICE,
     ORIGINAL_ROUTING_KEY,
-    kept_headers,
-    kept_properties,
+    republish_headers,
+    republish_properties,
     short_text,
 )
 from common.amqp.message import ATTEMPT, GIVEN_BEFORE, HELD_UP, Delivery, Envelope, read
@@ -143,7 +143,7 @@ class Dispatcher:
             delivery,
             {
                 ATTEMPT: delivery.attempt,
-                GIVEN_BEFORE: delivery.given_in_vain,
+                GIVEN_BEFORE: delivery.previous_deliveries,
                 **({HELD_UP: held_up} if held_up else {}),
             },
             expiration=delay,
@@ -152,7 +152,7 @@ class Dispatcher:
             "delivery.put_aside",
             queue=self.route.queue,
             code=code,
-            given_before=delivery.given_in_vain,
+            given_before=delivery.previous_deliveries,
             delay_seconds=delay.total_seconds(),
         )
         return Outcome.PUT_ASIDE
@@ -226,8 +226,8 @@ class Dispatcher:
             exchange,
             short_text(delivery.routing_key),
             delivery.body,
-            properties=kept_properties(delivery),
-            headers={**kept_headers(delivery), **headers},
+            properties=republish_properties(delivery),
+            headers={**republish_headers(delivery), **headers},
             expiration=expiration,
         )
 

@@ -23,7 +23,7 @@ is to go on within a second. It stays short while the neighbour says that it is 
 messages tell, and the next one may get through.
 """
 
-PATIENCE_SECONDS = 20.0
+PROBE_TIMEOUT_SECONDS = 20.0
 """A probe that has met no outage for so long ends the pause: longer than every deadline of a
 neighbour (10 s for an answer, 2 s for its readiness)."""
 
@@ -140,7 +140,7 @@ class _Turn:
     """True to probe, False if the pause is over."""
 
 
-class Breaker:
+class OutageGate:
     """Everyone passes while the neighbours answer; otherwise one at a time, after a pause.
 
     Args:
@@ -180,7 +180,7 @@ class Breaker:
     # -- turns ------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def passage(self, case: Case) -> AsyncIterator[None]:
+    async def pass_through(self, case: Case) -> AsyncIterator[None]:
         """Do one piece of work inside; waits while paused, until its turn to probe.
 
         Of those that wait, one that has not failed probes first: the others have told already
@@ -193,11 +193,13 @@ class Breaker:
         # A probe may take long for reasons of its own, such as a slow mail server; the others
         # need not wait for its end once it is plain that the neighbours are there. From then on
         # it is work like any other: if a new outage has begun when it ends, it is not its probe.
-        patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._outlasted, turn)
+        exclusive_wait = asyncio.get_running_loop().call_later(
+            PROBE_TIMEOUT_SECONDS, self._outlasted, turn
+        )
         try:
             yield
         finally:
-            patience.cancel()
+            exclusive_wait.cancel()
             self._end(turn)
 
     async def _its_turn(self, case: Case) -> _Turn | None:

@@ -30,37 +30,39 @@ log = structlog.get_logger()
 SUSPECT_AFTER = 3
 """Deliveries in vain. Crashes and outages of the whole make suspects too; that costs speed only."""
 
-DEATHS = 5
+CRASH_LIMIT = 5
 """Processes that a message may kill alone; a few, for who kills from outside may hit it too."""
 
-COMPANY_SECONDS = 1.0
+EXCLUSIVE_WAIT_SECONDS = 1.0
 """How long a suspect waits at first until it is alone, while nothing else begins; each time in
 vain it waits twice as long."""
 
-COMPANY_MOST_SECONDS = 120.0
+LONGEST_EXCLUSIVE_WAIT_SECONDS = 120.0
 """The longest that it waits."""
 
 HELD_UP_LASTS = timedelta(seconds=30)
 """Then it is put aside, at first for the longest step up to this: others met a slow neighbour."""
 
-ASIDE_PER_WAIT = 4
+DEFER_FACTOR = 4
 """It is put aside at least so many times as long as it has waited: meanwhile others get on."""
 
-NOTES_LAST = timedelta(days=1)
+MARKER_MAX_AGE = timedelta(days=1)
 """A message that kills is given again at once; an older note is about something else."""
 
 
 def is_suspect(delivery: Delivery) -> bool:
     """Whether it was given in vain so often that it must be handled alone."""
-    return delivery.given_in_vain >= SUSPECT_AFTER
+    return delivery.previous_deliveries >= SUSPECT_AFTER
 
 
-def patience(delivery: Delivery) -> float:
+def exclusive_wait(delivery: Delivery) -> float:
     """Seconds a suspect may wait for what is in hand before it is put aside."""
-    return min(COMPANY_SECONDS * 2.0 ** min(delivery.held_up, 16), COMPANY_MOST_SECONDS)
+    return min(
+        EXCLUSIVE_WAIT_SECONDS * 2.0 ** min(delivery.held_up, 16), LONGEST_EXCLUSIVE_WAIT_SECONDS
+    )
 
 
-class Suspects:
+class Quarantine:
     """Hands suspects to the dispatcher, or to the dead letters."""
 
     def __init__(self, dispatcher: Dispatcher, notes: "Notes") -> None:
@@ -79,12 +81,12 @@ class Suspects:
             held_up: Whether it is to be put aside, because something slow is still in hand.
         """
         deaths = self._notes.count(delivery.id)
-        if (verdict := _verdict(delivery, deaths)) is not None:
+        if (verdict := _check_limits(delivery, deaths)) is not None:
             outcome = await self._dispatcher.give_up(delivery, verdict)
         elif held_up:
             outcome = await self._dispatcher.put_aside(
                 delivery,
-                max(HELD_UP_LASTS, timedelta(seconds=ASIDE_PER_WAIT * patience(delivery))),
+                max(HELD_UP_LASTS, timedelta(seconds=DEFER_FACTOR * exclusive_wait(delivery))),
                 code="held_up",
                 held_up=delivery.held_up + 1,
             )
@@ -105,7 +107,7 @@ class Suspects:
         finally:
             note.withdraw()
 
-    def no_longer_alone(self) -> None:
+    def no_longer_exclusive(self) -> None:
         """Take back what was noted: from now on something else can be in hand as well."""
         if self._note is not None:
             self._note.withdraw()
@@ -116,19 +118,19 @@ class Suspects:
         log.warning(
             "delivery.suspected",
             queue=queue,
-            given_before=delivery.given_in_vain,
+            given_before=delivery.previous_deliveries,
             deaths=deaths,
         )
 
 
-def _verdict(delivery: Delivery, deaths: int) -> PermanentError | None:
+def _check_limits(delivery: Delivery, deaths: int) -> PermanentError | None:
     """Why a suspect must not be handled any more, if so."""
-    if deaths >= DEATHS:
+    if deaths >= CRASH_LIMIT:
         return ProcessKilledError(f"{deaths} processes died with this message alone in hand.")
     # The back-stop where no note outlives its process: the broker's own limit sees only the
     # latest of the copies that were put aside.
-    if delivery.given_in_vain > WORK_DELIVERY_LIMIT:
-        return DeliveryLimitError(f"Given {delivery.given_in_vain} times in vain.")
+    if delivery.previous_deliveries > WORK_DELIVERY_LIMIT:
+        return DeliveryLimitError(f"Given {delivery.previous_deliveries} times in vain.")
     return None
 
 
@@ -169,7 +171,7 @@ class Notes:
                 about = path.lstat()
                 if about.st_uid != os.getuid():  # anybody may write to the default folder
                     continue
-                if time.time() - about.st_mtime > NOTES_LAST.total_seconds():
+                if time.time() - about.st_mtime > MARKER_MAX_AGE.total_seconds():
                     path.unlink()
                 elif _is_nobodys(path):
                     yield path

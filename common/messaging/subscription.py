@@ -27,7 +27,7 @@ from common.messaging.quarantine import is_suspect
 
 log = structlog.get_logger()
 
-NARROW = 1
+INITIAL_PREFETCH = 1
 """Prefetch of a channel on which no ordinary message has come yet."""
 
 CANCEL_SECONDS = 5.0
@@ -50,11 +50,11 @@ class Settler(Protocol):
         """Begin with an ordinary delivery; False if it has to wait for a suspect."""
         ...
 
-    def begin_alone(self, wire: Wire, tag: int, delivery: Delivery) -> None:
+    def handle_exclusively(self, wire: Wire, tag: int, delivery: Delivery) -> None:
         """Begin with a suspect, once it is alone; what comes after it has to wait."""
         ...
 
-    def let_go(self) -> None:
+    def release_waiting(self) -> None:
         """Forget what is held: it will come again, by a new channel."""
         ...
 
@@ -98,7 +98,7 @@ class Subscription:
         self._link = Link(url, service=service, purpose="consume", setup=self._subscribe_on)
         self.wire: Wire | None = None
         """Where deliveries come from; by any other wire nothing can be acknowledged any more."""
-        self._reach = NARROW
+        self._prefetch = INITIAL_PREFETCH
         self._subscribed: tuple[int, bool] | None = None
         """With which of ``_due`` it is."""
         self._ended = False
@@ -149,8 +149,8 @@ class Subscription:
         unverified = await check_topology(channel, queues=queues(self._route))
         self._is_countable = self._route.queue not in unverified
         async with self._subscribing:
-            self._settler.let_go()
-            self.wire, self._reach, self._subscribed = wire, NARROW, None
+            self._settler.release_waiting()
+            self.wire, self._prefetch, self._subscribed = wire, INITIAL_PREFETCH, None
             wire.channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
             if (due := self._due) is not None:
                 await self._consume(wire, due)
@@ -163,7 +163,7 @@ class Subscription:
         """
         async with self._subscribing:
             try:
-                # ``renew`` may take the wire away while one of these waits for the broker.
+                # ``reopen_channel`` may take the wire away while one of these waits for the broker.
                 while (wire := self.wire) and not wire.closed and self._due != self._subscribed:
                     if self._subscribed:
                         await wire.channel.basic_cancel(self._tag, timeout=CANCEL_SECONDS)
@@ -185,7 +185,7 @@ class Subscription:
         if self._ended:
             return None
         is_open = self._settler.is_open
-        return (self._reach if is_open else NARROW), is_open
+        return (self._prefetch if is_open else INITIAL_PREFETCH), is_open
 
     async def _consume(self, wire: Wire, due: tuple[int, bool]) -> None:
         # A tag of its own each time: where one is used again while deliveries of the first are
@@ -195,7 +195,7 @@ class Subscription:
         await wire.consume(self._route.queue, self._tag, partial(self._received, wire))
         self._subscribed = due
 
-    def renew(self) -> None:
+    def reopen_channel(self) -> None:
         """Begin again on a new channel: the broker delivers all again that is in hand."""
         wire, self.wire = self.wire, None
         self.in_background(self._give_up_channel(wire))
@@ -209,7 +209,7 @@ class Subscription:
     def _cancelled_by_broker(self, *_: object) -> None:
         """The queue was deleted or its leader moved."""
         log.warning("consumer.cancelled_by_broker", queue=self._route.queue)
-        self.renew()
+        self.reopen_channel()
 
     # -- deliveries -------------------------------------------------------------------------
 
@@ -219,14 +219,14 @@ class Subscription:
         self._deliveries += 1
         headers = delivery.headers
         if (DELIVERY_COUNT in headers or GIVEN_BEFORE in headers) and is_suspect(delivery):
-            self._settler.begin_alone(wire, tag, delivery)
-        elif self._settler.begin(wire, tag, delivery) and self._reach != self._full:
-            self.widen()
+            self._settler.handle_exclusively(wire, tag, delivery)
+        elif self._settler.begin(wire, tag, delivery) and self._prefetch != self._full:
+            self.raise_prefetch()
 
-    def widen(self) -> None:
+    def raise_prefetch(self) -> None:
         """Have as much in hand as allowed: an ordinary message was begun with."""
-        if self._reach != self._full:
-            self._reach = self._full
+        if self._prefetch != self._full:
+            self._prefetch = self._full
             self.in_background(self.reconcile())
 
     # -- watching ---------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class Subscription:
             if (waiting and self._deliveries == seen) or idle >= LONGEST_IDLE:
                 log.info("consumer.renewed", queue=self._route.queue, waiting=waiting)
                 idle = timedelta()
-                self.renew()
+                self.reopen_channel()
 
     async def _count_waiting(self) -> int:
         # Where the broker refuses to tell, asking would cost the channel.

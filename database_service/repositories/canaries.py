@@ -43,4 +43,4 @@ class CanaryRepository:
             )
             return len(rows)
 
-        return await self._database.by_statements(work)
+        return await self._database.with_retry(work)

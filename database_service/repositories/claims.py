@@ -7,7 +7,7 @@ import asyncpg
 
 from common.contracts.notifications import LEASE_SECONDS, Claim, ClaimRequest, ClaimResult, Template
 from database_service.connection import Connection
-from database_service.translation import LostRaceError
+from database_service.translation import SerializationConflictError
 
 TOLD_AGAIN_AFTER_HOURS = 24
 """The owner of an address is told at most this often that somebody registered it again."""
@@ -29,12 +29,12 @@ async def answer_claims(
         answers = await _insert_new(connection, claims, allowed)
     except asyncpg.ForeignKeyViolationError as error:
         # The user was deleted between the join and the check.
-        raise LostRaceError from error
+        raise SerializationConflictError from error
     known = [claim.message_id not in answers for claim in claims]
     if any(known):
         answers |= await _update_known(connection, claims, allowed, known)
     if len(answers) < len(claims):
-        raise LostRaceError
+        raise SerializationConflictError
     return answers
 
 

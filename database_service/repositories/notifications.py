@@ -47,9 +47,7 @@ class NotificationRepository:
             answers = await (
                 self._database.in_transaction(partial(answer_claims_of_owners, claims=asked))
                 if any(claim.template is Template.ALREADY_REGISTERED for claim in asked)
-                else self._database.by_statements(
-                    partial(answer_claims, claims=asked, withheld=set())
-                )
+                else self._database.with_retry(partial(answer_claims, claims=asked, withheld=set()))
             )
             results |= {place: answers[claim.message_id] for place, claim in turn}
         return [results[place] for place in range(len(claims))]
@@ -88,7 +86,7 @@ class NotificationRepository:
         results: dict[int, OutcomeResult] = {}
         for turn in _turns(outcomes):
             work = partial(record_outcomes, outcomes=[outcome for _, outcome in turn])
-            recorded = await self._database.by_statements(work)
+            recorded = await self._database.with_retry(work)
             results |= {
                 place: OutcomeResult(
                     message_id=outcome.message_id, recorded=recorded.get(outcome.message_id, False)

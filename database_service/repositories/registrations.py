@@ -65,7 +65,7 @@ class RegistrationRepository:
                 answers |= await _insert_canaries(connection, unknown)
             return answers
 
-        answers = await self._database.by_statements(work)
+        answers = await self._database.with_retry(work)
         failpoint("w13")
         return [answers[item.registration_id] for item in registrations]
 

@@ -34,7 +34,7 @@ async def rehearse_registrations(
         finally:
             await transaction.rollback()
 
-    return await database.by_statements(work)
+    return await database.with_retry(work)
 
 
 class _OnTrial(Database):
@@ -43,7 +43,7 @@ class _OnTrial(Database):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def by_statements(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+    async def with_retry(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """The result of ``work``; what lost a race against an earlier row is done again."""
         try:
             async with self._connection.transaction():  # a savepoint

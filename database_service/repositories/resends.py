@@ -111,7 +111,7 @@ class ResendRepository:
                 row["notification_id"]: ResendMarked.model_validate(_values(row)) for row in rows
             }
 
-        marked = await self._database.by_statements(work)
+        marked = await self._database.with_retry(work)
         return [
             marked.get(item, ResendMarked(notification_id=item, decision=ResendDecision.UNKNOWN))
             for item in mark.notification_ids

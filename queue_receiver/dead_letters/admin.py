@@ -1,4 +1,4 @@
-"""The dead-letter office: shows dead letters, tries out, sends back and discards single ones.
+"""The dead-letter admin: shows dead letters, tries out, sends back and discards single ones.
 
 Sending back many is in ``queue_receiver.dead_letters.redrive``.
 """
@@ -13,7 +13,7 @@ from uuid import UUID
 
 import structlog
 
-from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue, Held
+from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue, LockedQueue
 from common.amqp.message import MAX_BODY_BYTES
 from common.contracts.base import Contract
 from common.contracts.dead_letters import (
@@ -39,7 +39,7 @@ from common.errors import (
 )
 from common.http.validation import validate
 from queue_receiver.dead_letters.dry_run import Store, rehearse
-from queue_receiver.dead_letters.masking import masked_body, revealed_body, shown_headers
+from queue_receiver.dead_letters.masking import redacted_body, shown_headers, unmasked_body
 
 log = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class Records(Store, Protocol):
         ...
 
 
-class DeadLetterOffice:
+class DeadLetterAdmin:
     """All dead letters, whatever their route."""
 
     def __init__(self, *, queues: Sequence[DeadLetterQueue], records: Records) -> None:
@@ -209,7 +209,7 @@ class DeadLetterOffice:
         return DiscardedMany(discarded=found)
 
     async def _discard_some(
-        self, held: Held, letters: Sequence[DeadLetter], request: DiscardManyRequest
+        self, held: LockedQueue, letters: Sequence[DeadLetter], request: DiscardManyRequest
     ) -> None:
         recorded = await asyncio.gather(
             *(
@@ -256,7 +256,7 @@ def view(letter: DeadLetter, *, reveal: bool) -> DeadLetterView:
     """A letter as a person sees it."""
     body = None
     if letter.has_body:
-        show = revealed_body if reveal else masked_body
+        show = unmasked_body if reveal else redacted_body
         body = show(letter.delivery.body)
     kind = letter.delivery.type
     return DeadLetterView(
@@ -338,7 +338,7 @@ def view_without_body(letter: DeadLetterView) -> DeadLetterView:
 
 
 @asynccontextmanager
-async def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AsyncIterator[Held]:
+async def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AsyncIterator[LockedQueue]:
     """Hold a queue as far as a letter, and keep that one alone.
 
     First among the oldest, which are those that a page shows; only then among all.

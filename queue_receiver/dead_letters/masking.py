@@ -23,7 +23,7 @@ from common.amqp.message import (
 from common.contracts import strict_json
 from common.errors import MalformedError
 
-COVER = "•••"
+REDACTED = "•••"
 """In place of a value that may be personal."""
 
 _PLAIN_FIELDS = {
@@ -51,7 +51,7 @@ _MAX_FIELDS = 50
 _MAX_DEPTH = 4
 
 
-def masked_body(body: bytes) -> str:
+def redacted_body(body: bytes) -> str:
     """The fields of a body with their values covered; of what is no JSON, only its size."""
     if len(body) > MAX_BODY_BYTES:
         return f"({len(body)} bytes)"
@@ -62,7 +62,7 @@ def masked_body(body: bytes) -> str:
     return json.dumps(_masked("", value, 0), indent=2, ensure_ascii=False)
 
 
-def revealed_body(body: bytes) -> str:
+def unmasked_body(body: bytes) -> str:
     """The body as text; what is no UTF-8 is replaced, what is too long is cut."""
     text = body[:MAX_BODY_BYTES].decode("utf-8", errors="replace")
     cut = len(body) - MAX_BODY_BYTES
@@ -72,7 +72,7 @@ def revealed_body(body: bytes) -> str:
 def shown_headers(delivery: Delivery, *, reveal: bool) -> dict[str, str]:
     """All headers; those of others with their values covered."""
     return {
-        str(name)[:100]: _text(value) if reveal or name in _PLAIN_HEADERS else COVER
+        str(name)[:100]: _text(value) if reveal or name in _PLAIN_HEADERS else REDACTED
         for name, value in list(delivery.headers.items())[:_MAX_FIELDS]
     }
 
@@ -86,11 +86,11 @@ def _masked(field: str, value: object, depth: int) -> object:
         return value
     if isinstance(value, dict) and depth < _MAX_DEPTH:
         return {
-            name if _PLAIN_NAME.fullmatch(name) else COVER: _masked(name, item, depth + 1)
+            name if _PLAIN_NAME.fullmatch(name) else REDACTED: _masked(name, item, depth + 1)
             for name, item in list(value.items())[:_MAX_FIELDS]
         }
     if isinstance(value, list) and depth < _MAX_DEPTH:
         return [_masked(field, item, depth + 1) for item in value[:_MAX_FIELDS]]
     if field in _PLAIN_FIELDS and _PLAIN_VALUE.fullmatch(str(value)):
         return value
-    return f"{COVER} ({len(value)} characters)" if isinstance(value, str) else COVER
+    return f"{REDACTED} ({len(value)} characters)" if isinstance(value, str) else REDACTED

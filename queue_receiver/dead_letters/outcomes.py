@@ -19,7 +19,7 @@ _TRIED_AGAIN = (DeliveryStatus.DEFERRED, DeliveryStatus.UNSURE)
 _OPEN = (DeliveryStatus.SENDING, *_TRIED_AGAIN)
 
 
-class Fate(StrEnum):
+class MessageOutcome(StrEnum):
     """How a message stands."""
 
     OPEN = "open"
@@ -48,7 +48,7 @@ class Records(Protocol):
         ...
 
 
-class Fates:
+class OutcomeTracker:
     """Asks for many messages, each named by its route and id."""
 
     def __init__(self, records: Records) -> None:
@@ -65,13 +65,15 @@ class Fates:
             for message_id, mail in zip(mails, found, strict=True)
         }
 
-    async def ask(self, messages: Collection[tuple[str, UUID]]) -> dict[tuple[str, UUID], Fate]:
+    async def ask(
+        self, messages: Collection[tuple[str, UUID]]
+    ) -> dict[tuple[str, UUID], MessageOutcome]:
         """The fate of each message."""
         asked = list(messages)
-        fates = await asyncio.gather(*(self._fate(*message) for message in asked))
-        return dict(zip(asked, fates, strict=True))
+        outcomes = await asyncio.gather(*(self._fate(*message) for message in asked))
+        return dict(zip(asked, outcomes, strict=True))
 
-    async def _fate(self, route: str, message_id: UUID) -> Fate:
+    async def _fate(self, route: str, message_id: UUID) -> MessageOutcome:
         if route == EMAIL_NOTIFICATIONS.name:
             return self._fate_of(message_id, await self._mail(message_id))
         try:
@@ -83,8 +85,8 @@ class Fates:
                     journey = await self._records.select_journey(message_id)
                     is_done = journey.status is not JourneyStatus.PENDING
         except UserStreamError:  # away, or not known yet: ask again
-            return Fate.OPEN
-        return Fate.SETTLED if is_done else Fate.OPEN
+            return MessageOutcome.OPEN
+        return MessageOutcome.SETTLED if is_done else MessageOutcome.OPEN
 
     async def _mail(self, message_id: UUID) -> Notification | None:
         try:
@@ -93,10 +95,14 @@ class Fates:
         except UserStreamError:  # away, or not known yet
             return None
 
-    def _fate_of(self, message_id: UUID, mail: Notification | None) -> Fate:
+    def _fate_of(self, message_id: UUID, mail: Notification | None) -> MessageOutcome:
         if mail is None:
-            return Fate.OPEN
+            return MessageOutcome.OPEN
         if mail.status not in _OPEN:
-            return Fate.SETTLED
+            return MessageOutcome.SETTLED
         was_tried = len(mail.attempts) > self._attempts.get(message_id, 0)
-        return Fate.FAILED if mail.status in _TRIED_AGAIN and was_tried else Fate.OPEN
+        return (
+            MessageOutcome.FAILED
+            if mail.status in _TRIED_AGAIN and was_tried
+            else MessageOutcome.OPEN
+        )

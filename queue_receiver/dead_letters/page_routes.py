@@ -52,7 +52,7 @@ from queue_receiver.dead_letters.pages import (
     render_redrive,
     render_rehearsal,
 )
-from queue_receiver.dead_letters.routes import OFFICE, REDRIVES
+from queue_receiver.dead_letters.routes import ADMIN, REDRIVES
 
 MAX_FORM_BYTES = 256 * 1024
 """A body of 64 KiB, each of its bytes written as three."""
@@ -135,7 +135,7 @@ class DiscardForm(Body):
 async def dead_letters_page(request: web.Request, *, query: PageQuery) -> web.Response:
     """All dead letters as a page."""
     chosen = DeadLetterQuery(route=query.route, code=query.code, after=query.after)
-    found = await request.app[OFFICE].list_letters(chosen)
+    found = await request.app[ADMIN].list_letters(chosen)
     latest = request.app[REDRIVES].latest
     return _page(render_letters(found, chosen, latest=latest, done=query.done))
 
@@ -147,7 +147,7 @@ async def dead_letters_page(request: web.Request, *, query: PageQuery) -> web.Re
 )
 async def discards_page(request: web.Request) -> web.Response:
     """What was discarded, and why."""
-    return _page(render_discards(await request.app[OFFICE].list_discards(DiscardQuery(limit=200))))
+    return _page(render_discards(await request.app[ADMIN].list_discards(DiscardQuery(limit=200))))
 
 
 @api.get(
@@ -190,7 +190,7 @@ async def discard_many_by_form(request: web.Request, *, form: DiscardManyForm) -
         "discardedBy": form.discarded_by,
         "expected": form.expected,
     }
-    await request.app[OFFICE].discard_many(validate(DiscardManyRequest, wish))
+    await request.app[ADMIN].discard_many(validate(DiscardManyRequest, wish))
     return _see("/dead-letters", done="discarded_many")
 
 
@@ -216,7 +216,7 @@ async def dead_letter_page(
     request: web.Request, *, path: DeadLetterPath, query: OneDeadLetterQuery
 ) -> web.Response:
     """One dead letter as a page."""
-    letter = await request.app[OFFICE].select_letter(path.id, reveal=query.reveal)
+    letter = await request.app[ADMIN].select_letter(path.id, reveal=query.reveal)
     return _page(render_letter(letter))
 
 
@@ -257,7 +257,7 @@ async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> we
 async def rehearse_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
     """Say what would become of letters."""
     wanted = validate(RehearseRequest, form.selection)
-    return _page(render_rehearsal(await request.app[OFFICE].rehearse(wanted)))
+    return _page(render_rehearsal(await request.app[ADMIN].rehearse(wanted)))
 
 
 @api.post(
@@ -272,12 +272,12 @@ async def resend_by_form(
     request: web.Request, *, path: DeadLetterPath, form: BodyForm
 ) -> web.Response:
     """Send a letter back with the body that was typed."""
-    office = request.app[OFFICE]
+    admin = request.app[ADMIN]
     try:
         edited = validate(ResendRequest, {"body": _read(form.body)})
-        await office.resend(path.id, edited.body)
+        await admin.resend(path.id, edited.body)
     except InvalidError as error:
-        letter = await office.select_letter(path.id, reveal=True)
+        letter = await admin.select_letter(path.id, reveal=True)
         return _page(render_letter(letter, errors=error.errors, typed=form.body), status=422)
     return _see("/dead-letters", done="resent")
 
@@ -299,7 +299,7 @@ async def discard_by_form(
 ) -> web.Response:
     """Remove a letter for good."""
     wish = DiscardRequest(reason=form.reason, discarded_by=form.discarded_by)
-    await request.app[OFFICE].discard(path.id, reason=wish.reason, discarded_by=wish.discarded_by)
+    await request.app[ADMIN].discard(path.id, reason=wish.reason, discarded_by=wish.discarded_by)
     return _see("/dead-letters", done="discarded")
 
 
@@ -312,7 +312,7 @@ async def _groups(request: web.Request, wanted: KindForm) -> list[DeadLetterGrou
     """The kinds that are meant, and how many letters there are of each."""
     validate(Selection, wanted.selection)
     query = DeadLetterQuery(route=wanted.route, code=wanted.code, limit=1)
-    found = await request.app[OFFICE].list_letters(query)
+    found = await request.app[ADMIN].list_letters(query)
     return [
         group
         for group in found.groups

@@ -13,7 +13,7 @@ import structlog
 from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue
 from common.contracts.dead_letters import Redrive, RedriveRequest, RedriveState
 from common.errors import ConflictError, NotFoundError, UnavailableError, UserStreamError
-from queue_receiver.dead_letters.outcomes import Fate, Fates
+from queue_receiver.dead_letters.outcomes import MessageOutcome, OutcomeTracker
 
 log = structlog.get_logger()
 
@@ -74,7 +74,7 @@ class _Job:
         )
 
 
-class _EndedError(Exception):
+class _RedriveEndedError(Exception):
     """The redrive ends before all letters were sent."""
 
     def __init__(self, state: RedriveState, detail: str) -> None:
@@ -90,9 +90,9 @@ class Redrives:
     what was confirmed and not yet taken out is sent once more under the same id.
     """
 
-    def __init__(self, *, queues: Sequence[DeadLetterQueue], fates: Fates) -> None:
+    def __init__(self, *, queues: Sequence[DeadLetterQueue], outcomes: OutcomeTracker) -> None:
         self._queues = queues
-        self._fates = fates
+        self._outcomes = outcomes
         self._jobs: dict[UUID, _Job] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -153,9 +153,9 @@ class Redrives:
     async def _run(self, job: _Job) -> None:
         log.info("redrive.started", redrive_id=str(job.redrive_id))
         try:
-            await self._ramp(job)
+            await self._run_steps(job)
             job.end(RedriveState.DONE, _all_settled(job))
-        except _EndedError as ended:
+        except _RedriveEndedError as ended:
             job.end(ended.state, ended.detail)
         except UserStreamError as error:
             job.end(
@@ -174,16 +174,16 @@ class Redrives:
                 failed_again=job.failed_again,
             )
 
-    async def _ramp(self, job: _Job) -> None:
-        meant = await self._meant(job.request)
+    async def _run_steps(self, job: _Job) -> None:
+        meant = await self._select(job.request)
         job.total = len(meant)
         for step in _steps(meant):
             job.step = len(step)
-            await self._fates.remember(step)
+            await self._outcomes.remember(step)
             sent = await self._send(job, set(step))
             await self._settle(job, sent)
 
-    async def _meant(self, request: RedriveRequest) -> list[Key]:
+    async def _select(self, request: RedriveRequest) -> list[Key]:
         """The letters that are there now; those that come later are not meant."""
         meant: dict[Key, None] = {}
         for queue in self._queues:
@@ -200,7 +200,7 @@ class Redrives:
         for queue in self._queues:
             waiting = {key for key in step if key[0] == queue.route.name}
             while waiting:
-                moved = await self._send_for_a_while(job, queue, waiting)
+                moved = await self._send_batch(job, queue, waiting)
                 if not moved:
                     break
                 sent |= moved
@@ -208,9 +208,7 @@ class Redrives:
         job.total -= len(step - sent)
         return sent
 
-    async def _send_for_a_while(
-        self, job: _Job, queue: DeadLetterQueue, waiting: set[Key]
-    ) -> set[Key]:
+    async def _send_batch(self, job: _Job, queue: DeadLetterQueue, waiting: set[Key]) -> set[Key]:
         loop = asyncio.get_running_loop()
         sent: set[Key] = set()
         async with queue.held(lambda letter: _key(letter) in waiting) as held:
@@ -219,7 +217,7 @@ class Redrives:
                 if _key(letter) not in waiting or not letter.has_body or loop.time() > until:
                     continue
                 if _key(letter) not in sent:
-                    _stop_if_told(job)
+                    _check_cancelled(job)
                     job.detail = f"Sending {_letters(job.step)} back."
                     await asyncio.sleep(1 / job.request.rate)
                 await held.send_back(letter)
@@ -231,28 +229,30 @@ class Redrives:
         """Wait until a step's letters are handled.
 
         Raises:
-            _EndedError: One has failed again, or they are not handled in time.
+            _RedriveEndedError: One has failed again, or they are not handled in time.
         """
         loop = asyncio.get_running_loop()
         begun = loop.time()
         open_, before = set(sent), job.settled
         returned = _Returned(self._queues, sent)
         while open_ or loop.time() < begun + GRACE_SECONDS:
-            _stop_if_told(job)
+            _check_cancelled(job)
             job.detail = (
                 f"Waiting for {len(open_)} of {_letters(len(sent))} to be handled."
                 if open_
                 else "Making sure that none comes back."
             )
             await asyncio.sleep(POLL_SECONDS)
-            fates = await self._fates.ask(open_)
-            open_ -= {key for key, fate in fates.items() if fate is Fate.SETTLED}
-            failed = await returned.look() | {k for k, fate in fates.items() if fate is Fate.FAILED}
+            outcomes = await self._outcomes.ask(open_)
+            open_ -= {key for key, fate in outcomes.items() if fate is MessageOutcome.SETTLED}
+            failed = await returned.look() | {
+                k for k, fate in outcomes.items() if fate is MessageOutcome.FAILED
+            }
             job.settled = before + len(sent - open_ - failed)
             if failed:
                 _end_with_failure(job, failed)
             if open_ and loop.time() > begun + job.request.wait_seconds:
-                raise _EndedError(
+                raise _RedriveEndedError(
                     RedriveState.UNSETTLED,
                     f"{len(open_)} of {_letters(len(sent))} not handled within "
                     f"{job.request.wait_seconds} s: they wait in the queue or in a retry step, "
@@ -294,15 +294,15 @@ def _key(letter: DeadLetter) -> Key:
     return letter.route.name, letter.id
 
 
-def _stop_if_told(job: _Job) -> None:
+def _check_cancelled(job: _Job) -> None:
     if job.is_to_stop:
-        raise _EndedError(RedriveState.STOPPED, "Stopped. The rest was left here.")
+        raise _RedriveEndedError(RedriveState.STOPPED, "Stopped. The rest was left here.")
 
 
 def _end_with_failure(job: _Job, failed: set[Key]) -> None:
     job.failed_again = len(failed)
     _, job.first_failed = min(failed)
-    raise _EndedError(
+    raise _RedriveEndedError(
         RedriveState.FAILED_AGAIN,
         f"{len(failed)} of {_letters(job.step)} failed again. The rest was left here; look at why "
         "before you begin again.",

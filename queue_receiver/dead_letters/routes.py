@@ -29,10 +29,10 @@ from common.errors import (
     NotFoundError,
 )
 from common.http.api import Api, answer
-from queue_receiver.dead_letters.admin import DeadLetterOffice
+from queue_receiver.dead_letters.admin import DeadLetterAdmin
 from queue_receiver.dead_letters.redrive import Redrives
 
-OFFICE = web.AppKey("office", DeadLetterOffice)
+ADMIN = web.AppKey("admin", DeadLetterAdmin)
 REDRIVES = web.AppKey("redrives", Redrives)
 
 MAX_EDITED_BYTES = 128 * 1024
@@ -49,7 +49,7 @@ api = Api()
 )
 async def list_dead_letters(request: web.Request, *, query: DeadLetterQuery) -> web.Response:
     """Dead letters of all routes, with how many there are of which code; moves nothing."""
-    found = await request.app[OFFICE].list_letters(query)
+    found = await request.app[ADMIN].list_letters(query)
     headers = {}
     if found.next_after is not None:
         url = request.rel_url.update_query(after=str(found.next_after))
@@ -65,7 +65,7 @@ async def list_dead_letters(request: web.Request, *, query: DeadLetterQuery) -> 
 )
 async def list_discards(request: web.Request, *, query: DiscardQuery) -> web.Response:
     """Letters that were discarded, and why; newest first."""
-    return answer(await request.app[OFFICE].list_discards(query))
+    return answer(await request.app[ADMIN].list_discards(query))
 
 
 @api.post(
@@ -115,7 +115,7 @@ async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Respon
 )
 async def rehearse(request: web.Request, *, body: RehearseRequest) -> web.Response:
     """Say what would become of letters; stores, sends and moves nothing."""
-    return answer(await request.app[OFFICE].rehearse(body))
+    return answer(await request.app[ADMIN].rehearse(body))
 
 
 @api.post(
@@ -130,7 +130,7 @@ async def rehearse(request: web.Request, *, body: RehearseRequest) -> web.Respon
 )
 async def discard_dead_letters(request: web.Request, *, body: DiscardManyRequest) -> web.Response:
     """Remove letters of a kind for good; the reason is kept with each."""
-    return answer(await request.app[OFFICE].discard_many(body))
+    return answer(await request.app[ADMIN].discard_many(body))
 
 
 @api.get(
@@ -144,7 +144,7 @@ async def get_dead_letter(
     request: web.Request, *, path: DeadLetterPath, query: OneDeadLetterQuery
 ) -> web.Response:
     """One dead letter; moves nothing."""
-    return answer(await request.app[OFFICE].select_letter(path.id, reveal=query.reveal))
+    return answer(await request.app[ADMIN].select_letter(path.id, reveal=query.reveal))
 
 
 @api.post(
@@ -159,7 +159,7 @@ async def resend_dead_letter(
     request: web.Request, *, path: DeadLetterPath, body: ResendRequest
 ) -> web.Response:
     """Send a letter back with another body, checked against its contract first."""
-    return answer(await request.app[OFFICE].resend(path.id, body.body))
+    return answer(await request.app[ADMIN].resend(path.id, body.body))
 
 
 @api.post(
@@ -178,7 +178,7 @@ async def discard_dead_letter(
     request: web.Request, *, path: DeadLetterPath, body: DiscardRequest
 ) -> web.Response:
     """Remove a letter for good; the reason is kept."""
-    discarded = await request.app[OFFICE].discard(
+    discarded = await request.app[ADMIN].discard(
         path.id, reason=body.reason, discarded_by=body.discarded_by
     )
     return answer(discarded)

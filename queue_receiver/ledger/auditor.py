@@ -14,7 +14,7 @@ import structlog
 
 from common import metrics
 from common.amqp.dead_letter_queue import DeadLetterQueue
-from common.amqp.queue_depths import QueueLook
+from common.amqp.queue_depths import QueueDepth
 from common.contracts.ledger import (
     MAX_NAMED,
     MAX_VERIFIED,
@@ -35,7 +35,7 @@ from common.contracts.ledger import (
 from common.errors import ConflictError, TopologyMissingError, UserStreamError
 from common.readiness import Note
 from queue_receiver.ledger.mark import Mark
-from queue_receiver.ledger.reader import STREAM, Book, Log, Progress, read_on
+from queue_receiver.ledger.reader import STREAM, LedgerStore, Log, Progress, read_new_entries
 
 log = structlog.get_logger()
 
@@ -66,7 +66,7 @@ BINDING_SUSPECTED_AFTER = 30.0
 whether the work queue is bound, where no management API can tell."""
 
 
-class Accounts(Book, Protocol):
+class Accounts(LedgerStore, Protocol):
     """The book, and what it says."""
 
     async def settle_ledger(self, request: SettlementRequest) -> Settlement:
@@ -81,7 +81,7 @@ class Accounts(Book, Protocol):
 class Queues(Protocol):
     """The route's queues: ``common.amqp.queue_depths`` in production."""
 
-    async def look(self) -> QueueLook:
+    async def look(self) -> QueueDepth:
         """As they are now."""
         ...
 
@@ -139,37 +139,37 @@ class Auditor:
         self._last_at = time.monotonic()
         self._lost: list[MissingRegistration] = []
         self._failure = ""
-        self._is_behind = False
+        self._has_more = False
         self._unbound = False
         self._empty_since: float | None = None
         metrics.LEDGER_AGE.set_function(lambda: time.monotonic() - self._last_at)
 
     # -- answers ----------------------------------------------------------------------------
 
-    async def reconcile(self, *, most: int = MOST_ON_REQUEST, gently: bool = False) -> Ledger:
-        """Read on and compare; gently where nobody waits for it.
+    async def reconcile(self, *, most: int = MOST_ON_REQUEST, throttled: bool = False) -> Ledger:
+        """Read on and compare; throttled where nobody waits for it.
 
         Raises:
             UnavailableError: The broker or database_service is away; nothing is known anew.
         """
         async with self._one_at_a_time:
-            progress = await self._read_on(most=most, gently=gently)
-            verify = self._verified_at_once(progress) if gently else MAX_VERIFIED
+            progress = await self._read_on(most=most, throttled=throttled)
+            verify = self._verified_at_once(progress) if throttled else MAX_VERIFIED
             ledger, self._lost = await self._compare(progress, verify=verify)
-            self._is_behind = progress.is_behind
+            self._has_more = progress.has_more
             self._last, self._last_at = ledger, time.monotonic()
         _measure(ledger)
         return ledger
 
-    async def _read_on(self, *, most: int, gently: bool) -> Progress:
+    async def _read_on(self, *, most: int, throttled: bool) -> Progress:
         now = time.monotonic()
         since = self._empty_since
-        progress = await read_on(
+        progress = await read_new_entries(
             self._log,
             self._accounts,
             self._mark,
             most=most,
-            gently=gently,
+            throttled=throttled,
             is_empty=since is not None and now - since > EMPTY_FOR,
         )
         self._empty_since = (now if since is None else since) if progress.is_empty else None
@@ -264,7 +264,7 @@ class Auditor:
 
     async def _look(
         self, *, verify: int = 0
-    ) -> tuple[QueueLook, Settlement, Letters, list[MissingRegistration]]:
+    ) -> tuple[QueueDepth, Settlement, Letters, list[MissingRegistration]]:
         """The queues, then the database, and where somebody seems lost the dead letters."""
         queues = await self._queues.look()
         settlement = await self._settle(self._lost_after, verify=verify)
@@ -279,7 +279,7 @@ class Auditor:
             SettlementRequest(stream=STREAM, missing_for_seconds=missing_for_seconds, verify=verify)
         )
 
-    async def _is_unbound(self, queues: QueueLook, letters: Letters) -> bool:
+    async def _is_unbound(self, queues: QueueDepth, letters: Letters) -> bool:
         if queues.bound is not None or queues.under_way or letters.unlisted:
             return queues.bound is False
         settlement = await self._settle(min(BINDING_SUSPECTED_AFTER, self._lost_after))
@@ -314,7 +314,7 @@ class Auditor:
         self,
         progress: Progress,
         settlement: Settlement,
-        queues: QueueLook,
+        queues: QueueDepth,
         letters: Letters,
         lost: list[MissingRegistration],
     ) -> Ledger:
@@ -366,11 +366,11 @@ class Auditor:
     async def _watch(self, interval: timedelta) -> None:
         was_lost, told = 0, set[int]()
         while True:
-            if not self._is_behind:  # else it goes on at once: reading makes pauses itself
+            if not self._has_more:  # else it goes on at once: reading makes pauses itself
                 await asyncio.sleep(interval.total_seconds())
-            self._is_behind = False
+            self._has_more = False
             try:
-                ledger = await self.reconcile(most=MOST_IN_BACKGROUND, gently=True)
+                ledger = await self.reconcile(most=MOST_IN_BACKGROUND, throttled=True)
             except UserStreamError as error:
                 failure = f"The ledger can not be read: {error.detail.rstrip('.')}."
                 if failure != self._failure:
@@ -392,7 +392,7 @@ class Auditor:
 
 
 def _suspects(
-    settlement: Settlement, queues: QueueLook, lost_after: float
+    settlement: Settlement, queues: QueueDepth, lost_after: float
 ) -> list[MissingRegistration]:
     """Who is missing for long and can be in no queue.
 
@@ -447,7 +447,7 @@ def _named(one: MissingRegistration, now: datetime) -> dict[str, object]:
     }
 
 
-def _binding(queues: QueueLook, *, unbound: bool) -> WorkBinding:
+def _binding(queues: QueueDepth, *, unbound: bool) -> WorkBinding:
     if queues.bound is None:
         return WorkBinding.MISSING if unbound else WorkBinding.UNKNOWN
     return WorkBinding.PRESENT if queues.bound else WorkBinding.MISSING

@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 
 from common.amqp.message import Delivery
-from common.amqp.stream import PORTION_SECONDS, Start
+from common.amqp.stream import BATCH_SECONDS, Start
 from common.context import span_of
 from common.contracts.canary import is_canary
 from common.contracts.ledger import LedgerBatch, LedgerEntry, LedgerPosition
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 STREAM = USER_REGISTRATION.log
 
-PIECE = 1000
+CHUNK = 1000
 """Messages read in one go; one of them is known already."""
 
 WRITTEN_AT_ONCE = 100
@@ -54,7 +54,7 @@ class Progress:
     caught_up: bool
     """Whether that was the end of the stream."""
 
-    is_behind: bool = False
+    has_more: bool = False
     """Whether there is more, and nobody else is reading it."""
 
     is_empty: bool = False
@@ -71,13 +71,13 @@ class Log(Protocol):
         take: Callable[[int, Delivery], Message | None],
         *,
         limit: int,
-        gently: bool = False,
+        throttled: bool = False,
     ) -> list[Message]:
         """Messages from an offset on."""
         ...
 
 
-class Book(Protocol):
+class LedgerStore(Protocol):
     """Where the ledger is kept: ``common.database_client.client`` in production."""
 
     async def select_ledger_position(self, stream: str) -> LedgerPosition:
@@ -90,7 +90,7 @@ class Book(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Piece:
+class _Chunk:
     """What was read in one go."""
 
     messages: list[Message]
@@ -99,8 +99,14 @@ class _Piece:
     known_up_to: int = 0
 
 
-async def read_on(
-    log_: Log, book: Book, mark: Mark, *, most: int, gently: bool = False, is_empty: bool = False
+async def read_new_entries(
+    log_: Log,
+    book: LedgerStore,
+    mark: Mark,
+    *,
+    most: int,
+    throttled: bool = False,
+    is_empty: bool = False,
 ) -> Progress:
     """Read from the position to the end of the stream, or until ``most`` messages were read.
 
@@ -111,7 +117,7 @@ async def read_on(
         book: Where what is read is written.
         mark: How far it had been read, should the book have forgotten it.
         most: Messages.
-        gently: With pauses, so that work goes on beside it, and not if another reader is at it.
+        throttled: With pauses, so that work goes on beside it, and not if another reader is at it.
         is_empty: Believe that a stream in which nothing is found was made anew. Of one that was
             read before, at least the last message is there; but some seconds after the broker's
             start it is not yet.
@@ -125,7 +131,7 @@ async def read_on(
         mark.keep(position)
     left = most
     while left > 0:
-        piece = await _read_piece(log_, position, gently=gently)
+        piece = await _read_chunk(log_, position, throttled=throttled)
         if not piece.messages:
             if piece.restarted and is_empty:
                 log.error("ledger.restarted", was_at=position.next_offset, begins_at=0)
@@ -133,14 +139,14 @@ async def read_on(
             is_up = not piece.restarted or (is_empty and position.advanced)
             return Progress(position.next_offset, caught_up=is_up, is_empty=not is_up)
         piece = replace(piece, known_up_to=known_up_to)
-        position = await _write(book, piece, position, gently=gently)
+        position = await _write(book, piece, position, throttled=throttled)
         mark.keep(position)
         left -= len(piece.messages)
-        if position.advanced and len(piece.messages) < PIECE - 1:
+        if position.advanced and len(piece.messages) < CHUNK - 1:
             return Progress(position.next_offset, caught_up=True)
-        if gently and not position.advanced:
+        if throttled and not position.advanced:
             return Progress(position.next_offset, caught_up=False)
-    return Progress(position.next_offset, caught_up=False, is_behind=True)
+    return Progress(position.next_offset, caught_up=False, has_more=True)
 
 
 async def _known_up_to(log_: Log, position: LedgerPosition, mark: Mark) -> int:
@@ -156,27 +162,27 @@ async def _known_up_to(log_: Log, position: LedgerPosition, mark: Mark) -> int:
     return before.next_offset
 
 
-async def _read_piece(log_: Log, position: LedgerPosition, *, gently: bool) -> _Piece:
+async def _read_chunk(log_: Log, position: LedgerPosition, *, throttled: bool) -> _Chunk:
     """The next messages, after a look at the one before them: is it still the same stream?"""
     if position.last_id is None:
-        messages = await log_.read(STREAM, "first", _message, limit=PIECE, gently=gently)
-        return _Piece(messages=messages, unread=messages[0].offset if messages else 0)
+        messages = await log_.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
+        return _Chunk(messages=messages, unread=messages[0].offset if messages else 0)
     known = position.next_offset - 1
     for _ in range(2):  # the second look is for a stream that was just not up yet
-        messages = await log_.read(STREAM, known, _message, limit=PIECE, gently=gently)
+        messages = await log_.read(STREAM, known, _message, limit=CHUNK, throttled=throttled)
         if messages:
             break
     if messages and messages[0].offset == known and messages[0].id == position.last_id:
-        return _Piece(messages=messages[1:])
+        return _Chunk(messages=messages[1:])
     if messages and messages[0].offset > known:
         unread = messages[0].offset - position.next_offset
         if unread:
             log.error("ledger.forgotten", unread=unread)
-        return _Piece(messages=messages, unread=unread)
-    messages = await log_.read(STREAM, "first", _message, limit=PIECE, gently=gently)
+        return _Chunk(messages=messages, unread=unread)
+    messages = await log_.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
     if messages:
         log.error("ledger.restarted", was_at=position.next_offset, begins_at=messages[0].offset)
-    return _Piece(messages=messages, restarted=True)
+    return _Chunk(messages=messages, restarted=True)
 
 
 def _message(offset: int, delivery: Delivery) -> Message:
@@ -197,19 +203,19 @@ def accepted_at(delivery: Delivery, *, now: datetime) -> datetime:
 
 
 async def _write(
-    book: Book, piece: _Piece, position: LedgerPosition, *, gently: bool
+    book: LedgerStore, piece: _Chunk, position: LedgerPosition, *, throttled: bool
 ) -> LedgerPosition:
     """Write a piece, some messages at a time; where another reader was first, it ends there."""
     for start in range(0, len(piece.messages), WRITTEN_AT_ONCE):
-        if start and gently:
-            await asyncio.sleep(PORTION_SECONDS)
+        if start and throttled:
+            await asyncio.sleep(BATCH_SECONDS)
         position = await book.insert_ledger_entries(_batch(piece, start, position))
         if not position.advanced:
             break
     return position
 
 
-def _batch(piece: _Piece, start: int, position: LedgerPosition) -> LedgerBatch:
+def _batch(piece: _Chunk, start: int, position: LedgerPosition) -> LedgerBatch:
     messages = piece.messages[start : start + WRITTEN_AT_ONCE]
     last = messages[-1]
     return LedgerBatch(

@@ -9,12 +9,12 @@ from uuid import UUID
 
 import structlog
 
-from common.amqp.headers import kept_headers, kept_properties, short_text
+from common.amqp.headers import republish_headers, republish_properties, short_text
 from common.amqp.message import ATTEMPT, WITHOUT_MAIL, Delivery
 from common.amqp.stream import Start
 from common.contracts.ledger import Ledger, MailChoice, MissingRegistration, Repair
 from common.contracts.topology import USER_REGISTRATION
-from queue_receiver.ledger.reader import PIECE, STREAM
+from queue_receiver.ledger.reader import CHUNK, STREAM
 
 log = structlog.get_logger()
 
@@ -117,7 +117,7 @@ async def repair(
 
     while wanted:
         first = min(wanted.values())
-        piece = await log_.read(STREAM, first, take, limit=PIECE)
+        piece = await log_.read(STREAM, first, take, limit=CHUNK)
         found = {one.delivery.id: one.delivery for one in piece if one.delivery is not None}
         await asyncio.gather(
             *(
@@ -151,9 +151,9 @@ async def _republish(publisher: Publisher, delivery: Delivery, *, without_mail: 
         USER_REGISTRATION.return_exchange,
         short_text(delivery.routing_key),
         delivery.body,
-        properties=kept_properties(delivery),
+        properties=republish_properties(delivery),
         headers={
-            **kept_headers(delivery),
+            **republish_headers(delivery),
             ATTEMPT: 1,
             **({WITHOUT_MAIL: True} if without_mail else {}),
         },

@@ -49,7 +49,7 @@ PATIENCE_SECONDS = 10.0
 """So long a mail may wait for the replies before its text while others wait for its connection."""
 
 
-class _Waiting(NamedTuple):
+class _Waiter(NamedTuple):
     """Somebody in the queue."""
 
     mail: Mail | None
@@ -81,8 +81,8 @@ class Pool:
         self._look_later: asyncio.TimerHandle | None = None
         self.answered_at = float("-inf")
         """When the server last answered a mail, by the clock of ``time.monotonic``."""
-        self._waiting: deque[_Waiting] = deque()
-        self._followers: dict[Connection, tuple[_Waiting, float]] = {}
+        self._waiting: deque[_Waiter] = deque()
+        self._followers: dict[Connection, tuple[_Waiter, float]] = {}
         self._idle: list[tuple[Connection, float]] = []
         self._taken = 0  # connections at work, and those being opened
         self._being_opened = 0
@@ -121,7 +121,7 @@ class Pool:
         self._at_work[connection] = _Work(mail, _now())
         try:
             answer = await connection.send(
-                mail, before_text=before_text, following=partial(self._take_follower, connection)
+                mail, before_text=before_text, following=partial(self._assign_next, connection)
             )
         except LinkDroppedError as error:
             if connection in self._given_up:
@@ -147,7 +147,7 @@ class Pool:
             return
         asked_at = _now()
         async with self._opening:
-            self._spare_the_server(asked_at)
+            self._share_connect_failure(asked_at)
             if not self._alive():
                 async with self._connection():
                     pass
@@ -204,7 +204,7 @@ class Pool:
                     return connection
                 self._discard(connection)
             try:
-                self._spare_the_server(asked_at)
+                self._share_connect_failure(asked_at)
                 if fresh:  # what befell one has most likely befallen all: a restart
                     self._drop_idle()
                 if idle := self._take_idle():
@@ -240,7 +240,7 @@ class Pool:
             self._taken += 1
             return None
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(mail, fresh, loop.create_future())
+        waiting = _Waiter(mail, fresh, loop.create_future())
         self._waiting.append(waiting)
         if self._look_later is None:
             self._look_later = loop.call_later(LOOK_SECONDS, self._look)
@@ -251,7 +251,7 @@ class Pool:
                 self._pass_on(waiting.turn.result())  # it was our turn in the same moment
             raise
 
-    def _take_follower(self, connection: Connection) -> Mail | None:
+    def _assign_next(self, connection: Connection) -> Mail | None:
         """The mail that waits longest, to be announced on this connection and then sent there."""
         waiting = self._longest_waiting()
         if waiting is None or waiting.mail is None or waiting.fresh:
@@ -263,7 +263,7 @@ class Pool:
         self._followers[connection] = self._waiting.popleft(), _now()
         return waiting.mail
 
-    def _longest_waiting(self) -> _Waiting | None:
+    def _longest_waiting(self) -> _Waiter | None:
         while self._waiting and self._waiting[0].turn.done():  # cancelled
             self._waiting.popleft()
         return self._waiting[0] if self._waiting else None
@@ -286,7 +286,7 @@ class Pool:
         if connection is not None:
             self._idle.append((connection, _now()))
 
-    def _spare_the_server(self, asked_at: float) -> None:
+    def _share_connect_failure(self, asked_at: float) -> None:
         """Count an attempt to connect that failed during our wait as our own."""
         if self._failure and self._failed_at >= asked_at:
             raise NotConnectedError(self._failure)

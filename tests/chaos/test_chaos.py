@@ -99,7 +99,7 @@ def test_the_promise_lines_name_what_was_promised(report: dict[str, Any]) -> Non
     people = REGISTRATIONS - report["runs"][0]["counts"]["ids_reused"]
 
     assert first.startswith(f"seeds=1 registrations={REGISTRATIONS} accepted={people} ")
-    assert second.startswith("lost=0 stored_twice=0 unexpected=0 limbo=0 dlq_unexplained=0 ")
+    assert second.startswith("lost=0 stored_twice=0 unexpected=0 stuck=0 dlq_unexplained=0 ")
 
 
 def test_nothing_is_left_behind(report: dict[str, Any], data: Path) -> None:

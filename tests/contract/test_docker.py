@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rabbitmq.hand_out import HANDED_OUT
+from rabbitmq.distribute_secrets import HANDED_OUT
 from tools.launcher.services import LISTENING, PYTHON, SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]

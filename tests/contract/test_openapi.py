@@ -114,7 +114,7 @@ async def test_every_body_is_shown_by_an_example_that_is_accepted(
 ) -> None:
     """Without one, the page starts with text made from the patterns, which gets a 422."""
     options = operation.options
-    model = options.get("body") or options.get("form") or options.get("shown_form")
+    model = options.get("body") or options.get("form") or options.get("html_form")
     if model is None:
         return
 

@@ -30,7 +30,7 @@ from common.contracts.dead_letters import (
     RehearseRequest,
 )
 from common.errors import BrokerUnavailableError, FieldError, InvalidError, NotFoundError
-from queue_receiver.dead_letters.routes import OFFICE, REDRIVES
+from queue_receiver.dead_letters.routes import ADMIN, REDRIVES
 from tests.browser import assert_accessible, open_browser
 from tests.services import build
 
@@ -197,7 +197,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def site() -> AsyncIterator[Site]:
     app = build("queue_receiver")
     office, redrives = FakeOffice(), FakeRedrives()
-    app[OFFICE], app[REDRIVES] = cast("Any", office), cast("Any", redrives)
+    app[ADMIN], app[REDRIVES] = cast("Any", office), cast("Any", redrives)
     async with TestServer(app) as server:
         yield Site(str(server.make_url("/dead-letters")), office, redrives)
 

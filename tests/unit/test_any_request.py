@@ -258,7 +258,7 @@ async def test_a_body_without_a_type_is_refused(client: TestClient[Any, Any], se
     """A page of another site may send one without asking first."""
     wrong = []
     for operation in api_of(service).operations:
-        if not operation.options.keys() & {"body", "raw", "form", "shown_form"}:
+        if not operation.options.keys() & {"body", "raw", "form", "html_form"}:
             continue
         for skipped, headers in (
             (["Content-Type"], {}),

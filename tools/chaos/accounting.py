@@ -129,7 +129,7 @@ def judge(evidence: Evidence) -> Verdict:
         "lost": lost,
         "stored_twice": stored_twice,
         "unexpected": unexpected,
-        "limbo": limbo,
+        "stuck": stuck,
         "dlq_unexplained": dlq_unexplained,
         "malformed_missing": malformed_missing,
         "dup_mail_beyond_bound": mailed_too_often,
@@ -180,7 +180,7 @@ def unexpected(evidence: Evidence) -> Iterator[str]:
             yield str(row.id)
 
 
-def limbo(evidence: Evidence) -> Iterator[str]:
+def stuck(evidence: Evidence) -> Iterator[str]:
     """Neither done nor given up: still in a queue, or a mail that nobody will go on with."""
     yield from (f"{queue}: {n} messages" for queue, n in evidence.waiting.items())
     dead = {letter.message_id for letter in evidence.dead}

@@ -14,7 +14,7 @@ from tools.chaos.recovery import Figures, Recovery
 from tools.chaos.schedule import Fault, Kind
 from tools.chaos.sink import Trick
 
-PROMISES = ("lost", "stored_twice", "unexpected", "limbo", "dlq_unexplained")
+PROMISES = ("lost", "stored_twice", "unexpected", "stuck", "dlq_unexplained")
 """Invariants that the first promise line names; the others are named where they break."""
 
 POSTGRES = (Kind.POSTGRES_IMMEDIATE, Kind.POSTGRES_BACKEND_KILL)

@@ -590,7 +590,7 @@ async def test_lost_channels_make_suspects_and_convict_nobody(
         for _ in range(8):  # more often than a message may be given in vain
             await eventually(lambda n=given: len(handler.seen) > n, "being given again")
             given = len(handler.seen)
-            consumer._subscription.renew()
+            consumer._subscription.reopen_channel()
             handler.gate.set()  # a suspect waits for the end of what was begun before
             handler.gate.clear()
         handler.gate.set()
@@ -656,7 +656,7 @@ async def test_a_suspect_does_not_wait_at_the_head_of_its_queue_for_slow_company
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
         suspect = await submit(empty_broker, headers={GIVEN_BEFORE: SUSPECT_AFTER})
-        consumer._subscription.renew()
+        consumer._subscription.reopen_channel()
         ordinary = await submit(empty_broker)
         await eventually(lambda: ordinary in handler.ids, "beginning the ordinary one")
         begun_early = suspect in handler.ids
@@ -681,7 +681,7 @@ async def test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by
         await eventually(lambda: suspect in handler.ids, "beginning the suspect")
         others = [await submit(empty_broker) for _ in range(6)]
         others.insert(3, await submit(empty_broker, headers={GIVEN_BEFORE: SUSPECT_AFTER}))
-        await eventually(lambda: len(consumer._line) == 8, "having the others behind it")
+        await eventually(lambda: len(consumer._backlog) == 8, "having the others behind it")
         begun_beside_it = handler.ids[2:]
         handler.gate.set()
         await eventually(lambda: len(handler.ids) == 9, "handling all")
@@ -698,7 +698,7 @@ async def test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by
 async def test_suspects_wait_for_the_same_slow_one_together(
     empty_broker: TestBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suspects, "COMPANY_SECONDS", 3.0)
+    monkeypatch.setattr(suspects, "EXCLUSIVE_WAIT_SECONDS", 3.0)
     handler = Recorder()
     handler.gate = asyncio.Event()
     before = _put_aside()
@@ -706,7 +706,7 @@ async def test_suspects_wait_for_the_same_slow_one_together(
     async with a_consumer(empty_broker, handler, notes=tmp_path):
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
-        # Six seconds of patience each, of which a busy machine needs a part for other things.
+        # Six seconds of exclusive_wait each, of which a busy machine needs a part for other things.
         headers = {GIVEN_BEFORE: SUSPECT_AFTER, HELD_UP: 1}
         waiting = [await submit(empty_broker, headers=headers) for _ in range(8)]
         begun = time.monotonic()
@@ -725,15 +725,15 @@ async def test_nobody_waits_behind_a_suspect_whose_channel_is_gone(
 ) -> None:
     handler = Recorder()
     handler.gate = asyncio.Event()
-    # Two minutes of patience: longer than anybody waits here.
+    # Two minutes of exclusive_wait: longer than anybody waits here.
     headers = {GIVEN_BEFORE: SUSPECT_AFTER, HELD_UP: 20}
 
     async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
         suspect = await submit(empty_broker, headers=headers)
-        await eventually(lambda: consumer._line, "having the suspect in line")
-        consumer._subscription.renew()
+        await eventually(lambda: consumer._backlog, "having the suspect in line")
+        consumer._subscription.reopen_channel()
         await eventually(lambda: handler.ids.count(slow) == 2, "beginning with the slow one again")
         handler.gate.set()
         await eventually(lambda: suspect in handler.ids, "handling the suspect in the end")
@@ -745,7 +745,7 @@ async def test_nobody_waits_behind_a_suspect_whose_channel_is_gone(
 async def test_a_suspect_that_is_held_up_again_and_again_is_handled_in_the_end(
     empty_broker: TestBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suspects, "COMPANY_SECONDS", 0.01)
+    monkeypatch.setattr(suspects, "EXCLUSIVE_WAIT_SECONDS", 0.01)
     handler = Recorder()
     handler.gate = asyncio.Event()
     before = _put_aside()
@@ -783,7 +783,7 @@ async def test_a_slow_answer_to_a_cancel_does_not_end_the_next_subscription(
     cancel = Channel.basic_cancel
 
     async def slow_cancel(channel: Channel, *arguments: Any, **options: Any) -> Any:
-        await asyncio.sleep(1.5)  # longer than the first pause of the breaker
+        await asyncio.sleep(1.5)  # longer than the first pause of the gate
         return await cancel(channel, *arguments, **options)
 
     monkeypatch.setattr(Channel, "basic_cancel", slow_cancel)

@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 import aio_pika
 import pytest
 
-from common.amqp.dead_letter_queue import DeadLetterQueue, Held
+from common.amqp.dead_letter_queue import DeadLetterQueue, LockedQueue
 from common.contracts.topology import EMAIL_NOTIFICATIONS, ROUTES, USER_REGISTRATION
 from common.errors import BrokerUnavailableError, ConflictError
 from tests.amqp import depth, opened, publish, take
@@ -37,7 +37,7 @@ async def fill(broker: TestBroker, count: int, **headers: Any) -> list[UUID]:
     return ids
 
 
-def ids_of(held: Held) -> list[UUID]:
+def ids_of(held: LockedQueue) -> list[UUID]:
     return [letter.id for letter in held.letters]
 
 
@@ -164,7 +164,7 @@ async def test_bodies_beyond_what_is_kept_are_left_out(
 async def test_more_than_is_read_at_once_is_said(
     empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.amqp.dead_letter_queue.MAX_LETTERS", 4)
+    monkeypatch.setattr("common.amqp.dead_letter_queue.MAX_MESSAGES", 4)
     ids = await fill(empty_broker, 6)
 
     async with a_queue(empty_broker).held() as held:

@@ -195,7 +195,7 @@ async def test_an_id_whose_confirm_never_came_can_be_published_again(
         await publisher.publish(registration, message_id=message_id, correlation_id="c")
 
     with hurried(monkeypatch), monkeypatch.context() as lossy:
-        lossy.setattr(confirms.Confirms, "heard", lambda *_, **__: None)
+        lossy.setattr(confirms.ConfirmTracker, "heard", lambda *_, **__: None)
         with pytest.raises(BrokerUnavailableError, match="did not confirm"):
             await publish()
         with pytest.raises(BrokerUnavailableError):  # the first is still under way

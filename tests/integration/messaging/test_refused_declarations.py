@@ -18,7 +18,7 @@ from common.amqp.dead_letter_queue import DeadLetterQueue
 from common.amqp.management import ManagementApi
 from common.amqp.message import Delivery, Envelope
 from common.amqp.publisher import Publisher
-from common.amqp.queue_depths import QueueView
+from common.amqp.queue_depths import QueueDepths
 from common.amqp.stream import StreamReader
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.topology import BROKER_USERS, USER_REGISTRATION
@@ -165,7 +165,7 @@ async def test_the_ledger_counts_by_the_management_api(url: str, empty_broker: T
     await publish(empty_broker.admin_url, USER_REGISTRATION.name, b"{}", message_id=str(uuid4()))
     async with StreamReader.open(url, service=SERVICE) as reader:
         management = ManagementApi(empty_broker.monitor_url)
-        view = QueueView(reader, management=management, route=USER_REGISTRATION)
+        view = QueueDepths(reader, management=management, route=USER_REGISTRATION)
 
         async def counted() -> bool:
             with suppress(BrokerUnavailableError):  # not counted yet
@@ -175,7 +175,7 @@ async def test_the_ledger_counts_by_the_management_api(url: str, empty_broker: T
 
         await eventually(counted, "counting")
 
-        blind = QueueView(reader, management=None, route=USER_REGISTRATION)
+        blind = QueueDepths(reader, management=None, route=USER_REGISTRATION)
         with pytest.raises(BrokerUnavailableError, match="QUEUE_MANAGEMENT_URL"):
             await blind.look()
         assert await reader.read(USER_REGISTRATION.log, "first", at, limit=1)  # lives on

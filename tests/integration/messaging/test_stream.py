@@ -142,7 +142,7 @@ async def test_more_than_is_on_its_way_at_once_is_read_whole(
         ids += more
 
     found = await reader.read(STREAM, "first", seen, limit=1000)
-    again = await reader.read(STREAM, "first", seen, limit=1000, gently=True)
+    again = await reader.read(STREAM, "first", seen, limit=1000, throttled=True)
 
     assert [offset for offset, _ in found] == list(range(330))
     assert {message_id for _, message_id in found} == set(ids)
@@ -155,7 +155,7 @@ async def test_a_stream_that_never_rests_has_an_end_all_the_same(
     async with publishing(fresh_broker, times=1000) as publisher:
         found = await reader.read(STREAM, "first", seen, limit=1000)
         assert not publisher.done()
-        more = await reader.read(STREAM, found[-1][0] + 1, seen, limit=1000, gently=True)
+        more = await reader.read(STREAM, found[-1][0] + 1, seen, limit=1000, throttled=True)
         assert not publisher.done()
 
     assert [offset for offset, _ in found + more] == list(range(len(found + more)))
@@ -173,7 +173,7 @@ async def test_what_a_stalling_network_holds_back_is_read_too(fresh_broker: Test
         StreamReader.open(str(url.with_port(port)), service="queue_receiver") as reader,
     ):
         found = await reader.read(STREAM, "first", seen, limit=1000)
-        on = await reader.read(STREAM, 799, seen, limit=1000, gently=True)
+        on = await reader.read(STREAM, 799, seen, limit=1000, throttled=True)
 
     assert [offset for offset, _ in found] == list(range(800))
     assert on == found[-1:]

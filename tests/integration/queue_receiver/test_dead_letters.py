@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession, web
 
-from common.amqp.dead_letter_queue import DeadLetter, Held
+from common.amqp.dead_letter_queue import DeadLetter, LockedQueue
 from common.contracts.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
 from queue_receiver.app import build_app
 from queue_receiver.settings import Settings
@@ -151,7 +151,7 @@ async def test_a_crash_between_confirm_and_ack_duplicates_nothing(
     body = a_body()
     [letter_id] = await hospital.fill(body)
     with monkeypatch.context() as dying:
-        dying.setattr(Held, "remove", _no_ack)
+        dying.setattr(LockedQueue, "remove", _no_ack)
         await hospital.post(f"/{letter_id}/resend", {"body": json.loads(body)})
     await eventually(_held(hospital, 1), "the first of the two being stored")
     assert await hospital.waiting() == [letter_id]  # in both, as after a kill
@@ -171,7 +171,7 @@ async def test_after_a_crash_amid_a_correction_the_uncorrected_one_is_still_for_
 ) -> None:
     [letter_id] = await hospital.fill(a_body())
     with monkeypatch.context() as dying:
-        dying.setattr(Held, "remove", _no_ack)
+        dying.setattr(LockedQueue, "remove", _no_ack)
         await hospital.post(f"/{letter_id}/resend", {"body": json.loads(a_body())})
     await eventually(_held(hospital, 1), "the corrected one being stored")
 
@@ -183,7 +183,7 @@ async def test_after_a_crash_amid_a_correction_the_uncorrected_one_is_still_for_
     assert (letter["id"], letter["code"]) == (str(letter_id), "id_reused")
 
 
-def _no_ack(_self: Held, _letter: DeadLetter) -> None:
+def _no_ack(_self: LockedQueue, _letter: DeadLetter) -> None:
     """As if the process had ended before."""
 
 

@@ -2,7 +2,7 @@ import asyncpg
 import pytest
 
 from common.errors import DatabaseUnavailableError, InvalidError
-from database_service.translation import LostRaceError, reason, translated
+from database_service.translation import SerializationConflictError, reason, translated
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_value_that_can_not_be_stored_is_invalid(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", [asyncpg.DeadlockDetectedError, asyncpg.SerializationError])
 def test_a_lost_race_can_be_run_again(error: type[Exception]) -> None:
-    with pytest.raises(LostRaceError), translated():
+    with pytest.raises(SerializationConflictError), translated():
         raise error("rolled back")
 
 

@@ -66,11 +66,11 @@ def pipeline() -> FakePipeline:
 
 
 @asynccontextmanager
-async def flying(
+async def run(
     pipeline: FakePipeline, every_seconds: float = EVERY_SECONDS
 ) -> AsyncIterator[Canary]:
     bird = Canary(every_seconds=every_seconds, register=pipeline.register, registrations=pipeline)
-    async with bird.flying():
+    async with bird.run():
         yield bird
 
 
@@ -84,7 +84,7 @@ def events(lines: list[Any]) -> list[tuple[str, str]]:
 
 async def test_canaries_come_home_and_are_removed(pipeline: FakePipeline) -> None:
     with capture_logs() as lines:
-        async with flying(pipeline) as bird:
+        async with run(pipeline) as bird:
             assert bird.note().detail == "no full round trip yet"
             await until(lambda: len(pipeline.removed) >= 3, "three round trips")
             note = bird.note()
@@ -110,7 +110,7 @@ async def test_one_that_is_late_is_told_once_and_followed_until_it_is_home(
 ) -> None:
     pipeline.reaches = reaches
     with capture_logs() as lines:
-        async with flying(pipeline) as bird:
+        async with run(pipeline) as bird:
             await until(lambda: bird.note().warning, "the warning")
             looks = pipeline.looks
             await until(lambda: pipeline.looks >= looks + 3, "further looks")
@@ -128,7 +128,7 @@ async def test_one_is_late_long_before_the_next_one_if_those_are_rare(
     monkeypatch.setattr(random, "uniform", lambda _low, _high: 0.0)  # the first leaves at once
     monkeypatch.setattr(canary, "LATE_SECONDS", 0.01)
     pipeline.reaches = JourneyStatus.PENDING
-    async with flying(pipeline, every_seconds=3600.0) as bird:
+    async with run(pipeline, every_seconds=3600.0) as bird:
         await until(lambda: bird.note().warning, "the warning")
 
 
@@ -137,7 +137,7 @@ async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
 ) -> None:
     pipeline.refusal = BrokerUnavailableError("The broker takes no messages.")
     with capture_logs() as lines:
-        async with flying(pipeline) as bird:
+        async with run(pipeline) as bird:
             await until(lambda: bird.note().warning, "the warning")
             assert "The broker takes no messages" in bird.note().detail
             await until(lambda: pipeline.refused >= 3, "further refusals")
@@ -153,7 +153,7 @@ async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
 async def test_an_unreadable_journey_is_no_end_of_it(pipeline: FakePipeline) -> None:
     pipeline.unreadable = DatabaseServiceUnavailableError("away")
     with capture_logs() as lines:
-        async with flying(pipeline) as bird:
+        async with run(pipeline) as bird:
             await until(lambda: bird.note().warning, "the warning")
             assert "can not be read" in bird.note().detail
             pipeline.unreadable = None
@@ -164,7 +164,7 @@ async def test_an_unreadable_journey_is_no_end_of_it(pipeline: FakePipeline) -> 
 
 async def test_one_whose_mail_failed_is_removed_and_told(pipeline: FakePipeline) -> None:
     pipeline.reaches = JourneyStatus.MAIL_FAILED
-    async with flying(pipeline) as bird:
+    async with run(pipeline) as bird:
         await until(lambda: len(pipeline.removed) > 0, "the removal")
 
         assert "recorded as failed" in bird.note().detail
@@ -176,7 +176,7 @@ async def test_one_that_never_comes_is_given_up_and_another_one_sent(
 ) -> None:
     monkeypatch.setattr(canary, "GIVE_UP_SECONDS", 0.02)
     pipeline.reaches = JourneyStatus.PENDING
-    async with flying(pipeline) as bird:
+    async with run(pipeline) as bird:
         await until(lambda: len(pipeline.registered) >= 2, "another canary")
 
         assert bird.note().warning
@@ -190,7 +190,7 @@ async def test_one_that_is_lost_keeps_nobody_from_seeing_that_all_is_well_again(
     monkeypatch.setattr(canary, "NEXT_AFTER_SECONDS", 0.02)
     pipeline.reaches = JourneyStatus.PENDING
     with capture_logs() as lines:
-        async with flying(pipeline) as bird:
+        async with run(pipeline) as bird:
             await until(lambda: bird.note().warning, "the warning")
             lost = [*pipeline.registered]
             pipeline.lost.update(lost)
@@ -209,7 +209,7 @@ async def test_in_an_outage_the_next_one_waits_its_minute(
 ) -> None:
     monkeypatch.setattr(canary, "NEXT_AFTER_SECONDS", 0.2)
     pipeline.reaches = JourneyStatus.PENDING
-    async with flying(pipeline) as bird:
+    async with run(pipeline) as bird:
         await until(lambda: len(pipeline.registered) >= 3, "further canaries")
         looks = pipeline.looks
         await until(lambda: pipeline.looks > looks, "a look")
@@ -223,7 +223,7 @@ async def test_one_that_can_not_be_removed_was_a_round_trip_all_the_same(
 ) -> None:
     pipeline.unremovable = NeighbourError("no")
     with capture_logs() as lines:
-        async with flying(pipeline) as bird:
+        async with run(pipeline) as bird:
             await until(lambda: len(pipeline.registered) >= 3, "three round trips")
             note = bird.note()
 
@@ -233,7 +233,7 @@ async def test_one_that_can_not_be_removed_was_a_round_trip_all_the_same(
 
 async def test_stopping_waits_for_nothing(pipeline: FakePipeline) -> None:
     pipeline.reaches = JourneyStatus.PENDING
-    async with flying(pipeline):
+    async with run(pipeline):
         await until(lambda: len(pipeline.registered) == 1, "a canary under way")
 
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -241,7 +241,7 @@ async def test_stopping_waits_for_nothing(pipeline: FakePipeline) -> None:
 
 
 async def test_a_canary_that_fell_silent_is_told(pipeline: FakePipeline) -> None:
-    async with flying(pipeline) as bird:
+    async with run(pipeline) as bird:
         await until(lambda: len(pipeline.removed) >= 1, "a round trip")
         bird.stop()
         await until(lambda: bird.note().warning, "the warning")

@@ -12,7 +12,7 @@ from common.contracts.topology import (
     definitions,
     user_definitions,
 )
-from rabbitmq.differences import differences, strangers
+from rabbitmq.differences import differences, unknown_bindings
 from rabbitmq.provision import ADMINISTRATOR, TAGS
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -60,7 +60,7 @@ def without(rows: Rows, kind: str, name: str) -> None:
 
 def test_a_broker_with_both_files_imported_differs_in_nothing(present: Rows) -> None:
     assert differences(present) == []
-    assert strangers(present) == []
+    assert unknown_bindings(present) == []
 
 
 def loose(rows: Rows) -> None:
@@ -191,6 +191,6 @@ def test_who_else_feeds_a_queue_is_named(present: Rows) -> None:
     )
 
     assert differences(present) == []
-    assert strangers(present) == [
+    assert unknown_bindings(present) == [
         f"binding partner to {WORK} is not of the topology: somebody else feeds this queue"
     ]

@@ -322,7 +322,7 @@ async def test_stopped_while_recording_the_mail_is_recorded_as_sent() -> None:
 
 
 async def test_last_words_do_not_hold_up_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "LAST_WORDS_SECONDS", 0.01)
+    monkeypatch.setattr(handlers, "CANCEL_GRACE_SECONDS", 0.01)
     mailer, deliveries = FakeMailer(hold_after_text=asyncio.Event()), FakeDeliveries()
 
     async def never(_outcome: object) -> bool:

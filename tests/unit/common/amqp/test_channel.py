@@ -20,7 +20,7 @@ from common.amqp import channel as wire_module
 from common.amqp import confirms
 from common.amqp.channel import Wire
 from common.amqp.confirms import Confirmation
-from common.amqp.frame_filter import Tap
+from common.amqp.frame_filter import FrameFilter
 from common.amqp.frames import A_HEARTBEAT, HEADER, frame
 from common.amqp.message import Delivery
 from common.errors import BrokerUnavailableError, UnroutableError
@@ -91,7 +91,7 @@ class Paper:
     def __init__(self, *, frame_max: int = FRAME_MAX) -> None:
         self.transport, self.reader = FakeTransport(), FakeReader()
         self.transport.set_protocol(self.reader)
-        self.tap = Tap()
+        self.tap = FrameFilter()
         self.tap.install(self.transport)
         self.channel = FakeChannel(frame_max=frame_max)
         self.wire = Wire(cast("Channel", self.channel), self.tap)

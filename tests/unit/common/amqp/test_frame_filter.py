@@ -13,7 +13,7 @@ from yarl import URL
 
 from common.amqp import frame_filter as tap
 from common.amqp import frames
-from common.amqp.frame_filter import SIGN_OF_LIFE_SECONDS, Tap, TapFactory
+from common.amqp.frame_filter import SIGN_OF_LIFE_SECONDS, FrameFilter, FrameFilterFactory
 
 Frame = tuple[int, int, bytes]
 """Type, channel, payload."""
@@ -109,9 +109,9 @@ def portions(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
         yield stream[start:end]
 
 
-def installed(**takers: FakeTaker) -> tuple[Tap, FakeReader]:
+def installed(**takers: FakeTaker) -> tuple[FrameFilter, FakeReader]:
     """A tap and aiormq's end behind it; ``c1=`` takes from channel 1."""
-    reader, tapped = FakeReader(), Tap()
+    reader, tapped = FakeReader(), FrameFilter()
     transport = FakeTransport(reader)
     tapped.install(transport)
     assert transport.get_protocol() is tapped
@@ -290,13 +290,15 @@ async def test_the_factory_puts_it_between_the_socket_and_aiormq() -> None:
         writer.write(joined([(1, 5, b"taken"), (1, 0, b"left")]))
         writer.close()
 
-    taker, tapped = FakeTaker(), Tap()
+    taker, tapped = FakeTaker(), FrameFilter()
     tapped.attach(cast("AbstractChannel", FakeChannel(5)), taker)
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         options: dict[str, Any] = {"ssl_context_provider": None}
 
-        reader, writer = await TapFactory(tapped).create(URL(f"amqp://127.0.0.1:{port}"), **options)
+        reader, writer = await FrameFilterFactory(tapped).create(
+            URL(f"amqp://127.0.0.1:{port}"), **options
+        )
         received = await asyncio.wait_for(reader.read(-1), timeout=10)
         writer.close()
         await writer.wait_closed()

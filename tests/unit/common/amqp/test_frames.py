@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from pamqp import body, commands, header, heartbeat
 from pamqp import frame as pamqp_frame
 
-from common.amqp import frames
-from common.amqp import lenient as tolerant_amqp
+from common.amqp import frames, lenient
 
 MICROSECONDS = struct.pack(">Q", 1_790_000_000_000_000)
 NAMES = {"message_type": "type"}
@@ -21,7 +20,7 @@ NAMES = {"message_type": "type"}
 
 @pytest.fixture(autouse=True, scope="module")
 def _tolerant() -> None:
-    tolerant_amqp.install()
+    lenient.install()
 
 
 def short_texts(*, min_size: int = 0, most_bytes: int = 255) -> st.SearchStrategy[str]:

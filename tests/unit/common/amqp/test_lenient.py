@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, decode, encode
 
-from common.amqp import lenient as tolerant_amqp
+from common.amqp import lenient
 
 MICROSECONDS = struct.pack(">Q", 1_790_000_000_000_000)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _installed() -> None:
-    tolerant_amqp.install()
-    tolerant_amqp.install()  # twice does no harm
+    lenient.install()
+    lenient.install()  # twice does no harm
 
 
 def read(name: str, value: bytes) -> Any:

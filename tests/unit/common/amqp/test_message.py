@@ -189,7 +189,7 @@ def test_the_last_attempt_is_the_one_after_all_retries(attempt: int, last: bool)
 def test_a_correlation_id_that_may_not_be_logged_is_replaced(odd: object) -> None:
     delivery = a_delivery(message_id=str(uuid4()), correlation_id=odd)
 
-    assert delivery.sane_correlation_id == str(delivery.id)
+    assert delivery.valid_correlation_id == str(delivery.id)
 
 
 @pytest.mark.parametrize(

@@ -95,60 +95,60 @@ class SlowBroker:
         return len(self._in_hand)
 
 
-async def read(broker: SlowBroker, *, limit: int, gently: bool) -> list[int]:
+async def read(broker: SlowBroker, *, limit: int, throttled: bool) -> list[int]:
     reader = StreamReader("amqp://nobody@127.0.0.1:1", service="test")
     reader._wire = cast(Wire, broker)
     return await reader.read(
-        "stream", "first", lambda offset, _: offset, limit=limit, gently=gently
+        "stream", "first", lambda offset, _: offset, limit=limit, throttled=throttled
     )
 
 
-@pytest.mark.parametrize("gently", [True, False])
+@pytest.mark.parametrize("throttled", [True, False])
 @pytest.mark.parametrize("seconds", [0.001, 0.03, 0.06, 0.12])
 async def test_a_broker_that_is_slow_has_not_come_to_the_end(
-    seconds: float, *, gently: bool
+    seconds: float, *, throttled: bool
 ) -> None:
     """Nor a process that is: its own work may be in the way for as long."""
     broker = SlowBroker(10_000, seconds=seconds)
 
-    found = await read(broker, limit=400, gently=gently)
+    found = await read(broker, limit=400, throttled=throttled)
 
     assert found == list(range(400))
     assert broker.owed == 0
     assert broker.most_in_hand <= PREFETCH
 
 
-@pytest.mark.parametrize("gently", [True, False])
+@pytest.mark.parametrize("throttled", [True, False])
 @pytest.mark.parametrize("messages", [1, PREFETCH - 1, PREFETCH, PREFETCH + 1, 130])
-async def test_the_end_of_a_stream_is_found(messages: int, *, gently: bool) -> None:
+async def test_the_end_of_a_stream_is_found(messages: int, *, throttled: bool) -> None:
     broker = SlowBroker(messages, seconds=0.01)
 
-    found = await read(broker, limit=400, gently=gently)
+    found = await read(broker, limit=400, throttled=throttled)
 
     assert found == list(range(messages))
     assert broker.owed == 0
 
 
-@pytest.mark.parametrize("gently", [True, False])
-async def test_where_messages_drip_there_is_more(*, gently: bool) -> None:
+@pytest.mark.parametrize("throttled", [True, False])
+async def test_where_messages_drip_there_is_more(*, throttled: bool) -> None:
     """No portion is ever whole in time."""
     broker = SlowBroker(10_000, seconds=0.001, apart=0.01)
 
-    found = await read(broker, limit=120, gently=gently)
+    found = await read(broker, limit=120, throttled=throttled)
 
     assert found == list(range(120))
 
 
-@pytest.mark.parametrize("gently", [True, False])
+@pytest.mark.parametrize("throttled", [True, False])
 @pytest.mark.parametrize("stall_after", [7, 10, PREFETCH])
 async def test_a_broker_that_stalls_has_not_come_to_the_end(
-    stall_after: int, monkeypatch: pytest.MonkeyPatch, *, gently: bool
+    stall_after: int, monkeypatch: pytest.MonkeyPatch, *, throttled: bool
 ) -> None:
     monkeypatch.setattr(stream, "CALM_SECONDS", 0.02)
     monkeypatch.setattr(stream, "FIRST_SECONDS", 0.02)
     broker = SlowBroker(140, seconds=0.001, stall_after=stall_after, stall_seconds=0.1)
 
-    found = await read(broker, limit=1000, gently=gently)
+    found = await read(broker, limit=1000, throttled=throttled)
 
     assert found == list(range(140))
 
@@ -162,7 +162,7 @@ async def test_a_broker_that_falls_silent_has_not_come_to_the_end(
     broker = SlowBroker(messages, seconds=0.001, falls_silent=True)
 
     with pytest.raises(BrokerUnavailableError):
-        await read(broker, limit=1000, gently=False)
+        await read(broker, limit=1000, throttled=False)
 
 
 async def test_a_stream_that_is_deleted_meanwhile_has_no_end() -> None:
@@ -170,28 +170,28 @@ async def test_a_stream_that_is_deleted_meanwhile_has_no_end() -> None:
     broker.channel.consumers.clear()
 
     with pytest.raises(BrokerUnavailableError):
-        await read(broker, limit=1000, gently=False)
+        await read(broker, limit=1000, throttled=False)
 
 
 async def test_where_nobody_waits_a_pause_follows_each_portion(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream, "PORTION_SECONDS", 60)
+    monkeypatch.setattr(stream, "BATCH_SECONDS", 60)
     monkeypatch.setattr(stream, "CALM_SECONDS", 60)
     broker = SlowBroker(10_000, seconds=0.001)
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await read(broker, limit=400, gently=True)
+            await read(broker, limit=400, throttled=True)
 
     assert broker.most_in_hand == broker.owed == PREFETCH
 
 
 async def test_where_somebody_waits_there_is_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PORTION_SECONDS", 60)
+    monkeypatch.setattr(stream, "BATCH_SECONDS", 60)
     monkeypatch.setattr(stream, "CALM_SECONDS", 60)
     broker = SlowBroker(10_000, seconds=0.001)
 
-    found = await read(broker, limit=400, gently=False)
+    found = await read(broker, limit=400, throttled=False)
 
     assert found == list(range(400))

@@ -3,7 +3,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.database_client.batching import SINGLES_UNDER_WAY, Coalescer
+from common.database_client.batching import SINGLES_UNDER_WAY, Batcher
 from common.errors import DatabaseServiceUnavailableError, InvalidError, RowLockedError
 
 
@@ -30,8 +30,8 @@ class Neighbour:
         return [item * 2 for item in items]
 
 
-def coalescer(neighbour: Neighbour, **changes: int) -> Coalescer[int, int]:
-    return Coalescer(neighbour, name="test", **{"max_items": 100, **changes})
+def coalescer(neighbour: Neighbour, **changes: int) -> Batcher[int, int]:
+    return Batcher(neighbour, name="test", **{"max_items": 100, **changes})
 
 
 async def turns(count: int = 10) -> None:
@@ -130,7 +130,7 @@ async def test_an_answer_of_the_wrong_length_is_nobodys_answer() -> None:
     async def forgetful(items: list[int]) -> list[int]:
         return items[1:]
 
-    double: Coalescer[int, int] = Coalescer(forgetful, name="test", max_items=10)
+    double: Batcher[int, int] = Batcher(forgetful, name="test", max_items=10)
 
     results = await asyncio.gather(double(1), double(2), return_exceptions=True)
 

@@ -83,7 +83,7 @@ async def test_the_trace_of_a_client_is_in_its_lines(lines: list[dict[str, Any]]
 async def test_the_last_answers_are_logged_before_the_service_ends(
     lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.http.app.TELL_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr("common.http.app.ACCESS_LOG_DELAY_SECONDS", 0.2)
     async with serving(a_service()) as client:
         await ask(client, "a")
         at_the_end = len(lines)

@@ -10,7 +10,7 @@ from common.errors import (
     TopologyMissingError,
     UnavailableError,
 )
-from common.messaging.pause import CASES, Ask, Breaker, Case, Evidence, Verdict
+from common.messaging.pause import CASES, Ask, Case, Evidence, OutageGate, Verdict
 from tests.polling import until
 
 GONE = DatabaseServiceUnavailableError("gone")
@@ -112,7 +112,7 @@ def test_a_success_tells_something_only_after_a_failure() -> None:
     assert not evidence.is_doubtful
 
 
-# -- the breaker ----------------------------------------------------------------------------
+# -- the gate ----------------------------------------------------------------------------
 
 
 class Neighbour:
@@ -129,13 +129,13 @@ class Neighbour:
 
 
 class Recorded:
-    """A breaker, what it said, and how long it paused; its clock goes only when told."""
+    """A gate, what it said, and how long it paused; its clock goes only when told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, ask: Ask | None = None) -> None:
         self.paused_for: list[UnavailableError] = []
         self.resumed = 0
         self.pauses: list[float] = []
-        self.breaker = Breaker(
+        self.gate = OutageGate(
             on_pause=self.paused_for.append, on_resume=self._on_resume, ask=ask, first_pause=1.0
         )
         self._now = 0.0
@@ -156,11 +156,11 @@ class Recorded:
     ) -> Verdict:
         """As the consumer does; a success is a HOLD that nobody looks at."""
         case = case or a_case()
-        async with self.breaker.passage(case):
-            begun_at = self.breaker.evidence.failures
+        async with self.gate.pass_through(case):
+            begun_at = self.gate.evidence.failures
             if error is not None:
-                return await self.breaker.failed(case, error)
-            self.breaker.got_through(begun_at)
+                return await self.gate.failed(case, error)
+            self.gate.got_through(begun_at)
         return Verdict.HOLD
 
     async def fail(self, times: int = 1) -> None:
@@ -193,7 +193,7 @@ async def test_everyone_passes_at_once_while_the_neighbours_answer(recorded: Rec
 
     async def work() -> None:
         nonlocal inside
-        async with recorded.breaker.passage(a_case()):
+        async with recorded.gate.pass_through(a_case()):
             inside += 1
             await leave.wait()
 
@@ -204,7 +204,7 @@ async def test_everyone_passes_at_once_while_the_neighbours_answer(recorded: Rec
     await asyncio.gather(*tasks)
 
     assert recorded.pauses == []
-    assert not recorded.breaker.paused
+    assert not recorded.gate.paused
 
 
 async def test_without_anybody_to_ask_the_first_failure_pauses_and_is_said_once(
@@ -212,8 +212,8 @@ async def test_without_anybody_to_ask_the_first_failure_pauses_and_is_said_once(
 ) -> None:
     await recorded.fail(times=3)
 
-    assert recorded.breaker.paused
-    assert recorded.breaker.failure is GONE
+    assert recorded.gate.paused
+    assert recorded.gate.failure is GONE
     assert recorded.paused_for == [GONE]
     assert recorded.resumed == 0
 
@@ -225,12 +225,12 @@ async def test_while_paused_only_one_probes_at_a_time(recorded: Recorded) -> Non
     async def probe() -> None:
         nonlocal inside, most
         case = a_case()
-        async with recorded.breaker.passage(case):
+        async with recorded.gate.pass_through(case):
             inside += 1
             most = max(most, inside)
             await recorded.turns(3)
             inside -= 1
-            await recorded.breaker.failed(case, GONE)
+            await recorded.gate.failed(case, GONE)
 
     await asyncio.gather(*(probe() for _ in range(5)))
 
@@ -251,7 +251,7 @@ async def test_the_first_success_resumes_and_lets_everyone_through(recorded: Rec
 
     assert recorded.pauses == [8]
     assert recorded.resumed == 1
-    assert not recorded.breaker.paused
+    assert not recorded.gate.paused
 
 
 async def test_the_next_outage_begins_with_the_first_pause(recorded: Recorded) -> None:
@@ -270,9 +270,9 @@ async def test_after_a_failed_probe_another_delivery_probes(recorded: Recorded) 
     await recorded.work(GONE, first)
 
     async def probe(case: Case) -> None:
-        async with recorded.breaker.passage(case):
+        async with recorded.gate.pass_through(case):
             probed.append(case.message_id)
-            await recorded.breaker.failed(case, GONE)
+            await recorded.gate.failed(case, GONE)
 
     others = [a_case() for _ in range(3)]
     await asyncio.gather(*(probe(case) for case in (first, *others)))
@@ -281,11 +281,11 @@ async def test_after_a_failed_probe_another_delivery_probes(recorded: Recorded) 
 
 
 async def test_work_that_began_before_the_outage_does_not_end_it(recorded: Recorded) -> None:
-    begun_at = recorded.breaker.evidence.failures
+    begun_at = recorded.gate.evidence.failures
     await recorded.fail()
-    recorded.breaker.got_through(begun_at)
+    recorded.gate.got_through(begun_at)
 
-    assert recorded.breaker.paused
+    assert recorded.gate.paused
     assert recorded.resumed == 0
 
 
@@ -293,7 +293,7 @@ async def test_failures_of_work_begun_before_do_not_lengthen_the_pause(
     recorded: Recorded,
 ) -> None:
     for _ in range(5):
-        await recorded.breaker.failed(a_case(), GONE)
+        await recorded.gate.failed(a_case(), GONE)
     await recorded.fail()
 
     assert recorded.pauses == [1]
@@ -305,7 +305,7 @@ async def test_a_cancelled_probe_leaves_its_turn_to_the_next(recorded: Recorded)
     probing = asyncio.Event()
 
     async def hang() -> None:
-        async with recorded.breaker.passage(a_case()):
+        async with recorded.gate.pass_through(a_case()):
             probing.set()
             await asyncio.Event().wait()
 
@@ -337,21 +337,21 @@ async def test_one_that_is_cancelled_as_its_turn_comes_leaves_it_to_the_next(
 async def test_a_probe_that_outlives_our_patience_is_no_probe_of_the_next_outage(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.messaging.pause.PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("common.messaging.pause.PROBE_TIMEOUT_SECONDS", 0.01)
     await recorded.fail()
     inside, leave_slow, leave = 0, asyncio.Event(), asyncio.Event()
 
     async def probe(left: asyncio.Event) -> None:
         nonlocal inside
-        async with recorded.breaker.passage(a_case()):
-            begun_at = recorded.breaker.evidence.failures
+        async with recorded.gate.pass_through(a_case()):
+            begun_at = recorded.gate.evidence.failures
             inside += 1
             await left.wait()
-            recorded.breaker.got_through(begun_at)
+            recorded.gate.got_through(begun_at)
 
     slow = asyncio.create_task(probe(leave_slow))
     await until(lambda: recorded.resumed == 1, "going on without the end of the probe")
-    monkeypatch.setattr("common.messaging.pause.PATIENCE_SECONDS", 1000)
+    monkeypatch.setattr("common.messaging.pause.PROBE_TIMEOUT_SECONDS", 1000)
     await recorded.fail()  # the next outage, while the first probe still runs
     others = [asyncio.create_task(probe(leave)) for _ in range(3)]
     await recorded.turns()
@@ -361,7 +361,7 @@ async def test_a_probe_that_outlives_our_patience_is_no_probe_of_the_next_outage
     await recorded.turns()
 
     assert inside == 2  # the end of the old one lets no second prober in
-    assert recorded.breaker.paused  # and tells nothing about the new outage
+    assert recorded.gate.paused  # and tells nothing about the new outage
     assert recorded.resumed == 1
     leave.set()
     await asyncio.gather(*others)
@@ -424,10 +424,10 @@ async def test_another_that_gets_through_makes_them_failures_of_their_own(
 ) -> None:
     bad = [a_case() for _ in range(50)]
     for case in bad:
-        await asking.breaker.failed(case, REFUSED)  # all were in hand at the same time
-    assert asking.breaker.paused
+        await asking.gate.failed(case, REFUSED)  # all were in hand at the same time
+    assert asking.gate.paused
     await asking.work()
-    assert not asking.breaker.paused
+    assert not asking.gate.paused
 
     assert [await asking.work(REFUSED, case) for case in bad] == [Verdict.OWN] * 50
     assert len(asking.paused_for) == 1
@@ -439,7 +439,7 @@ async def test_what_failed_in_an_outage_and_works_afterwards_is_held_against_nob
     neighbour.error = ADMITTED
     cases = [a_case() for _ in range(3)]
     for case in cases:
-        assert await asking.breaker.failed(case, GONE) is Verdict.HOLD
+        assert await asking.gate.failed(case, GONE) is Verdict.HOLD
     neighbour.error = None
     await asking.work()
     neighbour.error = ADMITTED  # the next outage, in the same moment
@@ -460,13 +460,13 @@ async def test_what_the_neighbour_has_explained_is_held_against_nobody(
     await asking.work()
 
     assert await asking.work(GONE, case) is Verdict.HOLD
-    assert not asking.breaker.paused
+    assert not asking.gate.paused
 
 
 async def test_who_fail_at_the_same_time_have_the_neighbour_asked_once(
     asking: Recorded, neighbour: Neighbour
 ) -> None:
-    await asyncio.gather(*(asking.breaker.failed(a_case(), GONE) for _ in range(10)))
+    await asyncio.gather(*(asking.gate.failed(a_case(), GONE) for _ in range(10)))
 
     assert neighbour.asked == 1
 
@@ -480,9 +480,9 @@ async def test_a_neighbour_that_does_not_answer_is_away(
     async def silent() -> None:
         await asyncio.Event().wait()
 
-    breaker = Breaker(on_pause=said.append, on_resume=lambda: None, ask=silent)
+    gate = OutageGate(on_pause=said.append, on_resume=lambda: None, ask=silent)
 
-    assert await breaker.failed(a_case(), GONE) is Verdict.HOLD
+    assert await gate.failed(a_case(), GONE) is Verdict.HOLD
     assert len(said) == 1
 
 
@@ -495,8 +495,8 @@ async def test_a_probe_that_tells_nothing_has_the_neighbour_asked(
     neighbour.error = error
     case = a_case()
 
-    async with asking.breaker.passage(case):
-        await asking.breaker.told_nothing(case)
+    async with asking.gate.pass_through(case):
+        await asking.gate.told_nothing(case)
 
     assert asking.resumed == (0 if error else 1)
-    assert asking.breaker.paused is bool(error)
+    assert asking.gate.paused is bool(error)

@@ -17,13 +17,13 @@ from common.contracts.topology import USER_REGISTRATION, WORK_DELIVERY_LIMIT
 from common.errors import DatabaseServiceUnavailableError, PermanentError
 from common.messaging.dispatcher import Outcome
 from common.messaging.quarantine import (
-    DEATHS,
-    NOTES_LAST,
+    CRASH_LIMIT,
+    MARKER_MAX_AGE,
     Note,
     Notes,
-    Suspects,
+    Quarantine,
+    exclusive_wait,
     is_suspect,
-    patience,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -77,8 +77,8 @@ def a_suspect(count: Any = 3) -> Delivery:
     return Delivery(body=b"{}", routing_key="", message_id=str(uuid4()), headers=headers)
 
 
-def suspects(tmp_path: Path, dispatcher: FakeDispatcher) -> Suspects:
-    return Suspects(dispatcher, Notes(tmp_path))  # type: ignore[arg-type]
+def suspects(tmp_path: Path, dispatcher: FakeDispatcher) -> Quarantine:
+    return Quarantine(dispatcher, Notes(tmp_path))  # type: ignore[arg-type]
 
 
 def notes_in(folder: Path, message_id: UUID | None = None) -> list[Path]:
@@ -164,7 +164,7 @@ async def test_a_new_channel_ends_the_note(tmp_path: Path) -> None:
     handling = suspects(tmp_path, dispatcher)
 
     async def handle() -> None:
-        handling.no_longer_alone()
+        handling.no_longer_exclusive()
         assert notes_in(tmp_path) == []
 
     dispatcher.handle = handle
@@ -202,7 +202,7 @@ async def test_who_is_held_up_is_given_up_all_the_same_when_it_has_killed_too_of
     tmp_path: Path,
 ) -> None:
     delivery, dispatcher = a_suspect(), FakeDispatcher()
-    die_with(delivery.id, tmp_path, times=DEATHS)
+    die_with(delivery.id, tmp_path, times=CRASH_LIMIT)
 
     await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: False, held_up=True)
 
@@ -218,7 +218,7 @@ def test_patience_doubles_each_time_up_to_two_minutes(held_up: Any, seconds: flo
     delivery = a_suspect()
     delivery.headers[HELD_UP] = held_up
 
-    assert patience(delivery) == seconds
+    assert exclusive_wait(delivery) == seconds
 
 
 def test_a_process_that_lives_is_no_death(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_process_that_lives_is_no_death(tmp_path: Path) -> None:
 
 async def test_a_message_that_has_killed_too_often_is_given_up_unhandled(tmp_path: Path) -> None:
     delivery, dispatcher = a_suspect(), FakeDispatcher()
-    die_with(delivery.id, tmp_path, times=DEATHS)
+    die_with(delivery.id, tmp_path, times=CRASH_LIMIT)
 
     outcome = await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: True)
 
@@ -259,8 +259,8 @@ async def test_copies_share_the_limit_of_deliveries_that_the_broker_has_for_each
 async def test_other_messages_and_older_deaths_do_not_count(tmp_path: Path) -> None:
     delivery, dispatcher = a_suspect(), FakeDispatcher()
     die_with(uuid4(), tmp_path)
-    die_with(delivery.id, tmp_path, times=DEATHS)
-    old = time.time() - NOTES_LAST.total_seconds() - 1
+    die_with(delivery.id, tmp_path, times=CRASH_LIMIT)
+    old = time.time() - MARKER_MAX_AGE.total_seconds() - 1
     os.utime(notes_in(tmp_path, delivery.id)[0], (old, old))
 
     outcome = await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: True)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from common.amqp.message import Delivery
-from queue_receiver.dead_letters.masking import masked_body, revealed_body, shown_headers
+from queue_receiver.dead_letters.masking import redacted_body, shown_headers, unmasked_body
 
 
 def test_fields_are_shown_and_values_covered() -> None:
@@ -16,7 +16,7 @@ def test_fields_are_shown_and_values_covered() -> None:
         "data": {"city": "London", "known": True},
     }
 
-    masked = json.loads(masked_body(json.dumps(body).encode()))
+    masked = json.loads(redacted_body(json.dumps(body).encode()))
 
     assert masked == {
         "name": "••• (3 characters)",
@@ -41,17 +41,17 @@ def test_fields_are_shown_and_values_covered() -> None:
     ],
 )
 def test_an_address_is_covered_wherever_it_stands(body: bytes) -> None:
-    assert "ada" not in masked_body(body)
+    assert "ada" not in redacted_body(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\x00", b"[" * 60_000, b"x" * 70_000, b"{}" * 2])
 def test_of_what_is_no_json_the_size_is_shown(body: bytes) -> None:
-    assert f"{len(body)} bytes" in masked_body(body)
+    assert f"{len(body)} bytes" in redacted_body(body)
 
 
 def test_what_is_revealed_is_text_and_not_too_long() -> None:
-    assert revealed_body(b"caf\xc3\xa9 \xff") == "café \N{REPLACEMENT CHARACTER}"
-    assert revealed_body(b"x" * 70_000).endswith("… and 4464 bytes more")
+    assert unmasked_body(b"caf\xc3\xa9 \xff") == "café \N{REPLACEMENT CHARACTER}"
+    assert unmasked_body(b"x" * 70_000).endswith("… and 4464 bytes more")
 
 
 def test_headers_of_others_are_covered() -> None:

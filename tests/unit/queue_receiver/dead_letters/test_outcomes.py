@@ -10,7 +10,7 @@ from common.contracts.registrations import Journey, JourneyStatus
 from common.contracts.reports import Format, ReportRecord, ReportStatus
 from common.contracts.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS, USER_REGISTRATION
 from common.errors import DatabaseServiceUnavailableError, NotFoundError, UserStreamError
-from queue_receiver.dead_letters.outcomes import Fate, Fates
+from queue_receiver.dead_letters.outcomes import MessageOutcome, OutcomeTracker
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 
@@ -64,14 +64,14 @@ def a_mail(status: DeliveryStatus, attempts: int) -> Notification:
     )
 
 
-async def fate(records: FakeRecords, route: Any) -> Fate:
+async def fate(records: FakeRecords, route: Any) -> MessageOutcome:
     message = (route.name, uuid4())
-    return (await Fates(records).ask([message]))[message]
+    return (await OutcomeTracker(records).ask([message]))[message]
 
 
 @pytest.mark.parametrize("status", JourneyStatus)
 async def test_a_registration_is_handled_when_it_is_stored(status: JourneyStatus) -> None:
-    expected = Fate.OPEN if status is JourneyStatus.PENDING else Fate.SETTLED
+    expected = MessageOutcome.OPEN if status is JourneyStatus.PENDING else MessageOutcome.SETTLED
 
     assert await fate(FakeRecords(journey=status), USER_REGISTRATION) is expected
 
@@ -79,7 +79,7 @@ async def test_a_registration_is_handled_when_it_is_stored(status: JourneyStatus
 @pytest.mark.parametrize("status", ReportStatus)
 async def test_a_report_is_handled_when_it_is_ready(status: ReportStatus) -> None:
     # "failed" may be from the time before.
-    expected = Fate.SETTLED if status is ReportStatus.READY else Fate.OPEN
+    expected = MessageOutcome.SETTLED if status is ReportStatus.READY else MessageOutcome.OPEN
 
     assert await fate(FakeRecords(report=status), REPORT_REQUESTS) is expected
 
@@ -87,40 +87,40 @@ async def test_a_report_is_handled_when_it_is_ready(status: ReportStatus) -> Non
 @pytest.mark.parametrize("route", [USER_REGISTRATION, REPORT_REQUESTS, EMAIL_NOTIFICATIONS])
 @pytest.mark.parametrize("error", [NotFoundError(), DatabaseServiceUnavailableError()])
 async def test_what_nobody_can_tell_is_open(route: Any, error: UserStreamError) -> None:
-    assert await fate(FakeRecords(error=error), route) is Fate.OPEN
+    assert await fate(FakeRecords(error=error), route) is MessageOutcome.OPEN
 
 
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (DeliveryStatus.SENT, Fate.SETTLED),
-        (DeliveryStatus.FAILED, Fate.SETTLED),
-        (DeliveryStatus.SUPPRESSED, Fate.SETTLED),
-        (DeliveryStatus.SENDING, Fate.OPEN),
-        (DeliveryStatus.DEFERRED, Fate.FAILED),
-        (DeliveryStatus.UNSURE, Fate.FAILED),
+        (DeliveryStatus.SENT, MessageOutcome.SETTLED),
+        (DeliveryStatus.FAILED, MessageOutcome.SETTLED),
+        (DeliveryStatus.SUPPRESSED, MessageOutcome.SETTLED),
+        (DeliveryStatus.SENDING, MessageOutcome.OPEN),
+        (DeliveryStatus.DEFERRED, MessageOutcome.FAILED),
+        (DeliveryStatus.UNSURE, MessageOutcome.FAILED),
     ],
 )
 async def test_a_mail_is_handled_when_a_mail_server_has_answered(
-    status: DeliveryStatus, expected: Fate
+    status: DeliveryStatus, expected: MessageOutcome
 ) -> None:
     records, message = FakeRecords(), (EMAIL_NOTIFICATIONS.name, uuid4())
-    fates = Fates(records)
-    await fates.remember([message])
+    outcomes = OutcomeTracker(records)
+    await outcomes.remember([message])
 
     records.mail = a_mail(status, attempts=1)
 
-    assert await fates.ask([message]) == {message: expected}
+    assert await outcomes.ask([message]) == {message: expected}
 
 
 async def test_that_a_mail_was_put_off_before_does_not_count() -> None:
     records, message = FakeRecords(), (EMAIL_NOTIFICATIONS.name, uuid4())
-    fates = Fates(records)
+    outcomes = OutcomeTracker(records)
     records.mail = a_mail(DeliveryStatus.DEFERRED, attempts=7)
-    await fates.remember([message])
+    await outcomes.remember([message])
 
-    before = await fates.ask([message])
+    before = await outcomes.ask([message])
     records.mail = a_mail(DeliveryStatus.DEFERRED, attempts=8)
-    after = await fates.ask([message])
+    after = await outcomes.ask([message])
 
-    assert (before[message], after[message]) == (Fate.OPEN, Fate.FAILED)
+    assert (before[message], after[message]) == (MessageOutcome.OPEN, MessageOutcome.FAILED)

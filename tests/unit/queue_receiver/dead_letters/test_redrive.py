@@ -11,7 +11,7 @@ from common.contracts.dead_letters import Redrive, RedriveRequest, RedriveState
 from common.contracts.topology import USER_REGISTRATION
 from common.errors import BrokerUnavailableError, ConflictError, NotFoundError
 from queue_receiver.dead_letters import redrive as redrives
-from queue_receiver.dead_letters.outcomes import Fate, Fates
+from queue_receiver.dead_letters.outcomes import MessageOutcome, OutcomeTracker
 from queue_receiver.dead_letters.redrive import Redrives
 from tests.polling import until
 
@@ -67,9 +67,9 @@ class FakeQueue:
 
 
 class FakeFates:
-    """Stands for ``Fates``: everything is settled at once, or as ``fate`` says."""
+    """Stands for ``OutcomeTracker``: everything is settled at once, or as ``fate`` says."""
 
-    fate = Fate.SETTLED
+    fate = MessageOutcome.SETTLED
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -77,7 +77,7 @@ class FakeFates:
     async def remember(self, messages: list[Key]) -> None:
         self.steps.append(len(messages))
 
-    async def ask(self, messages: set[Key]) -> dict[Key, Fate]:
+    async def ask(self, messages: set[Key]) -> dict[Key, MessageOutcome]:
         return dict.fromkeys(messages, self.fate)
 
 
@@ -87,46 +87,48 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redrives, "POLL_SECONDS", 0.001)
 
 
-def of(queue: FakeQueue, fates: FakeFates) -> Redrives:
-    return Redrives(queues=[cast("DeadLetterQueue", queue)], fates=cast("Fates", fates))
+def of(queue: FakeQueue, outcomes: FakeFates) -> Redrives:
+    return Redrives(
+        queues=[cast("DeadLetterQueue", queue)], outcomes=cast("OutcomeTracker", outcomes)
+    )
 
 
-async def ended(office: Redrives, **wish: Any) -> Redrive:
+async def ended(admin: Redrives, **wish: Any) -> Redrive:
     request = RedriveRequest.model_validate({"rate": 1000, **({"all": True} | wish)})
-    redrive_id = office.start(request).redrive_id
-    await until(lambda: office.get(redrive_id).state is not RedriveState.RUNNING, "the end")
-    return office.get(redrive_id)
+    redrive_id = admin.start(request).redrive_id
+    await until(lambda: admin.get(redrive_id).state is not RedriveState.RUNNING, "the end")
+    return admin.get(redrive_id)
 
 
 async def test_a_few_are_sent_first_and_then_more() -> None:
-    queue, fates = FakeQueue(*(a_letter() for _ in range(30))), FakeFates()
+    queue, outcomes = FakeQueue(*(a_letter() for _ in range(30))), FakeFates()
 
-    redrive = await ended(of(queue, fates))
+    redrive = await ended(of(queue, outcomes))
 
     assert (redrive.state, redrive.total, redrive.sent, redrive.settled) == ("done", 30, 30, 30)
-    assert fates.steps == [1, 10, 19]
+    assert outcomes.steps == [1, 10, 19]
     assert queue.letters == []
 
 
 async def test_it_stops_at_the_first_that_fails_again() -> None:
-    queue, fates = FakeQueue(*(a_letter() for _ in range(30))), FakeFates()
+    queue, outcomes = FakeQueue(*(a_letter() for _ in range(30))), FakeFates()
     poison = queue.letters[5]
     queue.fails = lambda letter: letter is poison
 
-    redrive = await ended(of(queue, fates))
+    redrive = await ended(of(queue, outcomes))
 
     assert (redrive.state, redrive.failed_again) == ("failed_again", 1)
     assert redrive.first_failed == poison.id
-    assert fates.steps == [1, 10]
+    assert outcomes.steps == [1, 10]
     assert len(queue.sent) == 11
     assert len(queue.letters) == 20  # the rest, and the one that came back
 
 
 async def test_what_a_mail_server_puts_off_again_has_failed_again() -> None:
-    queue, fates = FakeQueue(a_letter(), a_letter()), FakeFates()
-    fates.fate = Fate.FAILED
+    queue, outcomes = FakeQueue(a_letter(), a_letter()), FakeFates()
+    outcomes.fate = MessageOutcome.FAILED
 
-    redrive = await ended(of(queue, fates))
+    redrive = await ended(of(queue, outcomes))
 
     assert (redrive.state, redrive.sent) == ("failed_again", 1)
 
@@ -141,10 +143,10 @@ async def test_only_what_is_meant_is_sent() -> None:
 
 
 async def test_a_step_that_is_not_handled_in_time_ends_it() -> None:
-    queue, fates = FakeQueue(a_letter(), a_letter()), FakeFates()
-    fates.fate = Fate.OPEN
+    queue, outcomes = FakeQueue(a_letter(), a_letter()), FakeFates()
+    outcomes.fate = MessageOutcome.OPEN
 
-    redrive = await ended(of(queue, fates), waitSeconds=1)
+    redrive = await ended(of(queue, outcomes), waitSeconds=1)
 
     assert (redrive.state, redrive.sent, len(queue.letters)) == ("unsettled", 1, 1)
     assert "not lost" in redrive.detail
@@ -162,31 +164,31 @@ async def test_an_outage_breaks_it_off_and_leaves_the_rest() -> None:
 
 
 async def test_it_can_be_stopped_and_there_is_one_at_a_time() -> None:
-    queue, fates = FakeQueue(a_letter(), a_letter()), FakeFates()
-    fates.fate = Fate.OPEN
-    office = of(queue, fates)
-    first = office.start(RedriveRequest(all=True))
+    queue, outcomes = FakeQueue(a_letter(), a_letter()), FakeFates()
+    outcomes.fate = MessageOutcome.OPEN
+    admin = of(queue, outcomes)
+    first = admin.start(RedriveRequest(all=True))
 
     with pytest.raises(ConflictError, match="is running"):
-        office.start(RedriveRequest(all=True))
+        admin.start(RedriveRequest(all=True))
     await until(lambda: queue.sent, "the first step")
-    office.stop(first.redrive_id)
-    await until(lambda: office.get(first.redrive_id).state is RedriveState.STOPPED, "its stop")
+    admin.stop(first.redrive_id)
+    await until(lambda: admin.get(first.redrive_id).state is RedriveState.STOPPED, "its stop")
 
     assert len(queue.letters) == 1
-    assert office.latest == office.get(first.redrive_id)
+    assert admin.latest == admin.get(first.redrive_id)
 
 
 async def test_the_end_of_the_service_is_the_end_of_a_redrive() -> None:
-    queue, fates = FakeQueue(a_letter(), a_letter()), FakeFates()
-    fates.fate = Fate.OPEN
-    office = of(queue, fates)
-    running = office.start(RedriveRequest(all=True))
+    queue, outcomes = FakeQueue(a_letter(), a_letter()), FakeFates()
+    outcomes.fate = MessageOutcome.OPEN
+    admin = of(queue, outcomes)
+    running = admin.start(RedriveRequest(all=True))
     await until(lambda: queue.sent, "the first step")
 
-    await office.close()
+    await admin.close()
 
-    assert office.get(running.redrive_id).state is RedriveState.BROKEN_OFF
+    assert admin.get(running.redrive_id).state is RedriveState.BROKEN_OFF
     assert len(queue.letters) == 1
 
 

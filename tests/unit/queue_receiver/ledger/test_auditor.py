@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from common.amqp.dead_letter_queue import DeadLetterQueue
 from common.amqp.message import Delivery
-from common.amqp.queue_depths import QueueLook
+from common.amqp.queue_depths import QueueDepth
 from common.amqp.stream import Start
 from common.contracts.ledger import (
     MAX_VERIFIED,
@@ -54,9 +54,9 @@ class EmptyLog:
         _take: Callable[[int, Delivery], Any],
         *,
         limit: int,
-        gently: bool = False,
+        throttled: bool = False,
     ) -> list[Message]:
-        del limit, gently
+        del limit, throttled
         return []
 
 
@@ -127,8 +127,8 @@ class FakeQueues:
     unacknowledged: int | None = 0
     bound: bool | None = True
 
-    async def look(self) -> QueueLook:
-        return QueueLook(
+    async def look(self) -> QueueDepth:
+        return QueueDepth(
             ready=self.ready,
             retrying=self.retrying,
             dead=self.dead,
@@ -269,11 +269,11 @@ async def test_an_empty_stream_is_believed_only_after_a_while(
 ) -> None:
     believed: list[bool] = []
 
-    async def read_on(*_: object, is_empty: bool, **_options: object) -> Progress:
+    async def read_new_entries(*_: object, is_empty: bool, **_options: object) -> Progress:
         believed.append(is_empty)
         return Progress(9, caught_up=False, is_empty=len(believed) != 3)
 
-    monkeypatch.setattr(ledger_module, "read_on", read_on)
+    monkeypatch.setattr(ledger_module, "read_new_entries", read_new_entries)
     for empty_for in (60, 60, -1, 60, -1):  # the third finds a message
         monkeypatch.setattr(ledger_module, "EMPTY_FOR", empty_for)
         await world.auditor.reconcile()
@@ -384,8 +384,8 @@ async def test_a_dead_letter_does_not_speak_for_a_missing_binding(world: World) 
 async def test_while_it_is_behind_the_background_reads_on_without_waiting(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    behind = Progress(10, caught_up=False, is_behind=True)
-    further_behind = Progress(20, caught_up=False, is_behind=True)
+    behind = Progress(10, caught_up=False, has_more=True)
+    further_behind = Progress(20, caught_up=False, has_more=True)
     at_the_end, not_up = Progress(25, caught_up=True), Progress(25, caught_up=False)
     away = BrokerUnavailableError("away")
     turns: list[Progress | BrokerUnavailableError] = [
@@ -403,9 +403,9 @@ async def test_while_it_is_behind_the_background_reads_on_without_waiting(
         happened.append(seconds)
         await wait_a_turn(0)
 
-    async def read_on(*_: object, most: int, gently: bool, is_empty: bool) -> Progress:
+    async def read_new_entries(*_: object, most: int, throttled: bool, is_empty: bool) -> Progress:
         assert not is_empty
-        assert (most, gently) == (ledger_module.MOST_IN_BACKGROUND, True)
+        assert (most, throttled) == (ledger_module.MOST_IN_BACKGROUND, True)
         if not turns:
             is_over.set()
             await asyncio.Event().wait()
@@ -415,7 +415,7 @@ async def test_while_it_is_behind_the_background_reads_on_without_waiting(
         return turn
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(ledger_module, "read_on", read_on)
+    monkeypatch.setattr(ledger_module, "read_new_entries", read_new_entries)
     async with world.auditor.watching(timedelta(hours=1)):
         await is_over.wait()
 
@@ -439,7 +439,7 @@ async def test_a_ledger_that_stays_unreadable_is_logged_once(
             is_over.set()
         raise BrokerUnavailableError("Connection refused")
 
-    monkeypatch.setattr(ledger_module, "read_on", fails)
+    monkeypatch.setattr(ledger_module, "read_new_entries", fails)
     with capture_logs() as logs:
         async with world.auditor.watching(timedelta(milliseconds=1)):
             await is_over.wait()
@@ -452,13 +452,13 @@ async def test_rows_are_looked_for_a_few_at_a_time_while_registrations_come_in(
 ) -> None:
     offsets = iter((5, 5, 9, 9))
 
-    async def read_on(*_: object, **__: object) -> Progress:
+    async def read_new_entries(*_: object, **__: object) -> Progress:
         return Progress(next_offset=next(offsets), caught_up=True)
 
-    monkeypatch.setattr(ledger_module, "read_on", read_on)
+    monkeypatch.setattr(ledger_module, "read_new_entries", read_new_entries)
 
     for _ in range(3):
-        await world.auditor.reconcile(gently=True)
+        await world.auditor.reconcile(throttled=True)
     await world.auditor.reconcile()
 
     few, many = ledger_module.VERIFIED_BESIDE_WORK, ledger_module.VERIFIED_IN_BACKGROUND

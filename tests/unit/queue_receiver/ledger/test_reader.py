@@ -14,7 +14,7 @@ from common.contracts.ledger import LedgerBatch, LedgerPosition
 from queue_receiver.ledger import reader as ledger_reading
 from queue_receiver.ledger.mark import Mark
 from queue_receiver.ledger.reader import Message, Progress, accepted_at
-from queue_receiver.ledger.reader import read_on as read_on_with
+from queue_receiver.ledger.reader import read_new_entries as read_on_with
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
@@ -35,9 +35,9 @@ class FakeLog:
         take: Callable[[int, Delivery], Message | None],
         *,
         limit: int,
-        gently: bool = False,
+        throttled: bool = False,
     ) -> list[Message]:
-        self.was_gently_read = gently
+        self.was_gently_read = throttled
         begin = self.first if start == "first" else max(start, self.first)
         found = [
             take(offset, self._delivery(key))
@@ -81,17 +81,17 @@ class FakeBook:
         return [entry.registration_id for batch in self.batches for entry in batch.entries]
 
 
-async def read_on(
+async def read_new_entries(
     log: FakeLog,
     book: FakeBook,
     *,
     most: int,
-    gently: bool = False,
+    throttled: bool = False,
     mark: Mark | None = None,
     is_empty: bool = False,
 ) -> Progress:
     mark = mark or Mark(None, "stream")
-    return await read_on_with(log, book, mark, most=most, gently=gently, is_empty=is_empty)
+    return await read_on_with(log, book, mark, most=most, throttled=throttled, is_empty=is_empty)
 
 
 def some_ids(count: int) -> list[UUID]:
@@ -101,8 +101,8 @@ def some_ids(count: int) -> list[UUID]:
 async def test_all_there_is_is_read_once() -> None:
     log, book = FakeLog(some_ids(5)), FakeBook()
 
-    first = await read_on(log, book, most=100)
-    again = await read_on(log, book, most=100)
+    first = await read_new_entries(log, book, most=100)
+    again = await read_new_entries(log, book, most=100)
 
     assert book.ids == log.ids
     assert (first.next_offset, first.caught_up) == (5, True)
@@ -110,13 +110,13 @@ async def test_all_there_is_is_read_once() -> None:
 
 
 async def test_reading_goes_on_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_reading, "PIECE", 4)
+    monkeypatch.setattr(ledger_reading, "CHUNK", 4)
     log, book = FakeLog(some_ids(10)), FakeBook()
 
-    part = await read_on(log, book, most=5)
-    rest = await read_on(log, book, most=100)
+    part = await read_new_entries(log, book, most=5)
+    rest = await read_new_entries(log, book, most=100)
 
-    assert (part.caught_up, part.is_behind) == (False, True)
+    assert (part.caught_up, part.has_more) == (False, True)
     assert (rest.next_offset, rest.caught_up) == (10, True)
     assert book.ids == log.ids
 
@@ -127,7 +127,7 @@ async def test_a_piece_is_written_some_at_a_time(monkeypatch: pytest.MonkeyPatch
     book.position = LedgerPosition(next_offset=1, last_id=log.ids[0])
     log.first = 2
 
-    progress = await read_on(log, book, most=100)
+    progress = await read_new_entries(log, book, most=100)
 
     assert book.ids == log.ids[2:]
     assert [len(batch.entries) for batch in book.batches] == [3, 3, 2]
@@ -139,7 +139,7 @@ async def test_read_gently_the_same_is_written(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ledger_reading, "WRITTEN_AT_ONCE", 3)
     log, book = FakeLog(some_ids(10)), FakeBook()
 
-    progress = await read_on(log, book, most=100, gently=True)
+    progress = await read_new_entries(log, book, most=100, throttled=True)
 
     assert book.ids == log.ids
     assert (progress.next_offset, progress.caught_up) == (10, True)
@@ -151,7 +151,7 @@ async def test_a_stream_begun_anew_is_said_once(monkeypatch: pytest.MonkeyPatch)
     log, book = FakeLog(some_ids(7)), FakeBook()
     book.position = LedgerPosition(next_offset=3, last_id=uuid4())
 
-    await read_on(log, book, most=100)
+    await read_new_entries(log, book, most=100)
 
     assert book.ids == log.ids
     assert [batch.restarted for batch in book.batches] == [True, False, False]
@@ -171,7 +171,7 @@ async def test_two_readers_of_one_piece_write_each_message_once(
         return written
 
     monkeypatch.setattr(book, "insert_ledger_entries", insert_after_the_first_a_rival)
-    progress = await read_on(log, book, most=100)
+    progress = await read_new_entries(log, book, most=100)
 
     assert book.ids == [*log.ids[:3], *log.ids[5:]]
     assert (progress.next_offset, progress.caught_up) == (10, True)
@@ -181,7 +181,7 @@ async def test_what_another_reader_wrote_is_not_written_again() -> None:
     log, book = FakeLog(some_ids(6)), FakeBook()
     book.rival = LedgerPosition(next_offset=4, last_id=log.ids[3])
 
-    progress = await read_on(log, book, most=100)
+    progress = await read_new_entries(log, book, most=100)
 
     assert book.ids == log.ids[4:]
     assert progress.next_offset == 6
@@ -191,10 +191,10 @@ async def test_read_gently_one_reader_leaves_the_stream_to_the_other() -> None:
     log, book = FakeLog(some_ids(6)), FakeBook()
     book.rival = LedgerPosition(next_offset=4, last_id=log.ids[3])
 
-    progress = await read_on(log, book, most=100, gently=True)
+    progress = await read_new_entries(log, book, most=100, throttled=True)
 
     assert book.ids == []
-    assert progress == Progress(4, caught_up=False, is_behind=False)
+    assert progress == Progress(4, caught_up=False, has_more=False)
 
 
 async def test_what_the_stream_forgot_is_counted() -> None:
@@ -202,7 +202,7 @@ async def test_what_the_stream_forgot_is_counted() -> None:
     book.position = LedgerPosition(next_offset=3, last_id=log.ids[2])
     log.first = 7
 
-    await read_on(log, book, most=100)
+    await read_new_entries(log, book, most=100)
 
     assert book.ids == log.ids[7:]
     assert [batch.unread for batch in book.batches] == [4]
@@ -213,7 +213,7 @@ async def test_a_stream_of_which_only_the_known_message_was_forgotten_has_no_gap
     book.position = LedgerPosition(next_offset=3, last_id=log.ids[2])
     log.first = 3
 
-    await read_on(log, book, most=100)
+    await read_new_entries(log, book, most=100)
 
     assert (book.ids, [batch.unread for batch in book.batches]) == (log.ids[3:], [0])
 
@@ -223,7 +223,7 @@ async def test_another_stream_of_the_same_name_is_read_from_its_beginning(length
     log, book = FakeLog(some_ids(length)), FakeBook()
     book.position = LedgerPosition(next_offset=3, last_id=uuid4())
 
-    progress = await read_on(log, book, most=100)
+    progress = await read_new_entries(log, book, most=100)
 
     assert book.ids == log.ids
     assert [batch.restarted for batch in book.batches] == [True]
@@ -233,7 +233,7 @@ async def test_another_stream_of_the_same_name_is_read_from_its_beginning(length
 async def test_a_stream_that_is_not_up_yet_changes_nothing() -> None:
     book = FakeBook(LedgerPosition(next_offset=3, last_id=uuid4()))
 
-    progress = await read_on(FakeLog(), book, most=100)
+    progress = await read_new_entries(FakeLog(), book, most=100)
 
     assert (book.batches, progress.next_offset, progress.caught_up) == ([], 3, False)
     assert progress.is_empty
@@ -250,7 +250,7 @@ async def test_a_stream_that_comes_up_between_two_looks_is_the_same() -> None:
         return found
 
     log.read = read_when_up  # type: ignore[method-assign]
-    progress = await read_on(log, book, most=100)
+    progress = await read_new_entries(log, book, most=100)
 
     assert (book.batches, progress) == ([], Progress(3, caught_up=True))
 
@@ -258,9 +258,9 @@ async def test_a_stream_that_comes_up_between_two_looks_is_the_same() -> None:
 async def test_a_stream_that_stays_empty_is_believed_to_be_another_one() -> None:
     log, book = FakeLog(), FakeBook(LedgerPosition(next_offset=3, last_id=uuid4()))
 
-    progress = await read_on(log, book, most=100, is_empty=True)
+    progress = await read_new_entries(log, book, most=100, is_empty=True)
     log.ids = some_ids(2)
-    on = await read_on(log, book, most=100)
+    on = await read_new_entries(log, book, most=100)
 
     assert progress == Progress(0, caught_up=True)
     assert [batch.restarted for batch in book.batches] == [True, False]
@@ -270,24 +270,24 @@ async def test_a_stream_that_stays_empty_is_believed_to_be_another_one() -> None
 async def test_a_database_that_forgot_what_was_read_is_told_so_once(tmp_path: Path) -> None:
     """By a process that was started since; and the next reading is none after a restoration."""
     log, book = FakeLog(some_ids(9)), FakeBook()
-    await read_on(log, book, most=100, mark=Mark(tmp_path, "stream"))
+    await read_new_entries(log, book, most=100, mark=Mark(tmp_path, "stream"))
     book.position, book.batches = LedgerPosition(next_offset=4, last_id=log.ids[3]), []
     mark = Mark(tmp_path, "stream")
 
-    await read_on(log, book, most=100, mark=mark)
+    await read_new_entries(log, book, most=100, mark=mark)
     log.ids += some_ids(1)
-    await read_on(log, book, most=100, mark=mark)
+    await read_new_entries(log, book, most=100, mark=mark)
 
     assert [batch.known_up_to for batch in book.batches] == [9, 0]
 
 
 async def test_another_stream_that_is_shorter_is_no_restoration(tmp_path: Path) -> None:
     log, book, mark = FakeLog(some_ids(9)), FakeBook(), Mark(tmp_path, "stream")
-    await read_on(log, book, most=100, mark=mark)
+    await read_new_entries(log, book, most=100, mark=mark)
     log.ids = some_ids(12)
     book.position, book.batches = LedgerPosition(next_offset=1, last_id=log.ids[0]), []
 
-    await read_on(log, book, most=100, mark=mark)
+    await read_new_entries(log, book, most=100, mark=mark)
 
     assert [batch.known_up_to for batch in book.batches] == [0]
 
@@ -312,7 +312,7 @@ async def test_canaries_are_passed_and_not_written() -> None:
     canary = new_canary_id()
     log, book = FakeLog([*some_ids(1), canary, *some_ids(1), canary]), FakeBook()
 
-    progress = await read_on(log, book, most=100)
+    progress = await read_new_entries(log, book, most=100)
 
     assert book.ids == [log.ids[0], log.ids[2]]
     assert (progress.next_offset, book.position.last_id) == (4, canary)
@@ -328,7 +328,7 @@ async def test_spans_are_written_where_the_book_takes_them(*, takes_spans: bool)
     }
     book = FakeBook(LedgerPosition(next_offset=0, takes_spans=takes_spans))
 
-    await read_on(log, book, most=100)
+    await read_new_entries(log, book, most=100)
 
     (batch,) = book.batches
     expected = "b7ad6b7169203331" if takes_spans else None

@@ -126,7 +126,7 @@ async def test_nothing_is_read_where_nothing_is_lost() -> None:
 async def test_far_apart_ones_are_found_without_reading_all_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ledger_repair, "PIECE", 5)
+    monkeypatch.setattr(ledger_repair, "CHUNK", 5)
     ids = [uuid4() for _ in range(1000)]
     log, publisher = FakeLog(ids), FakePublisher()
 

@@ -41,7 +41,7 @@ def test_seeds_are_summed_up() -> None:
     assert "kill9=2 " in lines[0]
     assert "disk_full=0" in lines[0]
     assert "smtp_bad=6" in lines[0]
-    assert lines[1].startswith("lost=0 stored_twice=0 unexpected=0 limbo=0 dlq_unexplained=0 ")
+    assert lines[1].startswith("lost=0 stored_twice=0 unexpected=0 stuck=0 dlq_unexplained=0 ")
     assert "dup_mail=2 (bound 4) recovery_p99=0.50 s" in lines[1]
     assert "note: disk full: not injected" in lines
 

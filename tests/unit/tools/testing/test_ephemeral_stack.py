@@ -8,7 +8,11 @@ import pytest
 from tools.launcher import locks
 from tools.testing import ephemeral_stack
 
-OTHER = "from tools.testing.ephemeral_stack import free_offset; print(free_offset(), flush=True); input()"
+OTHER = """
+from tools.testing.ephemeral_stack import free_offset
+print(free_offset(), flush=True)
+input()
+"""
 
 
 def test_two_stacks_that_look_for_ports_at_the_same_time_find_different_ones(

@@ -24,7 +24,7 @@ HANDED_OUT: dict[str, dict[str, str]] = {
 """Reader to its files, each with the secret (as ``provision`` names it) that goes into it."""
 
 
-def hand_out(secrets_directory: Path, target: Path) -> None:
+def distribute_secrets(secrets_directory: Path, target: Path) -> None:
     """Copy each reader's secrets into ``target/<reader>``; safe to repeat."""
     for reader, files in HANDED_OUT.items():
         directory = target / reader

@@ -27,10 +27,10 @@ ANSWER_SECONDS = 10.0
 class OwnDoorError(TransientError):
     """This process does not answer itself as it should."""
 
-    code = "own_door"
+    code = "self_client"
 
 
-class OwnDoor:
+class SelfClient:
     """Registers canaries over HTTP."""
 
     def __init__(
@@ -64,7 +64,7 @@ class OwnDoor:
         ).model_dump()
         headers = {IDEMPOTENCY_KEY: key, **outgoing_headers()}
         try:
-            with self._identities.expecting(key, canary_id):
+            with self._identities.reserve(key, canary_id):
                 async with self._session.post(
                     f"{url}/api/registrations", json=body, headers=headers
                 ) as response:

@@ -16,8 +16,8 @@ from common.http.address import OwnAddress
 from common.http.app import base_app
 from common.readiness import Readiness
 from frontend.identity import Identities
-from frontend.own_door import OwnDoor, OwnDoorError
 from frontend.routes import BASE_URL, IDENTITIES, PUBLISHER, api
+from frontend.self_client import OwnDoorError, SelfClient
 
 SECRET = "a secret of thirty-two characters"
 
@@ -52,10 +52,10 @@ async def frontend(publisher: FakePublisher) -> AsyncIterator[TestClient[Any, An
 
 
 @asynccontextmanager
-async def door_to(server: TestClient[Any, Any]) -> AsyncIterator[OwnDoor]:
+async def door_to(server: TestClient[Any, Any]) -> AsyncIterator[SelfClient]:
     address = OwnAddress()
     address.listens("127.0.0.1", server.port or 0)
-    async with OwnDoor.open(address=address, identities=server.app[IDENTITIES]) as door:
+    async with SelfClient.open(address=address, identities=server.app[IDENTITIES]) as door:
         yield door
 
 
@@ -103,7 +103,7 @@ async def test_nobody_else_registers_a_canary(
     """Not by what the canary looks like, nor by guessing at how it is told."""
     canary_id = new_canary_id()
     person = {"name": "Canary", "surname": "Canary", "email": canary_address(canary_id)}
-    with frontend.app[IDENTITIES].expecting("the-key-of-this-moment", canary_id):
+    with frontend.app[IDENTITIES].reserve("the-key-of-this-moment", canary_id):
         for headers in (
             {},
             {"Idempotency-Key": str(canary_id)},
@@ -129,7 +129,7 @@ async def test_a_canarys_key_opens_nothing_afterwards(
     frontend: TestClient[Any, Any], publisher: FakePublisher
 ) -> None:
     key, canary_id = "the-key-of-that-moment", new_canary_id()
-    with frontend.app[IDENTITIES].expecting(key, canary_id):
+    with frontend.app[IDENTITIES].reserve(key, canary_id):
         pass
 
     person = {"name": "Ada", "surname": "Lovelace", "email": "ada@example.org"}
@@ -149,7 +149,7 @@ async def test_another_process_on_that_port_is_found_out() -> None:
     async with TestClient(TestServer(app)) as other:
         address = OwnAddress()
         address.listens("127.0.0.1", other.port or 0)
-        async with OwnDoor.open(address=address, identities=Identities(SECRET)) as door:
+        async with SelfClient.open(address=address, identities=Identities(SECRET)) as door:
             with pytest.raises(OwnDoorError, match="somebody else"):
                 await door.register(new_canary_id())
 
@@ -157,6 +157,6 @@ async def test_another_process_on_that_port_is_found_out() -> None:
 async def test_nobody_there_is_an_error_of_ours() -> None:
     address = OwnAddress()
     address.listens("127.0.0.1", 1)
-    async with OwnDoor.open(address=address, identities=Identities(SECRET)) as door:
+    async with SelfClient.open(address=address, identities=Identities(SECRET)) as door:
         with pytest.raises(UserStreamError, match="No answer"):
             await door.register(new_canary_id())
