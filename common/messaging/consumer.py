@@ -173,7 +173,7 @@ class Consumer:
         task.add_done_callback(self._in_hand.discard)
 
     async def _drain_backlog(self) -> None:
-        """Quarantine one after the other, each alone; what came behind them side by side.
+        """Suspects one after the other, each alone; what came behind them side by side.
 
         The one that is being handled stays at the head: as long as there is one, nothing
         begins by itself.
@@ -201,7 +201,7 @@ class Consumer:
     async def _settle_alone(
         self, wire: Wire, tag: int, delivery: Delivery, since: dict[asyncio.Task[None], float]
     ) -> None:
-        """Handle a suspect, or put it aside if what is in hand outlasts its exclusive_wait.
+        """Handle a suspect, or put it aside if what is in hand outlasts its wait.
 
         Args:
             wire: Where it came from.
@@ -236,7 +236,7 @@ class Consumer:
             if not told:
                 told = True
                 queue = self._route.queue
-                log.info("suspect.waiting", queue=queue, others=len(others), exclusive_wait=allowed)
+                log.info("suspect.waiting", queue=queue, others=len(others), seconds=allowed)
             await asyncio.wait(others, timeout=min(allowed, EXCLUSIVE_WAIT_SECONDS))
         return True
 

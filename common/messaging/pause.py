@@ -193,13 +193,11 @@ class OutageGate:
         # A probe may take long for reasons of its own, such as a slow mail server; the others
         # need not wait for its end once it is plain that the neighbours are there. From then on
         # it is work like any other: if a new outage has begun when it ends, it is not its probe.
-        exclusive_wait = asyncio.get_running_loop().call_later(
-            PROBE_TIMEOUT_SECONDS, self._outlasted, turn
-        )
+        timer = asyncio.get_running_loop().call_later(PROBE_TIMEOUT_SECONDS, self._outlasted, turn)
         try:
             yield
         finally:
-            exclusive_wait.cancel()
+            timer.cancel()
             self._end(turn)
 
     async def _its_turn(self, case: Case) -> _Turn | None:

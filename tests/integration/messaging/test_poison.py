@@ -25,7 +25,7 @@ QUEUE = USER_REGISTRATION.queue
 DEAD = USER_REGISTRATION.dead_letter_queue
 
 PREFETCH = 20
-PROBE_TIMEOUT_SECONDS = 240.0
+PATIENCE_SECONDS = 240.0
 """Less than pytest's own deadline; only a failing test waits it out."""
 
 
@@ -105,9 +105,7 @@ async def test_poison_is_dead_lettered_alone(empty_broker: TestBroker, tmp_path:
     poison, good = ids[500], {*ids[:500], *ids[501:]}
 
     async with two_instances(empty_broker, tmp_path) as instances:
-        await eventually(
-            lambda: instances.handled >= good, "handling all good", PROBE_TIMEOUT_SECONDS
-        )
+        await eventually(lambda: instances.handled >= good, "handling all good", PATIENCE_SECONDS)
         dead = await taken(empty_broker, 1)
 
     assert list(dead) == [poison]
@@ -127,9 +125,7 @@ async def test_poison_that_leaves_a_lease_behind_at_each_death_is_convicted_alon
     poison, good = ids[100], {*ids[:100], *ids[101:]}
 
     async with two_instances(empty_broker, tmp_path) as instances:
-        await eventually(
-            lambda: instances.handled >= good, "handling all good", PROBE_TIMEOUT_SECONDS
-        )
+        await eventually(lambda: instances.handled >= good, "handling all good", PATIENCE_SECONDS)
         dead = await taken(empty_broker, 1)
 
     assert list(dead) == [poison]
@@ -152,9 +148,7 @@ async def test_many_poisons_beside_each_other_take_nobody_with_them(
     async with two_instances(empty_broker, tmp_path) as instances:
         dead = await taken(empty_broker, len(poisons))
         good = set(ids) - poisons
-        await eventually(
-            lambda: instances.handled >= good, "handling all good", PROBE_TIMEOUT_SECONDS
-        )
+        await eventually(lambda: instances.handled >= good, "handling all good", PATIENCE_SECONDS)
 
     assert set(dead) == poisons
     assert {headers["x-error-code"] for headers in dead.values()} == {"process_killed"}
