@@ -63,7 +63,7 @@ class UnavailableError(UserStreamError):
     """Whether one message that meets it proves that every other one would."""
 
 
-class UnderWayError(UserStreamError):
+class InProgressError(UserStreamError):
     """Somebody else is at this very work: it is put aside for a while and no attempt is counted.
 
     Between a handler and its dispatcher only; no service answers with it.
@@ -84,7 +84,7 @@ class UnderWayError(UserStreamError):
         """When the other one will have finished, or lost its right to, at the latest."""
 
 
-class DestinationBusyError(UnderWayError):
+class DestinationBusyError(InProgressError):
     """Slow mails to the same domain hold as many connections as they may: no attempt is counted."""
 
     code = "destination_busy"
@@ -147,16 +147,16 @@ class MailServerUnavailableError(UnavailableError):
     title = "The mail server is not available right now"
 
 
-class NeighbourError(TransientError):
+class UpstreamError(TransientError):
     """A neighbour answered 500 or something we do not understand."""
 
-    code = "neighbour_error"
+    code = "upstream_error"
 
 
-class NeighbourTimeoutError(TransientError):
+class UpstreamTimeoutError(TransientError):
     """A neighbour that calls itself ready did not answer in time."""
 
-    code = "neighbour_timeout"
+    code = "upstream_timeout"
 
 
 class RowLockedError(TransientError):

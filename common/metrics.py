@@ -36,11 +36,11 @@ DEAD_LETTERS = Counter(
     "userstream_dead_letters_total", "Messages dead-lettered, by reason.", ["queue", "code"]
 )
 SUSPECTS = Counter(
-    "userstream_suspects_total",
+    "userstream_quarantined_total",
     "Messages handled alone, because they were given several times in vain.",
     ["queue"],
 )
-IN_HAND = Gauge("userstream_deliveries_in_hand", "Deliveries taken and not settled.", ["queue"])
+IN_FLIGHT = Gauge("userstream_deliveries_in_flight", "Deliveries taken and not settled.", ["queue"])
 CONSUMER_PAUSED = Gauge(
     "userstream_consumer_paused", "1 while a neighbour is away and the consumer waits.", ["queue"]
 )
@@ -110,8 +110,8 @@ LEDGER_REGISTRATIONS = Gauge(
     "Registrations by what the ledger last found of them.",
     ["state"],
 )
-LEDGER_UNREAD = Gauge(
-    "userstream_ledger_unread", "Messages that the stream forgot before the ledger read them."
+LEDGER_TRUNCATED = Gauge(
+    "userstream_ledger_truncated", "Messages that the stream forgot before the ledger read them."
 )
 LEDGER_INCIDENTS = Gauge(
     "userstream_ledger_incidents",

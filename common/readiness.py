@@ -30,7 +30,7 @@ class Circuit(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class HealthNote:
     """What a person who looks should know, and what keeps the service from nothing."""
 
     detail: str
@@ -48,7 +48,7 @@ class Readiness:
     """The dependencies of a service, each with its check; and what else it has to say."""
 
     checks: dict[str, Check] = field(default_factory=dict)
-    notes: dict[str, Callable[[], Note]] = field(default_factory=dict)
+    notes: dict[str, Callable[[], HealthNote]] = field(default_factory=dict)
     circuits: dict[str, Circuit] = field(default_factory=dict)
     _missing: frozenset[str] = frozenset()
     """What was not there when somebody asked last."""
@@ -59,7 +59,7 @@ class Readiness:
         """Ask ``check`` whenever somebody asks whether the service is ready."""
         self.checks[name] = check
 
-    def note(self, name: str, note: Callable[[], Note]) -> None:
+    def note(self, name: str, note: Callable[[], HealthNote]) -> None:
         """Show ``note`` in ``/health``; it never makes a service not ready."""
         self.notes[name] = note
 

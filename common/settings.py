@@ -213,7 +213,7 @@ class ConsumerSettings(BrokerSettings):
     """Deliveries in hand at once. Measured: with 20 a backlog takes 2.5 times as long as with 100,
     with 50 1.6 times; more than 100 gains nothing."""
 
-    crash_notes_dir: Path | None = None
+    crash_marker_dir: Path | None = None
     """Folder for notes about messages that may kill their process; it must outlive the process.
     Without one, a folder below the system's for temporary files."""
 

@@ -74,7 +74,7 @@ def build_app(settings: Settings) -> web.Application:
     app[bounces.BOUNCES] = BounceRepository(database)
     app[reports.REPORTS] = ReportRepository(database)
     app[dead_letters.DEAD_LETTERS] = DeadLetterRepository(database)
-    app[dead_letters.REHEARSALS] = database
+    app[dead_letters.DRY_RUNS] = database
     app[ledger.LEDGER] = LedgerRepository(database)
 
     async def lifespan(_app: web.Application) -> AsyncIterator[None]:

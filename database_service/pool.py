@@ -247,12 +247,12 @@ class Database:
             raise
         except DatabaseUnavailableError as error:
             if self._is_there:
-                log.warning("database.lost", reason=reason(error.__cause__ or error))
+                log.warning("database.disconnected", reason=reason(error.__cause__ or error))
             self._is_there = False
             metrics.DATABASE_CONNECTED.set(0)
             raise
         if not self._is_there:
-            log.info("database.back")
+            log.info("database.reconnected")
             self._is_there = True
             metrics.DATABASE_CONNECTED.set(1)
 

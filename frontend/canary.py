@@ -20,7 +20,7 @@ from common.context import CORRELATION_ID, enter_request
 from common.contracts.canary import new_canary_id
 from common.contracts.registrations import Journey, JourneyStatus
 from common.errors import UserStreamError
-from common.readiness import Note
+from common.readiness import HealthNote
 
 log = structlog.get_logger()
 
@@ -115,7 +115,7 @@ class Canary:
         """Send no more, and wait for none."""
         self._task.cancel()
 
-    def note(self) -> Note:
+    def note(self) -> HealthNote:
         """How the last one did, in words and figures."""
         now = time.monotonic()
         last = "no full round trip yet"
@@ -126,10 +126,12 @@ class Canary:
             facts = {"secondsAgo": ago, "milliseconds": took}
         if self._trouble is not None:
             detail = f"{self._trouble.detail.rstrip('.')} ({last})."
-            return Note(warning=True, detail=detail, facts=facts)
+            return HealthNote(warning=True, detail=detail, facts=facts)
         if now - self._heard_at > SILENT_ROUNDS * self._every:
-            return Note(warning=True, detail=f"No canary is sent any more ({last}).", facts=facts)
-        return Note(detail=last, facts=facts)
+            return HealthNote(
+                warning=True, detail=f"No canary is sent any more ({last}).", facts=facts
+            )
+        return HealthNote(detail=last, facts=facts)
 
     async def _fly_for_ever(self) -> None:
         # Not all frontends that start together at the same moment, and not before the rest.
@@ -213,14 +215,14 @@ class Canary:
     def _record_failure(self, code: str, detail: str) -> None:
         """Take note, and say it where it is news."""
         if self._trouble is None or self._trouble.code != code:
-            log.warning("canary.missing", code=code)
+            log.warning("canary.failed", code=code)
         self._trouble = _Trouble(code, detail)
 
     def _came_home(self, flight: _Trip) -> None:
         self._home_at, self._home_seconds = time.monotonic(), flight.seconds
         metrics.CANARY_SECONDS.observe(self._home_seconds)
         if self._trouble is not None:
-            log.info("canary.back", milliseconds=round(self._home_seconds * 1000))
+            log.info("canary.recovered", milliseconds=round(self._home_seconds * 1000))
         self._trouble = None
 
     async def _remove(self, flight: _Trip) -> None:

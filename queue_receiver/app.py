@@ -117,7 +117,7 @@ async def _auditing(
             ),
             dead_letters=letters,
             lost_after=timedelta(seconds=settings.ledger_lost_after_seconds),
-            mark=Mark(settings.crash_notes_dir, STREAM),
+            mark=Mark(settings.crash_marker_dir, STREAM),
         )
         readiness.note("ledger", auditor.note)
         if management is None:

@@ -96,7 +96,7 @@ async def send_email(
 
     Raises:
         TemplateDataMissingError: The request can not be made into a mail.
-        UnderWayError: Another sender has the lease.
+        InProgressError: Another sender has the lease.
         MailServerUnavailableError: No mail would be accepted now.
         DestinationBusyError: Too many slow mails to the same domain are under way.
         MailDeferredError: The mail server put this one off.

@@ -18,7 +18,7 @@ from common.contracts.notifications import (
     EmailRequested,
     MailContent,
 )
-from common.errors import TransientError, UnavailableError, UnderWayError, UserStreamError
+from common.errors import InProgressError, TransientError, UnavailableError, UserStreamError
 from sender.mailer import Outcome
 
 log = structlog.get_logger()
@@ -148,7 +148,7 @@ async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries)
     """The right to send this mail, or None if it is not to be sent (again).
 
     Raises:
-        UnderWayError: Another sender has it. Not waited for in hand: those of a sender that
+        InProgressError: Another sender has it. Not waited for in hand: those of a sender that
             died would fill this one, and the first that may have killed it hold up all others.
     """
     request = _claim_request(envelope.id, envelope.data)
@@ -157,7 +157,7 @@ async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries)
     if result.claim is Claim.GRANTED:
         return Lease(deliveries, request, granted_at=asked_at)
     if result.claim is Claim.BUSY:
-        raise UnderWayError(again_after=timedelta(milliseconds=result.retry_after_ms))
+        raise InProgressError(again_after=timedelta(milliseconds=result.retry_after_ms))
     log.info("email.skipped", template=envelope.data.template, claim=result.claim)
     return None
 

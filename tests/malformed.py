@@ -278,9 +278,9 @@ def _odd_headers(chance: random.Random, message: Message) -> Message:
         "seven", True, -1, 0, 2**40, 1.5, [1], [], {"a": [1]}, None, bytearray(b"\xff\xfe"),
         "x" * 3000, datetime(2026, 1, 31, tzinfo=UTC),
     ]  # fmt: skip
-    names = ("x-attempt", "x-first-seen", "traceparent", "x-death", "x-error-code", "x-attempts",
-             "x-delivery-count", "x-given-before", "x-held-up", "x-first-death-queue", "\n", "é",
-             "x" * 100)  # fmt: skip
+    names = ("x-attempt", "x-first-seen", "traceparent", "x-death", "x-error-code",
+             "x-failed-attempts", "x-delivery-count", "x-previous-deliveries", "x-deferrals",
+             "x-first-death-queue", "\n", "é", "x" * 100)  # fmt: skip
     headers = {name: chance.choice(values) for name in chance.sample(names, 4)}
     # The last try, or beyond all tries: it changes nothing for what succeeds.
     return _properties(message, headers=headers)

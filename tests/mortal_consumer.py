@@ -19,7 +19,7 @@ from common.amqp.message import Envelope
 from common.amqp.publisher import Publisher
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.topology import BROKER_USERS
-from common.errors import UnderWayError
+from common.errors import InProgressError
 from common.messaging.consumer import consuming
 
 POISON = "Poison"
@@ -56,18 +56,18 @@ async def main(url: str, prefetch: int, notes: Path, journal: Path) -> None:
             publisher=publisher,
             prefetch=prefetch,
             retry_delays=[timedelta(milliseconds=50)],
-            notes=notes,
+            markers=notes,
         ),
     ):
         await asyncio.Event().wait()
 
 
 def take_lease(path: Path) -> None:
-    """Take the lease, or raise UnderWayError."""
+    """Take the lease, or raise InProgressError."""
     refusals = int(path.read_text()) if path.exists() else 0
     path.write_text(str(refusals - 1 if refusals else REFUSALS))
     if refusals:
-        raise UnderWayError(again_after=timedelta(milliseconds=100))
+        raise InProgressError(again_after=timedelta(milliseconds=100))
 
 
 def deaths_of(journal: Path) -> Path:

@@ -158,7 +158,7 @@ class LockedQueue:
         """How many were read."""
         self.ready = ready
         """How many there were to be read."""
-        self.is_looked_at_elsewhere = elsewhere
+        self.is_locked_by_another_reader = elsewhere
         """Another reader holds some, which are not among these."""
         self.gone = 0
         """How many were moved or removed."""
@@ -170,7 +170,7 @@ class LockedQueue:
     @property
     def is_complete(self) -> bool:
         """Whether all were read that were there."""
-        return self.read_count >= self.ready and not self.is_looked_at_elsewhere
+        return self.read_count >= self.ready and not self.is_locked_by_another_reader
 
     async def send_back(
         self, letter: DeadLetter, *, body: bytes | None = None, **properties: Any

@@ -7,7 +7,7 @@ from common.amqp.message import FIRST_SEEN, TRACEPARENT, WITHOUT_MAIL, Delivery
 
 ERROR_CODE = "x-error-code"
 ERROR_DETAIL = "x-error-detail"
-ATTEMPTS = "x-attempts"
+ATTEMPTS = "x-failed-attempts"
 FAILED_SERVICE = "x-failed-service"
 ORIGINAL_ROUTING_KEY = "x-original-routing-key"
 """Why a dead letter is one; see ``common.messaging.dispatcher``."""

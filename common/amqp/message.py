@@ -34,10 +34,10 @@ FIRST_SEEN = "x-first-seen"
 DELIVERY_COUNT = "x-delivery-count"
 """Header of the broker: how often it gave this copy before, in vain."""
 
-GIVEN_BEFORE = "x-given-before"
+PREVIOUS_DELIVERIES = "x-previous-deliveries"
 """How often copies before this one were given in vain; the broker begins anew with each."""
 
-HELD_UP = "x-held-up"
+DEFERRALS = "x-deferrals"
 """How often copies before this one were put aside because they would not have been alone."""
 
 MAX_TRUSTED_COUNT = 200
@@ -123,12 +123,12 @@ class Delivery:
     @property
     def previous_deliveries(self) -> int:
         """How often the message was given before without becoming settled."""
-        return self._count(DELIVERY_COUNT) + self._count(GIVEN_BEFORE)
+        return self._count(DELIVERY_COUNT) + self._count(PREVIOUS_DELIVERIES)
 
     @property
-    def held_up(self) -> int:
+    def deferrals(self) -> int:
         """How often it was put aside because of its company."""
-        return self._count(HELD_UP)
+        return self._count(DEFERRALS)
 
     def _count(self, header: str) -> int:
         count = self.headers.get(header)

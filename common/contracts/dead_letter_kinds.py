@@ -100,14 +100,14 @@ KINDS: Mapping[str, Kind] = {
         "End that transaction (SELECT * FROM pg_stat_activity WHERE state = 'idle in "
         "transaction'), then send it back.",
     ),
-    "neighbour_error": _NEIGHBOUR,
-    "neighbour_timeout": _NEIGHBOUR,
+    "upstream_error": _NEIGHBOUR,
+    "upstream_timeout": _NEIGHBOUR,
     "unexpected_error": _NEIGHBOUR,
 }
 
 UNKNOWN_KIND = Kind(
     "Nothing is known of this code: another program may have put it here.",
-    "Look at it, and rehearse it before you send it back.",
+    "Look at it, and dry_run it before you send it back.",
 )
 
 

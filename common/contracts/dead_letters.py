@@ -26,8 +26,8 @@ ROUTE_NAMES = tuple(route.name for route in ROUTES)
 MAX_IDS = 1000
 """Ids that one request may name."""
 
-MAX_REHEARSED = 100
-"""Letters of one rehearsal."""
+MAX_DRY_RUN = 100
+"""Letters of one dry_run."""
 
 
 def _is_route(value: str) -> str:
@@ -50,7 +50,7 @@ class Coded(Answer):
     """Something with the code of a dead letter, and what that code means."""
 
     code: str
-    """The error that made it one: ``malformed``, ``neighbour_error``, …"""
+    """The error that made it one: ``malformed``, ``upstream_error``, …"""
 
     @property
     def kind(self) -> Kind:
@@ -120,7 +120,7 @@ class DeadLetterQueueLook(Answer):
     complete: bool
     """False: more than are read at once, or another reader holds some."""
 
-    looked_at_elsewhere: bool
+    locked_by_another_reader: bool
     """Another reader held some of them; they are back when it has done."""
 
 
@@ -190,7 +190,7 @@ class RedriveRequest(Selection):
 
     sample: ClassVar[Mapping[str, Any]] = {
         "route": "user.registration",
-        "code": "neighbour_error",
+        "code": "upstream_error",
         "rate": 100,
     }
 
@@ -208,16 +208,16 @@ class RedriveState(StrEnum):
     DONE = "done"
     """All letters were sent back, and none has failed again."""
 
-    FAILED_AGAIN = "failed_again"
+    FAILED = "failed"
     """A letter failed again; the rest was left where it is."""
 
-    UNSETTLED = "unsettled"
+    TIMED_OUT = "unsettled"
     """The last step was not settled in time; the rest was left where it is."""
 
     STOPPED = "stopped"
     """Somebody stopped it; the rest was left where it is."""
 
-    BROKEN_OFF = "broken_off"
+    ABORTED = "aborted"
     """Something was away; the rest was left where it is."""
 
 
@@ -235,7 +235,7 @@ class Redrive(Answer):
     settled: int
     """Of these, handled."""
 
-    failed_again: int
+    failed: int
     """Of these, back among the dead letters or refused by the mail server once more."""
 
     step: int
@@ -309,13 +309,13 @@ class DiscardedMany(Answer):
     discarded: int
 
 
-class RehearseRequest(Selection):
+class DryRunRequest(Selection):
     """What would become of letters that are sent back; at most 100 of them."""
 
-    sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "neighbour_error"}
+    sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "upstream_error"}
 
 
-class RehearsedLetter(Answer):
+class DryRunLetter(Answer):
     """What would become of one letter."""
 
     id: UUID
@@ -323,7 +323,7 @@ class RehearsedLetter(Answer):
     code: str
     """Why it is a dead letter."""
 
-    would_pass: bool
+    would_succeed: bool
     outcome: str
     """``stored``, ``duplicate``, ``valid`` (no more can be tried without doing it), or the code of
     the error it would meet."""
@@ -331,10 +331,10 @@ class RehearsedLetter(Answer):
     detail: str
 
 
-class Rehearsal(Answer):
+class DryRun(Answer):
     """What would become of letters; nothing was stored, sent or moved."""
 
-    letters: list[RehearsedLetter]
+    letters: list[DryRunLetter]
     left_out: int
     """Letters that were meant beyond the first 100."""
 
@@ -378,14 +378,14 @@ class DiscardQuery(Body):
     limit: Annotated[int, Field(ge=1, le=500)] = 50
 
 
-class RehearsedRegistration(Answer):
+class DryRunRegistration(Answer):
     """What storing a registration would come to."""
 
     registration_id: UUID
     outcome: Outcome
 
 
-class RehearsedRegistrations(Answer):
+class DryRunRegistrations(Answer):
     """Answers in the order of the request."""
 
-    results: list[RehearsedRegistration]
+    results: list[DryRunRegistration]

@@ -362,10 +362,10 @@ class Ledger(Answer):
     totals: LedgerTotals
     in_flight: int
     in_flight_by_place: InFlight
-    in_hospital: int
+    dead_lettered: int
     """Among the dead letters."""
 
-    in_hospital_by_code: dict[str, int]
+    dead_lettered_by_code: dict[str, int]
     rejected: int
     """Discarded by a person."""
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from common import metrics
-from common.errors import NeighbourError, PermanentError, RowLockedError
+from common.errors import PermanentError, RowLockedError, UpstreamError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -82,7 +82,7 @@ class Batcher(Generic[Item, Result]):
             for (_, future), result in list(zip(batch, results, strict=True)):
                 if not future.done():
                     future.set_result(result)
-        except (PermanentError, NeighbourError, RowLockedError) as error:
+        except (PermanentError, UpstreamError, RowLockedError) as error:
             if len(batch) == 1:
                 _fail(batch, error)
             else:

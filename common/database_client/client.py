@@ -18,8 +18,8 @@ from common.contracts.dead_letters import (
     DiscardedDeadLetter,
     DiscardedDeadLetters,
     DiscardQuery,
-    RehearsedRegistration,
-    RehearsedRegistrations,
+    DryRunRegistration,
+    DryRunRegistrations,
 )
 from common.contracts.ledger import (
     Acknowledged,
@@ -77,11 +77,11 @@ from common.database_client.http_client import HttpClient, MalformedAnswerError
 from common.errors import (
     ConflictError,
     DatabaseServiceUnavailableError,
-    NeighbourError,
-    NeighbourTimeoutError,
     NotFoundError,
     RowLockedError,
     StaleError,
+    UpstreamError,
+    UpstreamTimeoutError,
     UserStreamError,
 )
 from common.failpoints import failpoint
@@ -166,13 +166,13 @@ class DatabaseClient:
         body = RegistrationsToStore.model_construct(registrations=items)
         return (await self._send_bulk("api/registrations/bulk", body, StoredRegistrations)).results
 
-    async def rehearse_registrations(
+    async def dry_run_registrations(
         self, items: list[RegistrationToStore]
-    ) -> list[RehearsedRegistration]:
+    ) -> list[DryRunRegistration]:
         """What storing them would come to; nothing is stored."""
         body = RegistrationsToStore.model_construct(registrations=items)
-        path = "api/registrations/rehearsal"
-        return (await self._send("POST", path, body, RehearsedRegistrations)).results
+        path = "api/registrations/dry-run"
+        return (await self._send("POST", path, body, DryRunRegistrations)).results
 
     # -- dead letters -----------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class DatabaseClient:
         try:
             return await self._send("POST", path, body, answer)
         except (NotFoundError, ConflictError, StaleError) as error:
-            raise NeighbourError(f"database_service does not know {path}.") from error
+            raise UpstreamError(f"database_service does not know {path}.") from error
 
     async def _send(self, method: str, path: str, body: BaseModel, answer: type[Model]) -> Model:
         data = body.model_dump_json(by_alias=True, exclude_none=True).encode()
@@ -318,7 +318,7 @@ class DatabaseClient:
         except TimeoutError as error:
             raise await self._slow_or_away() from error
         except MalformedAnswerError as error:
-            raise NeighbourError(
+            raise UpstreamError(
                 f"database_service answered something unexpected: {error}."
             ) from error
         except OSError as error:
@@ -336,21 +336,21 @@ class DatabaseClient:
         try:
             return answer.model_validate_json(said.body)
         except ValidationError as error:
-            raise NeighbourError("database_service answered something unexpected.") from error
+            raise UpstreamError("database_service answered something unexpected.") from error
 
     async def _slow_or_away(self) -> UserStreamError:
         """A time-out counts as an outage only if the neighbour does not call itself ready."""
         away = DatabaseServiceUnavailableError("database_service does not answer.")
         if await self._is_away(away):
             return away
-        return NeighbourTimeoutError(f"No answer within {REQUEST_SECONDS:g} s.")
+        return UpstreamTimeoutError(f"No answer within {REQUEST_SECONDS:g} s.")
 
     async def _broken_or_away(self) -> UserStreamError:
         """A stream that always breaks off is no outage: it would hold up all other reports."""
         away = DatabaseServiceUnavailableError("The stream of users broke off.")
         if await self._is_away(away):
             return away
-        return NeighbourError("The stream of users broke off.")
+        return UpstreamError("The stream of users broke off.")
 
     def _require_closed_circuit(self) -> None:
         if not self.circuit.is_closed:
@@ -386,7 +386,7 @@ def _raise_for(status: int, content_type: str, body: bytes) -> None:
     if status < 300:  # noqa: PLR2004
         return
     if status < 400:  # noqa: PLR2004
-        raise NeighbourError(
+        raise UpstreamError(
             f"database_service answered {status}: it is elsewhere. Name its final address in"
             " DATABASE_SERVICE_URL."
         )
@@ -396,10 +396,10 @@ def _raise_for(status: int, content_type: str, body: bytes) -> None:
     if status == 503:  # noqa: PLR2004
         raise DatabaseServiceUnavailableError(detail)
     if status >= 500:  # noqa: PLR2004
-        raise NeighbourError(f"database_service answered {status}. {detail}")
+        raise UpstreamError(f"database_service answered {status}. {detail}")
     if status not in _ABOUT_THE_REQUEST or code not in UserStreamError.by_code:
         # A wrong address, a proxy between, an older release: not the message's fault.
-        raise NeighbourError(f"database_service answered {status}. {detail}")
+        raise UpstreamError(f"database_service answered {status}. {detail}")
     raise UserStreamError.by_code[code](detail)
 
 

@@ -176,7 +176,7 @@ class _Connection(RequestHandler):
         if status != MalformedError.http_status or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
         enter_request({})
-        log.info("http.unreadable", reason=type(exc).__name__)
+        log.info("http.bad_request_line", reason=type(exc).__name__)
         response = problem(_unreadable(exc))
         response.headers[hdrs.SERVER] = "UserStream"
         response.headers[hdrs.CACHE_CONTROL] = "no-store"

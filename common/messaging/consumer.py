@@ -23,7 +23,7 @@ from common.messaging.dispatcher import Dispatcher, Handlers, Outcome
 from common.messaging.pause import FIRST_PROBE_SECONDS, Ask, Case, OutageGate, Verdict
 from common.messaging.quarantine import (
     EXCLUSIVE_WAIT_SECONDS,
-    Notes,
+    CrashMarkers,
     Quarantine,
     exclusive_wait,
     is_suspect,
@@ -36,7 +36,7 @@ DRAIN_SECONDS = 20.0
 """How long handlers may go on after SIGTERM; then they are cancelled and delivered again."""
 
 CANCEL_GRACE_SECONDS = 5.0
-"""How long cancelled handlers may take to note how far they came."""
+"""How long cancelled handlers may take to marker how far they came."""
 
 ASIDE_LASTS = timedelta(seconds=10)
 """How long at most a message waits in a retry step, uncounted, while others probe in its place."""
@@ -58,13 +58,13 @@ class Consumer:
         service: str,
         dispatcher: Dispatcher,
         prefetch: int,
-        notes: Path | None = None,
+        markers: Path | None = None,
         ask: Ask | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._route = dispatcher.route
         self._prefetch = prefetch
-        self._suspects = Quarantine(dispatcher, Notes.of(self._route.queue, notes))
+        self._suspects = Quarantine(dispatcher, CrashMarkers.of(self._route.queue, markers))
         self._subscription = Subscription(
             url, service=service, route=self._route, prefetch=prefetch, settler=self
         )
@@ -74,7 +74,7 @@ class Consumer:
         self._backlog: deque[tuple[Wire, int, Delivery]] = deque()
         self._waiting: set[asyncio.Task[None]] = set()
         queue = self._route.queue
-        metrics.IN_HAND.labels(queue).set_function(self._count_in_hand)
+        metrics.IN_FLIGHT.labels(queue).set_function(self._count_in_hand)
         # Looked up once: a lookup costs as much as counting.
         self._settled = {outcome: metrics.DELIVERIES.labels(queue, outcome) for outcome in Outcome}
         self._seconds = metrics.DELIVERY_SECONDS.labels(queue)
@@ -210,12 +210,12 @@ class Consumer:
             since: From when on this line has waited for a task; for this suspect, or for others
                 before it.
         """
-        held_up = not await self._is_alone_in_time(wire, delivery, since)
+        deferrals = not await self._is_alone_in_time(wire, delivery, since)
 
         def alone() -> bool:
             return self._is_current(wire) and len(self._in_hand) == 1
 
-        dispatch = partial(self._suspects.dispatch, alone=alone, held_up=held_up)
+        dispatch = partial(self._suspects.dispatch, alone=alone, deferrals=deferrals)
         if self._is_current(wire) and not self._stopping:
             await self._settle(wire, tag, delivery, dispatch)
 
@@ -236,7 +236,7 @@ class Consumer:
             if not told:
                 told = True
                 queue = self._route.queue
-                log.info("suspect.waiting", queue=queue, others=len(others), seconds=allowed)
+                log.info("quarantine.waiting", queue=queue, others=len(others), seconds=allowed)
             await asyncio.wait(others, timeout=min(allowed, EXCLUSIVE_WAIT_SECONDS))
         return True
 
@@ -258,11 +258,11 @@ class Consumer:
                 metrics.DELIVERIES.labels(queue, "ack_lost").inc()
                 log.info("delivery.ack_lost", queue=queue)
         except asyncio.CancelledError:
-            metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
+            metrics.DELIVERIES.labels(queue, "requeued").inc()
             self._renew_unless_done(wire)
         except Exception:  # a fault of ours: unsettled, it would stay in hand for ever
-            metrics.DELIVERIES.labels(queue, "left_to_redelivery").inc()
-            log.exception("delivery.unsettled", queue=queue)
+            metrics.DELIVERIES.labels(queue, "requeued").inc()
+            log.exception("delivery.failed_internally", queue=queue)
             self._subscription.reopen_channel()
 
     def _renew_unless_done(self, wire: Wire) -> None:
@@ -336,7 +336,7 @@ class Consumer:
         try:
             if verdict is Verdict.OWN and self._may_take_next_step(delivery, case):
                 return await self._retry(delivery, error)
-            return await self._dispatcher.put_aside(delivery, ASIDE_LASTS, code=error.code)
+            return await self._dispatcher.defer(delivery, ASIDE_LASTS, code=error.code)
         except UnavailableError:  # of the broker: held, and the next round will tell
             self._waiting.add(task)
             return None
@@ -359,7 +359,7 @@ class Consumer:
         try:
             return await self._dispatcher.retry(delivery, error)
         except UnavailableError as refused:
-            return await self._dispatcher.put_aside(delivery, ASIDE_LASTS, code=refused.code)
+            return await self._dispatcher.defer(delivery, ASIDE_LASTS, code=refused.code)
 
 
 @asynccontextmanager
@@ -371,7 +371,7 @@ async def consuming(
     publisher: Publisher,
     prefetch: int,
     retry_delays: Sequence[timedelta],
-    notes: Path | None = None,
+    markers: Path | None = None,
     ask: Ask | None = None,
 ) -> AsyncIterator[Consumer]:
     """Consume the handlers' route until the block is left; then drain.
@@ -383,7 +383,7 @@ async def consuming(
         publisher: Publishes retries and dead letters.
         prefetch: Deliveries in hand at once.
         retry_delays: Waits before each retry; at most the route's steps.
-        notes: Folder for notes about messages that may kill their process.
+        markers: Folder for markers about messages that may kill their process.
         ask: Asks the neighbours of the handlers whether they are well.
 
     Raises:
@@ -397,7 +397,7 @@ async def consuming(
         service=service,
         dispatcher=dispatcher,
         prefetch=prefetch,
-        notes=notes,
+        markers=markers,
         ask=ask,
     )
     await consumer.start()

@@ -7,7 +7,7 @@
 | ``PermanentError``                    | to the dead letters with its code, confirmed, ack   |
 | ``UnavailableError`` of a neighbour   | held by the consumer, nothing counted, unless       |
 |                                       | others get through: then as any other error         |
-| ``UnderWayError``: somebody else's    | put aside in a retry step, not counted as an        |
+| ``InProgressError``: somebody else's    | put aside in a retry step, not counted as an        |
 |                                       | attempt, confirmed, ack                             |
 | any other error                       | to the next retry step, confirmed, ack; after the   |
 |                                       | last one to the dead letters                        |
@@ -31,15 +31,15 @@ from common.amqp.headers import (
     republish_properties,
     short_text,
 )
-from common.amqp.message import ATTEMPT, GIVEN_BEFORE, HELD_UP, Delivery, Envelope, read
+from common.amqp.message import ATTEMPT, DEFERRALS, PREVIOUS_DELIVERIES, Delivery, Envelope, read
 from common.amqp.publisher import Publisher
 from common.contracts.base import Contract
 from common.contracts.topology import Route
 from common.errors import (
+    InProgressError,
     PermanentError,
     SettingError,
     UnavailableError,
-    UnderWayError,
     UserStreamError,
 )
 
@@ -62,7 +62,7 @@ class Outcome(StrEnum):
     HANDLED = "handled"
     SKIPPED = "skipped"
     RETRIED = "retried"
-    PUT_ASIDE = "put_aside"
+    DEFERRED = "defer"
     DEAD_LETTERED = "dead_lettered"
 
 
@@ -101,8 +101,8 @@ class Dispatcher:
             done = await self._handlers[type(envelope.data)](envelope)
         except UnavailableError:
             raise
-        except UnderWayError as error:
-            return await self.put_aside(delivery, error.again_after, code=error.code)
+        except InProgressError as error:
+            return await self.defer(delivery, error.again_after, code=error.code)
         except PermanentError as error:
             return await self._dead_letter(delivery, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message is kept
@@ -117,8 +117,8 @@ class Dispatcher:
         """
         return await self._dead_letter(delivery, error)
 
-    async def put_aside(
-        self, delivery: Delivery, again_after: timedelta, *, code: str, held_up: int = 0
+    async def defer(
+        self, delivery: Delivery, again_after: timedelta, *, code: str, deferrals: int = 0
     ) -> Outcome:
         """Let it wait at the broker, not in hand: there it would hold up others.
 
@@ -130,12 +130,12 @@ class Dispatcher:
             delivery: What waits.
             again_after: When it is to come again.
             code: Why, for the log.
-            held_up: How often its company was the reason, this time included.
+            deferrals: How often its company was the reason, this time included.
 
         Raises:
             UnavailableError: The broker did not take it; nothing has been decided.
         """
-        held_up = held_up or delivery.held_up
+        deferrals = deferrals or delivery.deferrals
         fitting = [delay for delay in self._retry_delays if delay <= again_after]
         delay = fitting[-1] if fitting else max(again_after, SHORTEST_ASIDE)
         await self._republish(
@@ -143,19 +143,19 @@ class Dispatcher:
             delivery,
             {
                 ATTEMPT: delivery.attempt,
-                GIVEN_BEFORE: delivery.previous_deliveries,
-                **({HELD_UP: held_up} if held_up else {}),
+                PREVIOUS_DELIVERIES: delivery.previous_deliveries,
+                **({DEFERRALS: deferrals} if deferrals else {}),
             },
             expiration=delay,
         )
         log.info(
-            "delivery.put_aside",
+            "delivery.deferred",
             queue=self.route.queue,
             code=code,
-            given_before=delivery.previous_deliveries,
+            previous_deliveries=delivery.previous_deliveries,
             delay_seconds=delay.total_seconds(),
         )
-        return Outcome.PUT_ASIDE
+        return Outcome.DEFERRED
 
     def is_last_attempt(self, delivery: Delivery) -> bool:
         """Whether there is no retry step left for it."""

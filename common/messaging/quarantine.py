@@ -3,7 +3,7 @@
 A quorum queue counts how often it had to give a message again. That alone proves nothing: the
 count of everything in hand rises when a process dies, a channel closes or the broker restarts.
 So it only makes a message a *suspect*, which a process handles with nothing else in hand.
-Before it does, it leaves a note on disk, and removes it whatever comes of it. A note without
+Before it does, it leaves a marker on disk, and removes it whatever comes of it. A marker without
 its process is the proof: that process died with this one message in hand.
 """
 
@@ -47,7 +47,7 @@ DEFER_FACTOR = 4
 """It is put aside at least so many times as long as it has waited: meanwhile others get on."""
 
 MARKER_MAX_AGE = timedelta(days=1)
-"""A message that kills is given again at once; an older note is about something else."""
+"""A message that kills is given again at once; an older marker is about something else."""
 
 
 def is_suspect(delivery: Delivery) -> bool:
@@ -58,67 +58,67 @@ def is_suspect(delivery: Delivery) -> bool:
 def exclusive_wait(delivery: Delivery) -> float:
     """Seconds a suspect may wait for what is in hand before it is put aside."""
     return min(
-        EXCLUSIVE_WAIT_SECONDS * 2.0 ** min(delivery.held_up, 16), LONGEST_EXCLUSIVE_WAIT_SECONDS
+        EXCLUSIVE_WAIT_SECONDS * 2.0 ** min(delivery.deferrals, 16), LONGEST_EXCLUSIVE_WAIT_SECONDS
     )
 
 
 class Quarantine:
     """Hands suspects to the dispatcher, or to the dead letters."""
 
-    def __init__(self, dispatcher: Dispatcher, notes: "Notes") -> None:
+    def __init__(self, dispatcher: Dispatcher, markers: "CrashMarkers") -> None:
         self._dispatcher = dispatcher
-        self._notes = notes
-        self._note: Note | None = None
+        self._markers = markers
+        self._marker: CrashMarker | None = None
 
     async def dispatch(
-        self, delivery: Delivery, *, alone: Callable[[], bool], held_up: bool = False
+        self, delivery: Delivery, *, alone: Callable[[], bool], deferrals: bool = False
     ) -> Outcome:
         """As ``Dispatcher.dispatch``, unless the message has killed too many processes.
 
         Args:
             delivery: The suspect.
             alone: Whether nothing else is in hand, and nothing else can begin.
-            held_up: Whether it is to be put aside, because something slow is still in hand.
+            deferrals: Whether it is to be put aside, because something slow is still in hand.
         """
-        deaths = self._notes.count(delivery.id)
+        deaths = self._markers.count(delivery.id)
         if (verdict := _check_limits(delivery, deaths)) is not None:
             outcome = await self._dispatcher.give_up(delivery, verdict)
-        elif held_up:
-            outcome = await self._dispatcher.put_aside(
+        elif deferrals:
+            outcome = await self._dispatcher.defer(
                 delivery,
                 max(HELD_UP_LASTS, timedelta(seconds=DEFER_FACTOR * exclusive_wait(delivery))),
-                code="held_up",
-                held_up=delivery.held_up + 1,
+                code="deferrals",
+                deferrals=delivery.deferrals + 1,
             )
         else:
             self._tell(delivery, deaths)
             outcome = await self._dispatch_noted(delivery, alone=alone())
-        if outcome is not Outcome.PUT_ASIDE:  # a copy will come, and with it the question
-            self._notes.remove(delivery.id)
+        if outcome is not Outcome.DEFERRED:  # a copy will come, and with it the question
+            self._markers.remove(delivery.id)
         return outcome
 
     async def _dispatch_noted(self, delivery: Delivery, *, alone: bool) -> Outcome:
         if not alone:
             return await self._dispatcher.dispatch(delivery)
-        note = self._note = Note(self._notes.folder, delivery.id)
-        note.write()
+        marker = self._marker = CrashMarker(self._markers.folder, delivery.id)
+        marker.write()
         try:
             return await self._dispatcher.dispatch(delivery)
         finally:
-            note.withdraw()
+            marker.withdraw()
 
     def no_longer_exclusive(self) -> None:
         """Take back what was noted: from now on something else can be in hand as well."""
-        if self._note is not None:
-            self._note.withdraw()
+        if self._marker is not None:
+            self._marker.withdraw()
 
     def _tell(self, delivery: Delivery, deaths: int) -> None:
         queue = self._dispatcher.route.queue
         metrics.SUSPECTS.labels(queue).inc()
         log.warning(
-            "delivery.suspected",
+            "delivery.quarantined",
             queue=queue,
-            given_before=delivery.previous_deliveries,
+            previous_deliveries=delivery.previous_deliveries,
             deaths=deaths,
         )
 
@@ -127,14 +127,14 @@ def _check_limits(delivery: Delivery, deaths: int) -> PermanentError | None:
     """Why a suspect must not be handled any more, if so."""
     if deaths >= CRASH_LIMIT:
         return ProcessKilledError(f"{deaths} processes died with this message alone in hand.")
-    # The back-stop where no note outlives its process: the broker's own limit sees only the
+    # The back-stop where no marker outlives its process: the broker's own limit sees only the
     # latest of the copies that were put aside.
     if delivery.previous_deliveries > WORK_DELIVERY_LIMIT:
         return DeliveryLimitError(f"Given {delivery.previous_deliveries} times in vain.")
     return None
 
 
-class Notes:
+class CrashMarkers:
     """A folder with one file for each suspect in hand; instances on one machine share it.
 
     Whoever handles a suspect holds a lock on its file, which ends with the process at the
@@ -145,12 +145,12 @@ class Notes:
         self.folder = folder
 
     @classmethod
-    def of(cls, queue: str, folder: Path | None) -> "Notes":
-        """The notes about messages of one queue.
+    def of(cls, queue: str, folder: Path | None) -> "CrashMarkers":
+        """The markers about messages of one queue.
 
         Args:
             queue: Its name.
-            folder: Where notes lie; by default where the system keeps temporary files.
+            folder: Where markers lie; by default where the system keeps temporary files.
         """
         folder = folder or Path(tempfile.gettempdir()) / f"userstream-{os.getuid()}"
         return cls(folder / queue)
@@ -177,7 +177,7 @@ class Notes:
                     yield path
 
 
-class Note:
+class CrashMarker:
     """What says: this process has nothing but this message in hand."""
 
     def __init__(self, folder: Path, message_id: UUID) -> None:
@@ -186,15 +186,15 @@ class Note:
         self._descriptor: int | None = None
 
     def write(self) -> None:
-        """Leave the note; without one a death proves nothing, and the message goes on as it is."""
+        """Leave the marker; without one a death proves nothing, and the message goes on."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._descriptor = _locked(self._path)
         except OSError as error:
-            log.warning("suspect.unnoted", reason=error.strerror or type(error).__name__)
+            log.warning("quarantine.marker_failed", reason=error.strerror or type(error).__name__)
 
     def withdraw(self) -> None:
-        """Remove the note, if it is there."""
+        """Remove the marker, if it is there."""
         if self._descriptor is not None:
             with suppress(OSError):
                 self._path.unlink()

@@ -20,7 +20,7 @@ from aio_pika.exceptions import AMQPError
 
 from common.amqp.channel import Wire
 from common.amqp.connection import Link, check_topology
-from common.amqp.message import DELIVERY_COUNT, GIVEN_BEFORE, Delivery
+from common.amqp.message import DELIVERY_COUNT, PREVIOUS_DELIVERIES, Delivery
 from common.contracts.topology import Route, queues
 from common.errors import BrokerUnavailableError
 from common.messaging.quarantine import is_suspect
@@ -218,7 +218,7 @@ class Subscription:
             return
         self._deliveries += 1
         headers = delivery.headers
-        if (DELIVERY_COUNT in headers or GIVEN_BEFORE in headers) and is_suspect(delivery):
+        if (DELIVERY_COUNT in headers or PREVIOUS_DELIVERIES in headers) and is_suspect(delivery):
             self._settler.handle_exclusively(wire, tag, delivery)
         elif self._settler.begin(wire, tag, delivery) and self._prefetch != self._full:
             self.raise_prefetch()

@@ -77,7 +77,7 @@ async def handling(
         publisher=publisher,
         prefetch=settings.prefetch,
         retry_delays=settings.retry_delays(retry_factor),
-        notes=settings.crash_notes_dir,
+        markers=settings.crash_marker_dir,
         ask=ask,
     ) as consumer:
         readiness.add("consumer", consumer.check)

@@ -7,8 +7,8 @@ from common.contracts.dead_letters import (
     DiscardedDeadLetter,
     DiscardedDeadLetters,
     DiscardQuery,
-    RehearsedRegistration,
-    RehearsedRegistrations,
+    DryRunRegistration,
+    DryRunRegistrations,
 )
 from common.contracts.registrations import RegistrationsToStore
 from common.contracts.rules import MAX_BIGINT
@@ -16,35 +16,35 @@ from common.errors import DatabaseUnavailableError, IdReusedError, RowLockedErro
 from common.http.api import Api, answer
 from database_service.pool import Database
 from database_service.repositories.dead_letters import DeadLetterRepository
-from database_service.repositories.rehearsals import rehearse_registrations
+from database_service.repositories.dry_runs import dry_run_registrations
 from database_service.routes.paging import links
 
 DEAD_LETTERS = web.AppKey("dead_letters", DeadLetterRepository)
-REHEARSALS = web.AppKey("rehearsals", Database)
+DRY_RUNS = web.AppKey("dry_runs", Database)
 
 MAX_BULK_BYTES = 8 * 1024 * 1024
-"""As for the bulk store that is rehearsed."""
+"""As for the bulk store that is tried."""
 
 api = Api()
 
 
 @api.post(
-    "/api/registrations/rehearsal",
+    "/api/registrations/dry-run",
     body=RegistrationsToStore,
     max_body_bytes=MAX_BULK_BYTES,
-    returns={200: RehearsedRegistrations},
+    returns={200: DryRunRegistrations},
     raises=(DatabaseUnavailableError, IdReusedError, RowLockedError),
 )
-async def rehearse_storing(
+async def dry_run_storing(
     request: web.Request, *, body: RegistrationsToStore
 ) -> web.StreamResponse:
     """Say what storing registrations would come to; everything is rolled back."""
-    rehearsed = await rehearse_registrations(request.app[REHEARSALS], body.registrations)
+    tried = await dry_run_registrations(request.app[DRY_RUNS], body.registrations)
     return answer(
-        RehearsedRegistrations(
+        DryRunRegistrations(
             results=[
-                RehearsedRegistration(registration_id=item.registration_id, outcome=item.outcome)
-                for item in rehearsed
+                DryRunRegistration(registration_id=item.registration_id, outcome=item.outcome)
+                for item in tried
             ]
         )
     )

@@ -28,8 +28,8 @@ from common.contracts.dead_letters import (
     DiscardedMany,
     DiscardManyRequest,
     DiscardQuery,
-    Rehearsal,
-    RehearseRequest,
+    DryRun,
+    DryRunRequest,
     SentBack,
 )
 from common.errors import (
@@ -38,7 +38,7 @@ from common.errors import (
     TooLargeError,
 )
 from common.http.validation import validate
-from queue_receiver.dead_letters.dry_run import Store, rehearse
+from queue_receiver.dead_letters.dry_run import Store, dry_run
 from queue_receiver.dead_letters.masking import redacted_body, shown_headers, unmasked_body
 
 log = structlog.get_logger()
@@ -243,13 +243,13 @@ class DeadLetterAdmin:
         """Letters that were discarded, and why."""
         return await self._records.select_discards(query)
 
-    async def rehearse(self, request: RehearseRequest) -> Rehearsal:
+    async def dry_run(self, request: DryRunRequest) -> DryRun:
         """What would become of letters that are sent back; stores, sends and moves nothing.
 
         Raises:
             DatabaseServiceUnavailableError: It can not be tried now.
         """
-        return await rehearse(request, queues=self._queues, records=self._records)
+        return await dry_run(request, queues=self._queues, records=self._records)
 
 
 def view(letter: DeadLetter, *, reveal: bool) -> DeadLetterView:
@@ -324,11 +324,11 @@ async def _look(queue: DeadLetterQueue, page: _Page) -> DeadLetterQueueLook:
                 letters=max(held.ready, held.read_count),
                 read=held.read_count,
                 complete=held.is_complete,
-                looked_at_elsewhere=held.is_looked_at_elsewhere,
+                locked_by_another_reader=held.is_locked_by_another_reader,
             )
     except ConflictError:  # a redrive of our own is at it
         return DeadLetterQueueLook(
-            route=name, letters=0, read=0, complete=False, looked_at_elsewhere=True
+            route=name, letters=0, read=0, complete=False, locked_by_another_reader=True
         )
 
 

@@ -10,11 +10,11 @@ from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue
 from common.amqp.message import Envelope, read
 from common.contracts.base import Contract
 from common.contracts.dead_letters import (
-    MAX_REHEARSED,
-    Rehearsal,
-    RehearsedLetter,
-    RehearsedRegistration,
-    RehearseRequest,
+    MAX_DRY_RUN,
+    DryRun,
+    DryRunLetter,
+    DryRunRegistration,
+    DryRunRequest,
 )
 from common.contracts.registrations import RegistrationSubmitted, RegistrationToStore
 from common.errors import IdReusedError, InvalidError, PermanentError, UserStreamError
@@ -23,16 +23,16 @@ from common.errors import IdReusedError, InvalidError, PermanentError, UserStrea
 class Store(Protocol):
     """Where registrations would be stored: ``common.database_client.client`` in production."""
 
-    async def rehearse_registrations(
+    async def dry_run_registrations(
         self, items: list[RegistrationToStore]
-    ) -> list[RehearsedRegistration]:
+    ) -> list[DryRunRegistration]:
         """What storing would come to."""
         ...
 
 
-async def rehearse(
-    request: RehearseRequest, *, queues: Sequence[DeadLetterQueue], records: Store
-) -> Rehearsal:
+async def dry_run(
+    request: DryRunRequest, *, queues: Sequence[DeadLetterQueue], records: Store
+) -> DryRun:
     """What would become of letters; stores, sends and moves nothing.
 
     Raises:
@@ -47,16 +47,16 @@ async def rehearse(
     }
     stored = await _stored(list(registrations.values()), records)
     outcomes = dict(zip(registrations, stored, strict=True))
-    return Rehearsal(
+    return DryRun(
         letters=[
-            _rehearsed(letter, outcomes.get(id(letter), results[id(letter)])) for letter in letters
+            _as_result(letter, outcomes.get(id(letter), results[id(letter)])) for letter in letters
         ],
         left_out=left_out,
     )
 
 
 async def _chosen(
-    request: RehearseRequest, queues: Sequence[DeadLetterQueue]
+    request: DryRunRequest, queues: Sequence[DeadLetterQueue]
 ) -> tuple[list[DeadLetter], int]:
     def is_meant(letter: DeadLetter) -> bool:
         return request.matches(letter.id, letter.route.name, letter.code)
@@ -65,22 +65,22 @@ async def _chosen(
     for queue in queues:
         async with queue.held(is_meant) as held:
             meant += filter(is_meant, held.letters)
-    letters = [letter for letter in meant if letter.has_body][:MAX_REHEARSED]
+    letters = [letter for letter in meant if letter.has_body][:MAX_DRY_RUN]
     return letters, len(meant) - len(letters)
 
 
 async def _stored(
     items: list[RegistrationToStore], records: Store
-) -> list[RehearsedRegistration | UserStreamError]:
+) -> list[DryRunRegistration | UserStreamError]:
     """All together, as they would meet each other; each alone where one is refused."""
     if not items:
         return []
     with suppress(InvalidError, IdReusedError):
-        return [*await records.rehearse_registrations(items)]
-    results: list[RehearsedRegistration | UserStreamError] = []
+        return [*await records.dry_run_registrations(items)]
+    results: list[DryRunRegistration | UserStreamError] = []
     for item in items:
         try:
-            results += await records.rehearse_registrations([item])
+            results += await records.dry_run_registrations([item])
         except (InvalidError, IdReusedError) as error:
             results.append(error)
     return results
@@ -107,23 +107,23 @@ def _to_store(envelope: Envelope[Contract]) -> RegistrationToStore:
     )
 
 
-def _rehearsed(
-    letter: DeadLetter, result: Envelope[Contract] | RehearsedRegistration | UserStreamError
-) -> RehearsedLetter:
+def _as_result(
+    letter: DeadLetter, result: Envelope[Contract] | DryRunRegistration | UserStreamError
+) -> DryRunLetter:
     if isinstance(result, UserStreamError):
         passes, outcome, detail = False, result.code, result.detail
-    elif isinstance(result, RehearsedRegistration):
+    elif isinstance(result, DryRunRegistration):
         passes, outcome, detail = True, str(result.outcome), "Would be stored."
         if outcome == "duplicate":
             detail = "Would be stored as a second registration of a known address."
     else:
         passes, outcome = True, "valid"
         detail = "Its service can read it; the rest can not be tried without doing it."
-    return RehearsedLetter(
+    return DryRunLetter(
         id=letter.id,
         route=letter.route.name,
         code=letter.code,
-        would_pass=passes,
+        would_succeed=passes,
         outcome=outcome,
         detail=detail,
     )

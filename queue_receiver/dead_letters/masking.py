@@ -13,10 +13,10 @@ from common.amqp.headers import (
 )
 from common.amqp.message import (
     ATTEMPT,
+    DEFERRALS,
     FIRST_SEEN,
-    GIVEN_BEFORE,
-    HELD_UP,
     MAX_BODY_BYTES,
+    PREVIOUS_DELIVERIES,
     TRACEPARENT,
     Delivery,
 )
@@ -35,7 +35,7 @@ _PLAIN_FIELDS = {
 _DEATH = ("exchange", "queue", "reason")
 
 _PLAIN_HEADERS = {
-    *(ATTEMPT, FIRST_SEEN, GIVEN_BEFORE, HELD_UP, TRACEPARENT),
+    *(ATTEMPT, FIRST_SEEN, PREVIOUS_DELIVERIES, DEFERRALS, TRACEPARENT),
     *(ATTEMPTS, ERROR_CODE, ERROR_DETAIL, FAILED_SERVICE, ORIGINAL_ROUTING_KEY),
     *("x-death", "x-delivery-count", "x-acquired-count"),
     *(f"x-{which}-death-{what}" for which in ("first", "last") for what in _DEATH),

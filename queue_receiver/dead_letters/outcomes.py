@@ -57,7 +57,7 @@ class OutcomeTracker:
         self._attempts: dict[UUID, int] = {}
 
     async def remember(self, messages: Collection[tuple[str, UUID]]) -> None:
-        """Note how often each mail was tried before it is sent back."""
+        """HealthNote how often each mail was tried before it is sent back."""
         mails = [message_id for route, message_id in messages if route == EMAIL_NOTIFICATIONS.name]
         found = await asyncio.gather(*(self._mail(message_id) for message_id in mails))
         self._attempts = {

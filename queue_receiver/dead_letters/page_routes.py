@@ -18,13 +18,13 @@ from common.contracts.dead_letters import (
     DiscardManyRequest,
     DiscardQuery,
     DiscardRequest,
+    DryRunRequest,
     ErrorCode,
     OneDeadLetterQuery,
     Person,
     Reason,
     RedrivePath,
     RedriveRequest,
-    RehearseRequest,
     ResendRequest,
     RouteName,
     Selection,
@@ -46,11 +46,11 @@ from queue_receiver.dead_letters.pages import (
     NOTICES,
     render_confirmation,
     render_discards,
+    render_dry_run,
     render_letter,
     render_letters,
     render_problem,
     render_redrive,
-    render_rehearsal,
 )
 from queue_receiver.dead_letters.routes import ADMIN, REDRIVES
 
@@ -72,7 +72,7 @@ class PageQuery(Body):
 class KindForm(Body):
     """Which kind of letters a button means."""
 
-    sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "neighbour_error"}
+    sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "upstream_error"}
 
     route: RouteName | None = None
     code: ErrorCode | None = None
@@ -245,7 +245,7 @@ async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> we
 
 
 @api.post(
-    "/dead-letters/rehearse",
+    "/dead-letters/dry-run",
     form=SelectionForm,
     returns={200: "text/html"},
     raises=(
@@ -254,10 +254,10 @@ async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> we
         DatabaseServiceUnavailableError,
     ),
 )
-async def rehearse_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
+async def dry_run_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
     """Say what would become of letters."""
-    wanted = validate(RehearseRequest, form.selection)
-    return _page(render_rehearsal(await request.app[ADMIN].rehearse(wanted)))
+    wanted = validate(DryRunRequest, form.selection)
+    return _page(render_dry_run(await request.app[ADMIN].dry_run(wanted)))
 
 
 @api.post(

@@ -13,9 +13,9 @@ from common.contracts.dead_letters import (
     DeadLetters,
     DeadLetterView,
     DiscardedDeadLetters,
+    DryRun,
     Redrive,
     RedriveState,
-    Rehearsal,
 )
 from common.errors import FieldError
 from common.http.pages import Pages
@@ -33,10 +33,10 @@ NOTICES: Mapping[str, str] = {
 HEADLINES: Mapping[RedriveState, str] = {
     RedriveState.RUNNING: "Sending back",
     RedriveState.DONE: "All were handled",
-    RedriveState.FAILED_AGAIN: "Stopped: it failed again",
-    RedriveState.UNSETTLED: "Stopped: not handled in time",
+    RedriveState.FAILED: "Stopped: it failed again",
+    RedriveState.TIMED_OUT: "Stopped: not handled in time",
     RedriveState.STOPPED: "Stopped",
-    RedriveState.BROKEN_OFF: "Broken off",
+    RedriveState.ABORTED: "Broken off",
 }
 
 
@@ -81,9 +81,9 @@ def render_redrive(redrive: Redrive) -> str:
     return PAGES.render("redrive.html", redrive=redrive, headline=HEADLINES[redrive.state])
 
 
-def render_rehearsal(rehearsal: Rehearsal) -> str:
+def render_dry_run(dry_run: DryRun) -> str:
     """What would become of letters."""
-    return PAGES.render("rehearsal.html", rehearsal=rehearsal)
+    return PAGES.render("dry_run.html", dry_run=dry_run)
 
 
 def render_discards(found: DiscardedDeadLetters) -> str:

@@ -46,7 +46,7 @@ class _Job:
     total: int = 0
     sent: int = 0
     settled: int = 0
-    failed_again: int = 0
+    failed: int = 0
     step: int = 0
     detail: str = "Reading what there is."
     first_failed: UUID | None = None
@@ -65,7 +65,7 @@ class _Job:
             total=self.total,
             sent=self.sent,
             settled=self.settled,
-            failed_again=self.failed_again,
+            failed=self.failed,
             step=self.step,
             detail=self.detail,
             first_failed=self.first_failed,
@@ -159,19 +159,19 @@ class Redrives:
             job.end(ended.state, ended.detail)
         except UserStreamError as error:
             job.end(
-                RedriveState.BROKEN_OFF,
+                RedriveState.ABORTED,
                 f"{error.detail} What was not sent back is still here; begin again later.",
             )
         finally:
             if job.state is RedriveState.RUNNING:
-                job.end(RedriveState.BROKEN_OFF, "The service stopped. The rest is still here.")
+                job.end(RedriveState.ABORTED, "The service stopped. The rest is still here.")
             log.info(
                 "redrive.ended",
                 redrive_id=str(job.redrive_id),
                 state=job.state,
                 sent=job.sent,
                 settled=job.settled,
-                failed_again=job.failed_again,
+                failed=job.failed,
             )
 
     async def _run_steps(self, job: _Job) -> None:
@@ -253,7 +253,7 @@ class Redrives:
                 _end_with_failure(job, failed)
             if open_ and loop.time() > begun + job.request.wait_seconds:
                 raise _RedriveEndedError(
-                    RedriveState.UNSETTLED,
+                    RedriveState.TIMED_OUT,
                     f"{len(open_)} of {_letters(len(sent))} not handled within "
                     f"{job.request.wait_seconds} s: they wait in the queue or in a retry step, "
                     "and are not lost. The rest was left here; begin again when they are done.",
@@ -300,10 +300,10 @@ def _check_cancelled(job: _Job) -> None:
 
 
 def _end_with_failure(job: _Job, failed: set[Key]) -> None:
-    job.failed_again = len(failed)
+    job.failed = len(failed)
     _, job.first_failed = min(failed)
     raise _RedriveEndedError(
-        RedriveState.FAILED_AGAIN,
+        RedriveState.FAILED,
         f"{len(failed)} of {_letters(job.step)} failed again. The rest was left here; look at why "
         "before you begin again.",
     )

@@ -1,4 +1,4 @@
-"""Dead letters for programs: list, inspect, rehearse, send back, discard."""
+"""Dead letters for programs: list, inspect, dry_run, send back, discard."""
 
 from aiohttp import web
 
@@ -13,12 +13,12 @@ from common.contracts.dead_letters import (
     DiscardManyRequest,
     DiscardQuery,
     DiscardRequest,
+    DryRun,
+    DryRunRequest,
     OneDeadLetterQuery,
     Redrive,
     RedrivePath,
     RedriveRequest,
-    Rehearsal,
-    RehearseRequest,
     ResendRequest,
     SentBack,
 )
@@ -104,18 +104,18 @@ async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Respon
 
 
 @api.post(
-    "/api/dead-letters/rehearse",
-    body=RehearseRequest,
-    returns={200: Rehearsal},
+    "/api/dead-letters/dry-run",
+    body=DryRunRequest,
+    returns={200: DryRun},
     raises=(
         ConflictError,
         BrokerUnavailableError,
         DatabaseServiceUnavailableError,
     ),
 )
-async def rehearse(request: web.Request, *, body: RehearseRequest) -> web.Response:
+async def dry_run(request: web.Request, *, body: DryRunRequest) -> web.Response:
     """Say what would become of letters; stores, sends and moves nothing."""
-    return answer(await request.app[ADMIN].rehearse(body))
+    return answer(await request.app[ADMIN].dry_run(body))
 
 
 @api.post(

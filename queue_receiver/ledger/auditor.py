@@ -33,7 +33,7 @@ from common.contracts.ledger import (
     WorkBinding,
 )
 from common.errors import ConflictError, TopologyMissingError, UserStreamError
-from common.readiness import Note
+from common.readiness import HealthNote
 from queue_receiver.ledger.mark import Mark
 from queue_receiver.ledger.reader import STREAM, LedgerStore, Log, Progress, read_new_entries
 
@@ -201,10 +201,10 @@ class Auditor:
         """Everyone who was lost at the last comparison, oldest first."""
         return self._lost
 
-    def note(self) -> Note:
+    def note(self) -> HealthNote:
         """What ``/health`` says of it."""
         if self._last is None:
-            return Note(detail=self._failure or "Not read yet.", warning=bool(self._failure))
+            return HealthNote(detail=self._failure or "Not read yet.", warning=bool(self._failure))
         seconds = round(time.monotonic() - self._last_at)
         ledger = self._last
         facts = {
@@ -225,8 +225,8 @@ class Auditor:
         if self._failure:
             texts.insert(0, self._failure)
         if texts:
-            return Note(detail=" ".join(texts), warning=True, facts=facts)
-        return Note(detail=f"Nothing was lost, {seconds} s ago.", facts=facts)
+            return HealthNote(detail=" ".join(texts), warning=True, facts=facts)
+        return HealthNote(detail=f"Nothing was lost, {seconds} s ago.", facts=facts)
 
     async def check_binding(self) -> None:
         """Raise TopologyMissingError if what is accepted does not reach the work queue.
@@ -304,7 +304,7 @@ class Auditor:
             async with self._dead_letters.held(lambda _: False) as held:
                 codes = {letter.id: letter.code for letter in held.letters}
                 unlisted = max(0, held.ready - len(held.letters))
-                if held.is_looked_at_elsewhere:
+                if held.is_locked_by_another_reader:
                     codes = {**known.codes, **codes}
         except ConflictError:  # somebody decides on them just now; what was known stays so
             codes, unlisted = dict(known.codes), known.unlisted
@@ -333,8 +333,8 @@ class Auditor:
                 unacknowledged=queues.unacknowledged,
                 retrying=queues.retrying,
             ),
-            in_hospital=codes.total(),
-            in_hospital_by_code=dict(codes),
+            dead_lettered=codes.total(),
+            dead_lettered_by_code=dict(codes),
             rejected=sum(settlement.rejected.values()),
             rejected_by_code=settlement.rejected,
             lost=len(lost),
@@ -455,7 +455,7 @@ def _binding(queues: QueueDepth, *, unbound: bool) -> WorkBinding:
 
 def _measure(ledger: Ledger) -> None:
     metrics.LEDGER_LOST.set(ledger.lost)
-    metrics.LEDGER_UNREAD.set(ledger.totals.unread)
+    metrics.LEDGER_TRUNCATED.set(ledger.totals.unread)
     metrics.LEDGER_INCIDENTS.set(len(ledger.incidents))
     states = {
         "accepted": ledger.totals.accepted,
@@ -466,7 +466,7 @@ def _measure(ledger: Ledger) -> None:
         "rejected": ledger.rejected,
         "unpromised": ledger.totals.unpromised,
         "in_flight": ledger.in_flight,
-        "in_hospital": ledger.in_hospital,
+        "dead_lettered": ledger.dead_lettered,
         "mailed": ledger.totals.mails.mailed,
         "mail_failed": ledger.totals.mails.failed,
     }

@@ -177,7 +177,7 @@ async def _read_chunk(log_: Log, position: LedgerPosition, *, throttled: bool) -
     if messages and messages[0].offset > known:
         unread = messages[0].offset - position.next_offset
         if unread:
-            log.error("ledger.forgotten", unread=unread)
+            log.error("ledger.truncated", unread=unread)
         return _Chunk(messages=messages, unread=unread)
     messages = await log_.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
     if messages:

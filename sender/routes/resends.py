@@ -135,7 +135,7 @@ async def resend_many(request: web.Request, *, body: ResendManyRequest) -> web.R
                 limit=size,
             )
         )
-        decisions = _rehearse(page.notifications)
+        decisions = _dry_run(page.notifications)
         if not body.dry_run:
             decisions = await _resend(database, publisher, page.notifications, body)
         result = _added(result, decisions, page.next_after)
@@ -146,7 +146,7 @@ async def resend_many(request: web.Request, *, body: ResendManyRequest) -> web.R
     return answer(result)
 
 
-def _rehearse(mails: Sequence[NotificationSummary]) -> list[ResendDecision]:
+def _dry_run(mails: Sequence[NotificationSummary]) -> list[ResendDecision]:
     """What would be decided about them now."""
     return [
         ResendDecision.SUPPRESSED

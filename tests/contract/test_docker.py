@@ -29,7 +29,7 @@ PUBLISHED = re.compile(r"127\.0\.0\.1:\$\{(?P<name>[A-Z_]+_PORT):-(?P<host>\d+)\
 OF_COMPOSE_ITSELF = {
     *("QUEUE_URL", "QUEUE_MANAGEMENT_URL", "DATABASE_SERVICE_URL", "REGISTRATION_ID_SECRET"),
     *("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSL", "DB_SSL_CA"),
-    *("CRASH_NOTES_DIR", "REPORT_OUTPUT_DIR", "SMTP_CA_FILE", "BIND_ADDRESS"),
+    *("CRASH_MARKER_DIR", "REPORT_OUTPUT_DIR", "SMTP_CA_FILE", "BIND_ADDRESS"),
     "USERSTREAM_FAILPOINT",
 }
 """What is no setting in compose: how its parts find each other, and what names files of the

@@ -207,7 +207,7 @@ async def test_operations_stay_where_programs_expect_them() -> None:
         "GET /api/dead-letters/discards",
         "POST /api/dead-letters/redrive",
         "GET /api/dead-letters/redrives/{redrive_id}",
-        "POST /api/dead-letters/rehearse",
+        "POST /api/dead-letters/dry-run",
         "POST /api/dead-letters/{id}/resend",
         "POST /api/dead-letters/discard",
         "POST /api/dead-letters/{id}/discard",

@@ -23,10 +23,10 @@ BEYOND_SCHEMAS = (
     ("/api/bounces", "no part message/delivery-status in it"),
     ("/api/dead-letters/discard", "Name ids, a route or a code"),
     ("/api/dead-letters/redrive", "Name ids, a route or a code"),
-    ("/api/dead-letters/rehearse", "Name ids, a route or a code"),
+    ("/api/dead-letters/dry-run", "Name ids, a route or a code"),
     ("/dead-letters/discard", "Name ids, a route or a code"),
     ("/dead-letters/redrive", "Name ids, a route or a code"),
-    ("/dead-letters/rehearse", "Name ids, a route or a code"),
+    ("/dead-letters/dry-run", "Name ids, a route or a code"),
     ("/api/reports/generate", "The end date lies before the start date."),
     ("/api/users/report", "The end date lies before the start date."),
     ("/api/users/report", "Columns are: id, name, surname"),  # that each stands once is no pattern

@@ -22,12 +22,12 @@ from common.contracts.dead_letters import (
     DiscardedMany,
     DiscardManyRequest,
     DiscardQuery,
+    DryRun,
+    DryRunLetter,
+    DryRunRequest,
     Redrive,
     RedriveRequest,
     RedriveState,
-    Rehearsal,
-    RehearsedLetter,
-    RehearseRequest,
 )
 from common.errors import BrokerUnavailableError, FieldError, InvalidError, NotFoundError
 from queue_receiver.dead_letters.routes import ADMIN, REDRIVES
@@ -79,7 +79,7 @@ class FakeOffice:
             letters=len(self.letters),
             read=len(self.letters),
             complete=not self.elsewhere,
-            looked_at_elsewhere=self.elsewhere,
+            locked_by_another_reader=self.elsewhere,
         )
         return DeadLetters(
             queues=[look],
@@ -131,20 +131,20 @@ class FakeOffice:
         ]
         return DiscardedDeadLetters(discards=discards, next_before=None)
 
-    async def rehearse(self, request: RehearseRequest) -> Rehearsal:
-        rehearsed = [
-            RehearsedLetter(
+    async def dry_run(self, request: DryRunRequest) -> DryRun:
+        tried = [
+            DryRunLetter(
                 id=letter.id,
                 route=ROUTE,
                 code=letter.code,
-                would_pass=letter.code != "malformed",
+                would_succeed=letter.code != "malformed",
                 outcome="stored",
                 detail=HOSTILE,
             )
             for letter in self.letters
             if request.matches(letter.id, letter.route, letter.code)
         ]
-        return Rehearsal(letters=rehearsed, left_out=0)
+        return DryRun(letters=tried, left_out=0)
 
 
 @dataclass
@@ -160,7 +160,7 @@ class FakeRedrives:
             total=30,
             sent=11,
             settled=11,
-            failed_again=0,
+            failed=0,
             step=10,
             detail="Waiting for 3 of 10 letters to be handled.",
             started_at=MOMENT,
@@ -223,8 +223,8 @@ async def scripted(browser: Browser) -> AsyncIterator[Page]:
 
 
 async def test_every_page_can_be_used_by_everyone(scripted: Page, site: Site) -> None:
-    letter, other = a_letter(), a_letter("neighbour_error")
-    states = (RedriveState.RUNNING, RedriveState.FAILED_AGAIN)
+    letter, other = a_letter(), a_letter("upstream_error")
+    states = (RedriveState.RUNNING, RedriveState.FAILED)
 
     await scripted.goto(site.url)
     await expect(scripted.get_by_text("Nothing is here")).to_be_visible()
@@ -245,8 +245,8 @@ async def test_every_page_can_be_used_by_everyone(scripted: Page, site: Site) ->
         await scripted.goto(f"{site.url}/redrives/{uuid4()}")
         await assert_accessible(scripted)
     await scripted.goto(site.url)
-    await scripted.get_by_role("button", name="Rehearse all letters").click()
-    await expect(scripted.get_by_role("heading", name="Rehearsal")).to_be_visible()
+    await scripted.get_by_role("button", name="Dry run all letters").click()
+    await expect(scripted.get_by_role("heading", name="DryRun")).to_be_visible()
     await assert_accessible(scripted)
 
 
@@ -261,14 +261,14 @@ async def test_what_stands_in_a_letter_does_nothing(page: Page, site: Site) -> N
 
 
 async def test_a_kind_is_sent_back_by_one_button(page: Page, site: Site) -> None:
-    site.office.letters = [a_letter(), a_letter("neighbour_error")]
+    site.office.letters = [a_letter(), a_letter("upstream_error")]
     await page.goto(site.url)
 
-    await page.get_by_role("button", name=f"Send back all neighbour_error of {ROUTE}").click()
+    await page.get_by_role("button", name=f"Send back all upstream_error of {ROUTE}").click()
 
     await expect(page.get_by_text("11 of 30 sent back")).to_be_visible()
     assert [(r.code, r.route, r.all) for r in site.redrives.requests] == [
-        ("neighbour_error", ROUTE, False)
+        ("upstream_error", ROUTE, False)
     ]
 
 
@@ -341,7 +341,7 @@ async def test_a_letter_is_discarded_with_a_reason_only(page: Page, site: Site) 
 async def test_a_kind_that_can_not_pass_is_discarded_after_a_question(
     page: Page, site: Site
 ) -> None:
-    site.office.letters = [a_letter(), a_letter(), a_letter("neighbour_error")]
+    site.office.letters = [a_letter(), a_letter(), a_letter("upstream_error")]
     await page.goto(site.url)
 
     await page.get_by_role("button", name=f"Discard all malformed of {ROUTE}").click()
@@ -351,7 +351,7 @@ async def test_a_kind_that_can_not_pass_is_discarded_after_a_question(
     await page.get_by_role("button", name="Discard 2 letters for good").click()
 
     await expect(page.get_by_text("The reason is kept with each")).to_be_visible()
-    assert [letter.code for letter in site.office.letters] == ["neighbour_error"]
+    assert [letter.code for letter in site.office.letters] == ["upstream_error"]
     assert set(site.office.discarded.values()) == {": nonsense"}
 
 

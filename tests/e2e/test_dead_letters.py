@@ -55,11 +55,11 @@ async def test_a_person_decides_what_becomes_of_a_dead_letter(
     assert (shown["failedService"], shown["attempts"]) == ("queue_receiver", 1)
     assert "nobody" not in json.dumps(shown)
     assert "nobody" in dead_letters(stack, "show", first, "--reveal")["body"]
-    [rehearsed] = dead_letters(stack, "rehearse", first)["letters"]
-    assert (rehearsed["wouldPass"], rehearsed["outcome"]) == (False, "malformed")
+    [tried] = dead_letters(stack, "dry-run", first)["letters"]
+    assert (tried["wouldSucceed"], tried["outcome"]) == (False, "malformed")
 
     redrive = dead_letters(stack, "redrive", first, second, code=1)
-    assert (redrive["state"], redrive["sent"], redrive["total"]) == ("failed_again", 1, 2)
+    assert (redrive["state"], redrive["sent"], redrive["total"]) == ("failed", 1, 2)
 
     corrected.write_text('{"name": "Ada", "surname": "Lovelace", "email": "still nobody"}')
     assert "/body/email" in dead_letters(stack, "resend", first, "--body", str(corrected), code=1)
@@ -108,7 +108,7 @@ async def test_a_receiver_killed_in_the_middle_of_a_redrive_duplicates_nothing(
 
 async def _fill(stack: Stack, letters: dict[str, str], code: str) -> None:
     """Put good registrations among the dead letters, as after a fault that was repaired."""
-    headers: Any = {"x-error-code": code, "x-attempts": 4, "x-attempt": 4}
+    headers: Any = {"x-error-code": code, "x-failed-attempts": 4, "x-attempt": 4}
     async with opened(stack.rabbitmq["amqp"]) as channel:
         exchange = await channel.get_exchange(USER_REGISTRATION.dead_letter_exchange, ensure=False)
         for message_id, address in letters.items():

@@ -239,8 +239,8 @@ def dlq_unexplained(evidence: Evidence) -> Iterator[str]:
 def reused_untold(evidence: Evidence) -> Iterator[str]:
     """Two people under one id of whom one vanished without a dead letter."""
     told = {letter.message_id for letter in evidence.dead if letter.code == ID_REUSED}
-    held_up = {letter.message_id for letter in evidence.dead if letter.code == ROW_LOCKED}
-    yield from (str(each) for each in evidence.journal.reused - told - held_up)
+    deferrals = {letter.message_id for letter in evidence.dead if letter.code == ROW_LOCKED}
+    yield from (str(each) for each in evidence.journal.reused - told - deferrals)
 
 
 def ledger_untrue(evidence: Evidence) -> Iterator[str]:

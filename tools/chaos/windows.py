@@ -269,7 +269,7 @@ class _Trial:
             b'{"name": "Ada", "surname": "Lovelace", "email": "%s"}' % address.encode(),
             delivery_mode=2,
             message_id=str(message_id),
-            headers={"x-error-code": "unexpected_error", "x-attempts": 1},
+            headers={"x-error-code": "unexpected_error", "x-failed-attempts": 1},
         )
         await dead.publish(message, USER_REGISTRATION.name)
         self._promises.registrations[message_id] = address

@@ -47,7 +47,7 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
     show.add_argument("--body", action="store_true", help="print the body alone")
     for name, text in (
         ("redrive", "send back one, those of a kind, or all; a few first, then more"),
-        ("rehearse", "say what would become of them; stores, sends and moves nothing"),
+        ("dry-run", "say what would become of them; stores, sends and moves nothing"),
     ):
         several = action(name, text)
         several.add_argument("ids", nargs="*", metavar="ID")
@@ -70,7 +70,7 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
 
 def _add_filter(command: ArgumentParser, default: str | None = SUPPRESS) -> None:
     command.add_argument("--route", default=default, help="user.registration, …")
-    command.add_argument("--code", default=default, help="malformed, neighbour_error, …")
+    command.add_argument("--code", default=default, help="malformed, upstream_error, …")
 
 
 def run(given: Namespace, terminal: Terminal) -> bool:
@@ -129,7 +129,7 @@ def list_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _incomplete(queue: Mapping[str, Any]) -> str:
-    if queue["lookedAtElsewhere"]:
+    if queue["lockedByAnotherReader"]:
         return "somebody else holds some of these letters; ask again in a few seconds"
     return f"{queue['read']} of {queue['letters']} letters were read; the others wait behind them"
 
@@ -159,16 +159,16 @@ def letter_lines(letter: Mapping[str, Any]) -> list[str]:
     return [*lines, "body:", letter["body"] or "(too large to be kept)"]
 
 
-def _rehearse(given: Namespace) -> tuple[Any, list[str]]:
-    result = _ask(given, "POST", "/rehearse", _selection(given))
+def _dry_run(given: Namespace) -> tuple[Any, list[str]]:
+    result = _ask(given, "POST", "/dry-run", _selection(given))
     lines = [
-        f"{'would pass' if letter['wouldPass'] else 'would FAIL'}  {letter['id']}"
+        f"{'would pass' if letter['wouldSucceed'] else 'would FAIL'}  {letter['id']}"
         f"  {letter['route']}  {letter['outcome']}: {letter['detail']}"
         for letter in result["letters"]
     ]
     if result["leftOut"]:
         lines.append(f"{result['leftOut']} more were left out.")
-    return result, lines or ["There is nothing to rehearse."]
+    return result, lines or ["There is nothing to try."]
 
 
 def _redrive(given: Namespace) -> tuple[Any, list[str]]:
@@ -262,7 +262,7 @@ _ACTIONS = {
     "list": _list,
     "show": _show,
     "redrive": _redrive,
-    "rehearse": _rehearse,
+    "dry-run": _dry_run,
     "resend": _resend,
     "discard": _discard,
     "discards": _discards,

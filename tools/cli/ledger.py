@@ -150,7 +150,7 @@ def _registrations(ledger: Mapping[str, Any]) -> Iterator[Row]:
     yield "  not stored", totals["missing"], ""
     in_queues = f"ready {place['ready']:,}, in hand {held}, to be retried {place['retrying']:,}"
     yield "    in flight", ledger["inFlight"], in_queues
-    yield "    dead letters", ledger["inHospital"], _reasons(ledger["inHospitalByCode"])
+    yield "    dead letters", ledger["deadLettered"], _reasons(ledger["deadLetteredByCode"])
     yield "    lost", ledger["lost"], f"for more than {ledger['lostAfterSeconds']:g} s in no queue"
 
 

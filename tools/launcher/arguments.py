@@ -96,8 +96,8 @@ EXAMPLES = {
     "chaos": ("./userstream chaos", "./userstream chaos --seeds 10 --minutes 3"),
     "dead-letters": (
         "./userstream dead-letters",
-        "./userstream dead-letters list --route user.registration --code neighbour_error",
-        "./userstream dead-letters redrive --code neighbour_error",
+        "./userstream dead-letters list --route user.registration --code upstream_error",
+        "./userstream dead-letters redrive --code upstream_error",
         "./userstream dead-letters --url http://localhost",
     ),
     "test-versions": (

@@ -129,7 +129,7 @@ class Stack:
             "DATABASE_SERVICE_URL": f"http://{HOST}:{self.ports['database_service']}",
             "REGISTRATION_ID_SECRET": secret,
             "REPORT_OUTPUT_DIR": str(self.data / "reports"),
-            "CRASH_NOTES_DIR": str(self.data / "notes"),
+            "CRASH_MARKER_DIR": str(self.data / "notes"),
             "FROM_EMAIL": "userstream@example.org",
             "FROM_NAME": "UserStream",
         }

@@ -22,7 +22,7 @@ ADDRESSES = frozenset(
         *("QUEUE_URL", "QUEUE_MANAGEMENT_URL", "DATABASE_SERVICE_URL", "PUBLIC_URL"),
         *("SMTP_HOST", "SMTP_PORT", "SMTP_SECURE", "SMTP_USER", "SMTP_PASSWORD", "SMTP_CA_FILE"),
         *("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSL", "DB_SSL_CA"),
-        *("REGISTRATION_ID_SECRET", "REPORT_OUTPUT_DIR", "CRASH_NOTES_DIR", "BIND_ADDRESS"),
+        *("REGISTRATION_ID_SECRET", "REPORT_OUTPUT_DIR", "CRASH_MARKER_DIR", "BIND_ADDRESS"),
     }
 )
 """What is not taken from the environment: nothing but this machine is touched."""

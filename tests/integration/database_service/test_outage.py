@@ -63,7 +63,7 @@ async def test_the_service_comes_back_after_an_outage(
     with capture_logs() as events:
         assert await refuses(client)
         assert await refuses(client)
-    assert [event["event"] for event in events].count("database.lost") == 1
+    assert [event["event"] for event in events].count("database.disconnected") == 1
     assert await status(client, "/health/ready") == 503
     assert await status(client, "/health/live") == 200
     async with client.post("/api/users", json=body) as response:

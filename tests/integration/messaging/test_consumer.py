@@ -14,17 +14,17 @@ from aiormq.channel import Channel
 from pamqp.commands import Basic
 from prometheus_client import REGISTRY
 
-from common.amqp.message import GIVEN_BEFORE, HELD_UP, Delivery, Envelope
+from common.amqp.message import DEFERRALS, PREVIOUS_DELIVERIES, Delivery, Envelope
 from common.amqp.publisher import Publisher
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.topology import BROKER_USERS, USER_REGISTRATION, WORK_DELIVERY_LIMIT
 from common.errors import (
     DatabaseServiceUnavailableError,
+    InProgressError,
     PermanentError,
     SettingError,
     TopologyMissingError,
     UnavailableError,
-    UnderWayError,
 )
 from common.messaging import quarantine as suspects
 from common.messaging.consumer import LAST_TRIES, Consumer, consuming
@@ -86,7 +86,7 @@ async def a_consumer(
             publisher=publisher,
             prefetch=prefetch,
             retry_delays=[timedelta(milliseconds=50), timedelta(milliseconds=100)],
-            notes=notes,
+            markers=notes,
             ask=ask,
         ) as consumer,
     ):
@@ -169,7 +169,7 @@ async def test_what_is_no_registration_is_dead_lettered_with_its_reason(
     assert dead.body == body
     assert dead.headers["x-error-code"] == code
     assert dead.headers["x-failed-service"] == "queue_receiver"
-    assert dead.headers["x-attempts"] == 1
+    assert dead.headers["x-failed-attempts"] == 1
     assert dead.headers["x-original-routing-key"] == "anything"
     assert dead.headers["x-first-seen"]
     assert "x-death" not in dead.headers
@@ -257,7 +257,7 @@ async def test_a_failing_message_waits_at_each_step_and_is_then_dead_lettered(
     assert dead.message_id == str(message_id)
     assert dead.correlation_id == "c-9"
     assert dead.headers["x-error-code"] == "unexpected_error"
-    assert dead.headers["x-attempts"] == 3
+    assert dead.headers["x-failed-attempts"] == 3
 
 
 async def test_a_message_that_can_never_work_is_dead_lettered_at_once(
@@ -363,11 +363,11 @@ async def test_a_message_that_fails_by_itself_stops_no_other(empty_broker: TestB
 
     assert dead.message_id == str(bad)
     assert dead.headers["x-error-code"] == "database_service_unavailable"
-    assert dead.headers["x-attempts"] == 3
+    assert dead.headers["x-failed-attempts"] == 3
     events = [line["event"] for line in logged]
     assert "consumer.paused" not in events
     # Its last try is not the last word: a link that breaks now and then looks alike.
-    assert events.count("delivery.put_aside") == LAST_TRIES - 1
+    assert events.count("delivery.deferred") == LAST_TRIES - 1
 
 
 @pytest.mark.parametrize("prefetch", [1, 10])
@@ -604,7 +604,7 @@ async def test_lost_channels_make_suspects_and_convict_nobody(
 
 
 class Leased(Recorder):
-    """Raises ``UnderWayError`` for messages that somebody else has; notes what lies on disk."""
+    """Raises ``InProgressError`` for messages that somebody else has; notes what lies on disk."""
 
     def __init__(self, notes: Path) -> None:
         super().__init__()
@@ -616,7 +616,7 @@ class Leased(Recorder):
     async def __call__(self, envelope: Registration) -> None:
         if envelope.id in self.leased:
             self.asked.append(envelope.id)
-            raise UnderWayError(again_after=timedelta(milliseconds=100))
+            raise InProgressError(again_after=timedelta(milliseconds=100))
         self.noted[envelope.id] = [path.name.partition(".")[0] for path in self.folder.glob("*")]
         await super().__call__(envelope)
 
@@ -625,7 +625,7 @@ async def test_a_suspect_that_somebody_else_has_holds_up_nobody_and_is_handled_a
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     handler = Leased(tmp_path)
-    headers = {"headers": {GIVEN_BEFORE: SUSPECT_AFTER}}
+    headers = {"headers": {PREVIOUS_DELIVERIES: SUSPECT_AFTER}}
     waiting = await submit(empty_broker, **headers)
     handler.leased.add(waiting)
 
@@ -655,7 +655,7 @@ async def test_a_suspect_does_not_wait_at_the_head_of_its_queue_for_slow_company
     async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
-        suspect = await submit(empty_broker, headers={GIVEN_BEFORE: SUSPECT_AFTER})
+        suspect = await submit(empty_broker, headers={PREVIOUS_DELIVERIES: SUSPECT_AFTER})
         consumer._subscription.reopen_channel()
         ordinary = await submit(empty_broker)
         await eventually(lambda: ordinary in handler.ids, "beginning the ordinary one")
@@ -677,10 +677,10 @@ async def test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by
         await eventually(lambda: first in handler.ids, "widening the channel")
         wire = consumer._subscription.wire
         handler.gate = asyncio.Event()
-        suspect = await submit(empty_broker, headers={GIVEN_BEFORE: SUSPECT_AFTER})
+        suspect = await submit(empty_broker, headers={PREVIOUS_DELIVERIES: SUSPECT_AFTER})
         await eventually(lambda: suspect in handler.ids, "beginning the suspect")
         others = [await submit(empty_broker) for _ in range(6)]
-        others.insert(3, await submit(empty_broker, headers={GIVEN_BEFORE: SUSPECT_AFTER}))
+        others.insert(3, await submit(empty_broker, headers={PREVIOUS_DELIVERIES: SUSPECT_AFTER}))
         await eventually(lambda: len(consumer._backlog) == 8, "having the others behind it")
         begun_beside_it = handler.ids[2:]
         handler.gate.set()
@@ -707,7 +707,7 @@ async def test_suspects_wait_for_the_same_slow_one_together(
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
         # Six seconds of exclusive_wait each, of which a busy machine needs a part for other things.
-        headers = {GIVEN_BEFORE: SUSPECT_AFTER, HELD_UP: 1}
+        headers = {PREVIOUS_DELIVERIES: SUSPECT_AFTER, DEFERRALS: 1}
         waiting = [await submit(empty_broker, headers=headers) for _ in range(8)]
         begun = time.monotonic()
         await eventually(lambda: _put_aside() >= before + 8, "putting all aside")
@@ -726,7 +726,7 @@ async def test_nobody_waits_behind_a_suspect_whose_channel_is_gone(
     handler = Recorder()
     handler.gate = asyncio.Event()
     # Two minutes of exclusive_wait: longer than anybody waits here.
-    headers = {GIVEN_BEFORE: SUSPECT_AFTER, HELD_UP: 20}
+    headers = {PREVIOUS_DELIVERIES: SUSPECT_AFTER, DEFERRALS: 20}
 
     async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
         slow = await submit(empty_broker)
@@ -750,7 +750,7 @@ async def test_a_suspect_that_is_held_up_again_and_again_is_handled_in_the_end(
     handler.gate = asyncio.Event()
     before = _put_aside()
     # One delivery in vain more, and it would be dead-lettered: waiting is none.
-    headers = {GIVEN_BEFORE: WORK_DELIVERY_LIMIT}
+    headers = {PREVIOUS_DELIVERIES: WORK_DELIVERY_LIMIT}
 
     async with a_consumer(empty_broker, handler, notes=tmp_path):
         slow = await submit(empty_broker)
@@ -768,12 +768,12 @@ async def test_a_suspect_that_is_held_up_again_and_again_is_handled_in_the_end(
 
 
 def _put_aside() -> float:
-    labels = {"queue": QUEUE, "outcome": "put_aside"}
+    labels = {"queue": QUEUE, "outcome": "defer"}
     return REGISTRY.get_sample_value("userstream_deliveries_total", labels) or 0
 
 
 def _suspected() -> float:
-    return REGISTRY.get_sample_value("userstream_suspects_total", {"queue": QUEUE}) or 0
+    return REGISTRY.get_sample_value("userstream_quarantined_total", {"queue": QUEUE}) or 0
 
 
 async def test_a_slow_answer_to_a_cancel_does_not_end_the_next_subscription(

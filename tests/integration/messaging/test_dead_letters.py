@@ -25,7 +25,7 @@ async def fill(broker: TestBroker, count: int, **headers: Any) -> list[UUID]:
     ids = [uuid4() for _ in range(count)]
     async with opened(broker.admin_url) as channel:
         exchange = await channel.get_exchange(USER_REGISTRATION.dead_letter_exchange, ensure=False)
-        marks: Any = {"x-error-code": "malformed", "x-attempts": 4, "x-attempt": 4} | headers
+        marks: Any = {"x-error-code": "malformed", "x-failed-attempts": 4, "x-attempt": 4} | headers
         for number, letter_id in enumerate(ids):
             message = aio_pika.Message(
                 b'{"number": %d}' % number,
@@ -84,7 +84,11 @@ async def test_a_reader_that_stays_is_reported(
     queue = a_queue(empty_broker)
 
     async with a_queue(empty_broker).held(), queue.held() as held:
-        assert (held.letters, held.is_looked_at_elsewhere, held.is_complete) == ([], True, False)
+        assert (held.letters, held.is_locked_by_another_reader, held.is_complete) == (
+            [],
+            True,
+            False,
+        )
         with pytest.raises(ConflictError, match="Nothing has changed"):
             async with queue.held():
                 pass

@@ -32,7 +32,7 @@ class Hospital:
     client: ClientSession
     sql: asyncpg.Connection
 
-    async def fill(self, *bodies: bytes, code: str = "neighbour_error") -> list[UUID]:
+    async def fill(self, *bodies: bytes, code: str = "upstream_error") -> list[UUID]:
         """Put dead letters there; returns their ids, oldest first."""
         ids = [uuid4() for _ in bodies]
         async with opened(self.broker.admin_url) as channel:
@@ -40,7 +40,7 @@ class Hospital:
                 USER_REGISTRATION.dead_letter_exchange, ensure=False
             )
             for letter_id, body in zip(ids, bodies, strict=True):
-                headers: Any = {"x-error-code": code, "x-attempts": 4, "x-attempt": 4}
+                headers: Any = {"x-error-code": code, "x-failed-attempts": 4, "x-attempt": 4}
                 message = aio_pika.Message(
                     body, delivery_mode=2, message_id=str(letter_id), headers=headers
                 )
@@ -131,7 +131,7 @@ async def test_a_redrive_stops_at_the_poison_and_leaves_the_rest(hospital: Hospi
 
     redrive = await hospital.redrive(all=True)
 
-    assert (redrive["state"], redrive["failedAgain"]) == ("failed_again", 1)
+    assert (redrive["state"], redrive["failedAgain"]) == ("failed", 1)
     assert redrive["firstFailed"] == str(ids[5])
     await eventually(_held(hospital, 10), "the good ones being stored")
     assert await hospital.stored() == {*ids[:5], *ids[6:11]}
@@ -177,7 +177,7 @@ async def test_after_a_crash_amid_a_correction_the_uncorrected_one_is_still_for_
 
     redrive = await hospital.redrive(ids=[str(letter_id)])
 
-    assert redrive["state"] == "failed_again"
+    assert redrive["state"] == "failed"
     assert await hospital.stored() == {letter_id}
     [letter] = (await hospital.get(""))["letters"]
     assert (letter["id"], letter["code"]) == (str(letter_id), "id_reused")
@@ -187,24 +187,24 @@ def _no_ack(_self: LockedQueue, _letter: DeadLetter) -> None:
     """As if the process had ended before."""
 
 
-async def test_rehearsing_says_what_would_be_and_leaves_no_trace(hospital: Hospital) -> None:
+async def test_a_dry_run_says_what_would_be_and_leaves_no_trace(hospital: Hospital) -> None:
     known = a_body()
     await hospital.fill(known)
     await hospital.redrive(all=True)
     before = await hospital.stored()
     new, again, twice, bad = await hospital.fill(a_body(), known, known, b"[]")
 
-    rehearsal = await hospital.post("/rehearse", {"code": "neighbour_error"})
+    dry_run = await hospital.post("/dry-run", {"code": "upstream_error"})
 
-    outcomes = {UUID(letter["id"]): letter["outcome"] for letter in rehearsal["letters"]}
+    outcomes = {UUID(letter["id"]): letter["outcome"] for letter in dry_run["letters"]}
     assert outcomes == {new: "stored", again: "duplicate", twice: "duplicate", bad: "malformed"}
-    assert [letter["wouldPass"] for letter in rehearsal["letters"]] == [True, True, True, False]
+    assert [letter["wouldSucceed"] for letter in dry_run["letters"]] == [True, True, True, False]
     assert await hospital.stored() == before
     assert await hospital.sql.fetchval("SELECT count(*) FROM users") == 1
     assert await hospital.waiting() == [new, again, twice, bad]
 
 
-async def test_a_rehearsal_of_what_is_stored_already_says_so(hospital: Hospital) -> None:
+async def test_a_dry_run_of_what_is_stored_already_says_so(hospital: Hospital) -> None:
     body = a_body()
     [letter_id] = await hospital.fill(body)
     await hospital.redrive(all=True)
@@ -213,10 +213,10 @@ async def test_a_rehearsal_of_what_is_stored_already_says_so(hospital: Hospital)
         await exchange.publish(aio_pika.Message(body, message_id=str(letter_id)), "again")
     [other] = await hospital.fill(a_body())
 
-    rehearsal = await hospital.post("/rehearse", {"all": True})
+    dry_run = await hospital.post("/dry-run", {"all": True})
 
-    assert [letter["id"] for letter in rehearsal["letters"]] == [str(letter_id), str(other)]
-    assert [letter["outcome"] for letter in rehearsal["letters"]] == ["stored", "stored"]
+    assert [letter["id"] for letter in dry_run["letters"]] == [str(letter_id), str(other)]
+    assert [letter["outcome"] for letter in dry_run["letters"]] == ["stored", "stored"]
     assert await hospital.stored() == {letter_id}
 
 
@@ -294,7 +294,7 @@ async def test_without_its_reason_on_record_nothing_is_discarded(hospital: Hospi
     ) as response:
         assert response.status >= 500
 
-    await hospital.post("/discard", {"code": "neighbour_error", "reason": "nonsense"}, 500)
+    await hospital.post("/discard", {"code": "upstream_error", "reason": "nonsense"}, 500)
 
     assert await hospital.waiting() == [letter_id]
 
@@ -331,14 +331,14 @@ async def test_letters_come_in_pages_and_by_kind(hospital: Hospital) -> None:
     ids = await hospital.fill(*(a_body() for _ in range(5)))
     [other] = await hospital.fill(b"[]", code="malformed")
 
-    first = await hospital.get("?limit=4&code=neighbour_error")
-    second = await hospital.get(f"?limit=4&code=neighbour_error&after={first['nextAfter']}")
+    first = await hospital.get("?limit=4&code=upstream_error")
+    second = await hospital.get(f"?limit=4&code=upstream_error&after={first['nextAfter']}")
 
     assert [letter["id"] for letter in first["letters"]] == [str(i) for i in ids[:4]]
     assert [letter["id"] for letter in second["letters"]] == [str(ids[4])]
     assert second["nextAfter"] is None
     assert {(g["code"], g["count"]) for g in first["groups"]} == {
-        ("neighbour_error", 5),
+        ("upstream_error", 5),
         ("malformed", 1),
     }
     assert other in await hospital.waiting()
@@ -359,7 +359,7 @@ async def test_another_sites_page_can_do_nothing(hospital: Hospital) -> None:
 
     for path, body in (
         ("/api/dead-letters/redrive", {"all": True}),
-        ("/api/dead-letters/rehearse", {"all": True}),
+        ("/api/dead-letters/dry-run", {"all": True}),
         (f"/api/dead-letters/{letter_id}/discard", {"reason": "evil"}),
         (f"/api/dead-letters/{letter_id}/resend", {"body": {}}),
     ):
@@ -367,7 +367,7 @@ async def test_another_sites_page_can_do_nothing(hospital: Hospital) -> None:
             assert response.status == 403
     for path, form in (
         ("/dead-letters/redrive", {}),
-        ("/dead-letters/rehearse", {}),
+        ("/dead-letters/dry-run", {}),
         (f"/dead-letters/{letter_id}/discard", {"reason": "evil"}),
         (f"/dead-letters/{letter_id}/resend", {"body": "{}"}),
     ):

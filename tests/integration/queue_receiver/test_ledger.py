@@ -72,7 +72,7 @@ async def test_everything_that_is_stored_is_accounted_for(
         ledger = await the_ledger(receiver)
 
     assert (ledger["totals"]["accepted"], ledger["totals"]["stored"]) == (20, 20)
-    assert (ledger["lost"], ledger["inHospital"], ledger["rejected"]) == (0, 0, 0)
+    assert (ledger["lost"], ledger["deadLettered"], ledger["rejected"]) == (0, 0, 0)
     assert ledger["workBinding"] == "present"
     assert (ledger["readUpTo"], ledger["caughtUp"]) == (20, True)
 
@@ -159,7 +159,7 @@ async def test_a_dead_letter_is_in_the_hospital_and_not_lost(
             ledger = await the_ledger(receiver)
 
     assert (ledger["lost"], ledger["totals"]["missing"]) == (0, 1)
-    assert ledger["inHospitalByCode"] == {"malformed": 1}
+    assert ledger["deadLetteredByCode"] == {"malformed": 1}
 
 
 async def test_two_receivers_asked_at_the_same_time_count_nothing_twice(
@@ -251,7 +251,7 @@ async def test_a_restored_database_gets_everybody_back_and_mails_nobody_twice(
 ) -> None:
     """Restored while no receiver ran: back at once; one lost for another reason is mailed."""
     others = 0 if lost_after else 2  # they are too young
-    notes: dict[str, Any] = {"crash_notes_dir": tmp_path}
+    notes: dict[str, Any] = {"crash_marker_dir": tmp_path}
     async with a_receiver(fresh_broker, database_url, **notes) as receiver:
         kept = list(await accepted(fresh_broker, 3))
         await until_stored(database_dsn, kept)

@@ -177,9 +177,9 @@ async def test_a_type_added_as_documented_works_and_can_be_repaired(
         assert (dead["id"], dead["type"]) == (str(broken), IMPORTED)
         assert dead["detail"] == f"Not a valid {IMPORTED}: source."
         wish = {"ids": [str(broken)]}
-        async with receiver.post("/api/dead-letters/rehearse", json=wish) as response:
-            [rehearsed] = (await response.json())["letters"]
-        assert (rehearsed["wouldPass"], rehearsed["detail"]) == (False, dead["detail"])
+        async with receiver.post("/api/dead-letters/dry-run", json=wish) as response:
+            [tried] = (await response.json())["letters"]
+        assert (tried["wouldSucceed"], tried["detail"]) == (False, dead["detail"])
 
         # Sent back with another body it is still of its type: without a source it is refused.
         url = f"/api/dead-letters/{broken}/resend"

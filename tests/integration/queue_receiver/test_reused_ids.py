@@ -69,12 +69,12 @@ async def test_two_people_under_one_id_are_one_user_and_one_dead_letter(
         assert letter["code"] == "id_reused"
         assert "id of its own" in letter["detail"]
         ledger = await the_ledger(receiver)
-        assert ledger["inHospitalByCode"] == {"id_reused": 1}
-        rehearsal = {"ids": [letter["id"]]}
-        async with receiver.post("/api/dead-letters/rehearse", json=rehearsal) as response:
+        assert ledger["deadLetteredByCode"] == {"id_reused": 1}
+        dry_run = {"ids": [letter["id"]]}
+        async with receiver.post("/api/dead-letters/dry-run", json=dry_run) as response:
             assert (await response.json())["letters"][0]["outcome"] == "stored"
 
-        async with receiver.post("/api/dead-letters/redrive", json=rehearsal) as response:
+        async with receiver.post("/api/dead-letters/redrive", json=dry_run) as response:
             assert response.status == 202, await response.text()
 
         await until_users(database_dsn, ADA["email"], GRACE["email"])

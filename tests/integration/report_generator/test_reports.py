@@ -276,7 +276,7 @@ async def test_what_can_not_be_written_ends_as_failed_and_dead_letter(
 
     assert "Not a directory" in report["errorMessage"]
     assert letter.headers["x-error-code"] == "storage_failed"
-    assert letter.headers["x-attempts"] == 4
+    assert letter.headers["x-failed-attempts"] == 4
     assert letter.message_id == report_id
     assert health["dependencies"]["output_directory"]["code"] == "storage_failed"
     assert health["dependencies"]["consumer"]["ready"]

@@ -222,7 +222,7 @@ async def test_all_that_failed_on_a_day_are_counted_then_sent_again_once(stack: 
     day = str(datetime.now(UTC).date())
     wanted = {"day": day, "template": "welcome", "reason": "the relay refused everybody"}
 
-    _, rehearsed = await post(stack, "notifications/resend", {**wanted, "dryRun": True})
+    _, tried = await post(stack, "notifications/resend", {**wanted, "dryRun": True})
     assert stack.smtp.accepted == []
     _, first = await post(stack, "notifications/resend", {**wanted, "limit": 3})
     _, rest = await post(stack, "notifications/resend", {**wanted, "after": first["nextAfter"]})
@@ -230,7 +230,7 @@ async def test_all_that_failed_on_a_day_are_counted_then_sent_again_once(stack: 
         await stack.becomes(notification_id, "sent")
     await drained(stack)
 
-    assert (rehearsed["dryRun"], rehearsed["found"], rehearsed["resent"]) == (True, 7, 7)
+    assert (tried["dryRun"], tried["found"], tried["resent"]) == (True, 7, 7)
     assert (first["found"], first["resent"]) == (3, 3)
     assert (rest["found"], rest["resent"], rest["nextAfter"]) == (4, 4, None)
     assert [delivered(stack, notification_id) for notification_id in ids] == [1] * 7

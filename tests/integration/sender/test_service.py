@@ -364,7 +364,7 @@ async def test_there_is_no_preview_of_an_unknown_template(stack: Stack) -> None:
 async def _drained(stack: Stack) -> bool:
     async with stack.http.get(f"{stack.url}/metrics") as response:
         metrics = await response.text()
-    in_hand = 'userstream_deliveries_in_hand{queue="email.notifications"} 0.0' in metrics
+    in_hand = 'userstream_deliveries_in_flight{queue="email.notifications"} 0.0' in metrics
     return in_hand and await depth(stack.broker.admin_url, EMAIL_NOTIFICATIONS.queue) == 0
 
 

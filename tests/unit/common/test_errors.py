@@ -5,10 +5,10 @@ import pytest
 
 from common import errors
 from common.errors import (
+    InProgressError,
     PermanentError,
     TransientError,
     UnavailableError,
-    UnderWayError,
     UserStreamError,
 )
 
@@ -52,7 +52,7 @@ def test_every_code_stands_for_one_error() -> None:
 
 @pytest.mark.parametrize("kind", OURS)
 def test_every_error_says_what_becomes_of_the_message(kind: type[UserStreamError]) -> None:
-    bases = {TransientError, UnavailableError, UnderWayError, PermanentError}
+    bases = {TransientError, UnavailableError, InProgressError, PermanentError}
 
     assert kind is UserStreamError or len(bases & set(kind.__mro__)) == 1
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from common.contracts.canary import is_canary
 from common.contracts.registrations import Journey, JourneyStatus
-from common.errors import BrokerUnavailableError, DatabaseServiceUnavailableError, NeighbourError
+from common.errors import BrokerUnavailableError, DatabaseServiceUnavailableError, UpstreamError
 from frontend import canary
 from frontend.canary import Canary
 from tests.polling import until
@@ -119,7 +119,7 @@ async def test_one_that_is_late_is_told_once_and_followed_until_it_is_home(
             pipeline.reaches = JourneyStatus.MAILED
             await until(lambda: not bird.note().warning, "the end of the warning")
 
-    assert events(lines) == [("canary.missing", code), ("canary.back", "")]
+    assert events(lines) == [("canary.failed", code), ("canary.recovered", "")]
 
 
 async def test_one_is_late_long_before_the_next_one_if_those_are_rare(
@@ -145,8 +145,8 @@ async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
             await until(lambda: not bird.note().warning, "the end of the warning")
 
     assert events(lines) == [
-        ("canary.missing", "refused.broker_unavailable"),
-        ("canary.back", ""),
+        ("canary.failed", "refused.broker_unavailable"),
+        ("canary.recovered", ""),
     ]
 
 
@@ -159,7 +159,7 @@ async def test_an_unreadable_journey_is_no_end_of_it(pipeline: FakePipeline) -> 
             pipeline.unreadable = None
             await until(lambda: not bird.note().warning, "the end of the warning")
 
-    assert events(lines)[0] == ("canary.missing", "unreadable.database_service_unavailable")
+    assert events(lines)[0] == ("canary.failed", "unreadable.database_service_unavailable")
 
 
 async def test_one_whose_mail_failed_is_removed_and_told(pipeline: FakePipeline) -> None:
@@ -201,7 +201,7 @@ async def test_one_that_is_lost_keeps_nobody_from_seeing_that_all_is_well_again(
             await until(lambda: len(pipeline.removed) > home + 3, "further round trips")
             assert not bird.note().warning
 
-    assert events(lines) == [("canary.missing", "not_stored"), ("canary.back", "")]
+    assert events(lines) == [("canary.failed", "not_stored"), ("canary.recovered", "")]
 
 
 async def test_in_an_outage_the_next_one_waits_its_minute(
@@ -221,14 +221,14 @@ async def test_in_an_outage_the_next_one_waits_its_minute(
 async def test_one_that_can_not_be_removed_was_a_round_trip_all_the_same(
     pipeline: FakePipeline,
 ) -> None:
-    pipeline.unremovable = NeighbourError("no")
+    pipeline.unremovable = UpstreamError("no")
     with capture_logs() as lines:
         async with run(pipeline) as bird:
             await until(lambda: len(pipeline.registered) >= 3, "three round trips")
             note = bird.note()
 
     assert not note.warning
-    assert events(lines) == [("canary.not_removed", "neighbour_error")]
+    assert events(lines) == [("canary.not_removed", "upstream_error")]
 
 
 async def test_stopping_waits_for_nothing(pipeline: FakePipeline) -> None:

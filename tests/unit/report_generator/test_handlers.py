@@ -11,7 +11,7 @@ from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
     InvalidError,
-    NeighbourError,
+    UpstreamError,
 )
 from report_generator.csv_style import CsvStyle
 from report_generator.files import ReportDirectory
@@ -176,8 +176,8 @@ async def test_an_unconfirmed_mail_leaves_the_report_ready(generator: Generator)
 @pytest.mark.parametrize(
     ("error", "last_attempt", "status", "message"),
     [
-        (NeighbourError("Odd."), False, ReportStatus.REQUESTED, "Odd. It will be tried again"),
-        (NeighbourError("Odd."), True, ReportStatus.FAILED, "Odd. Ask for the report again."),
+        (UpstreamError("Odd."), False, ReportStatus.REQUESTED, "Odd. It will be tried again"),
+        (UpstreamError("Odd."), True, ReportStatus.FAILED, "Odd. Ask for the report again."),
         (InvalidError("No."), False, ReportStatus.FAILED, "No. Ask for the report again."),
         (KeyError("secret"), True, ReportStatus.FAILED, "Something went wrong here. Ask"),
     ],
@@ -206,7 +206,7 @@ async def test_a_failure_that_can_not_be_recorded_is_an_outage_not_a_dead_letter
     generator: Generator,
 ) -> None:
     request = a_request(last_attempt=True)
-    generator.database.stream_error = NeighbourError()
+    generator.database.stream_error = UpstreamError()
     generator.database.update_errors = {ReportStatus.FAILED: DatabaseServiceUnavailableError()}
 
     with pytest.raises(DatabaseServiceUnavailableError):

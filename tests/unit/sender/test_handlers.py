@@ -13,11 +13,11 @@ from common.contracts.notifications import Claim, DeliveryStatus, EmailRequested
 from common.errors import (
     DatabaseServiceUnavailableError,
     DestinationBusyError,
+    InProgressError,
     MailDeferredError,
     MailServerUnavailableError,
     MailUnsureError,
-    NeighbourTimeoutError,
-    UnderWayError,
+    UpstreamTimeoutError,
 )
 from sender import handlers, lease
 from sender.lease import LeaseLostError
@@ -121,7 +121,7 @@ async def test_a_mail_that_another_sender_has_is_left_to_it_until_its_lease_ends
     envelope = an_envelope()
     deliveries.holders[envelope.id] = envelope.id  # some other lease
 
-    with pytest.raises(UnderWayError) as raised:
+    with pytest.raises(InProgressError) as raised:
         await handle(mailer, deliveries, envelope)
 
     assert raised.value.again_after == timedelta(seconds=7)
@@ -133,7 +133,7 @@ async def test_a_mail_whose_sender_died_is_sent_once_its_lease_has_ended() -> No
     mailer, deliveries = FakeMailer(), FakeDeliveries()
     envelope = an_envelope()
     deliveries.holders[envelope.id] = envelope.id
-    with pytest.raises(UnderWayError):
+    with pytest.raises(InProgressError):
         await handle(mailer, deliveries, envelope)
 
     deliveries.expire(envelope.id)
@@ -232,7 +232,7 @@ async def test_a_mail_whose_destination_is_busy_leaves_no_lease_behind() -> None
     deliveries = FakeDeliveries()
     envelope = an_envelope()
 
-    with pytest.raises(UnderWayError):  # so no try is counted
+    with pytest.raises(InProgressError):  # so no try is counted
         await handle(mailer, deliveries, envelope)
     await handle(mailer, deliveries, envelope)
 
@@ -263,7 +263,7 @@ async def test_a_record_that_fails_is_repeated_and_the_mail_is_not(
     monkeypatch.setattr(lease, "FIRST_RECORD_PAUSE_SECONDS", 0.001)
     mailer = FakeMailer()
     deliveries = FakeDeliveries(
-        record_errors=[DatabaseServiceUnavailableError(), NeighbourTimeoutError()]
+        record_errors=[DatabaseServiceUnavailableError(), UpstreamTimeoutError()]
     )
 
     await handle(mailer, deliveries)

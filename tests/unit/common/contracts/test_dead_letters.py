@@ -3,7 +3,7 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import ValidationError
 
-from common.contracts.dead_letters import RedriveRequest, RehearseRequest
+from common.contracts.dead_letters import DryRunRequest, RedriveRequest
 
 ONE = UUID("0192f7a4-5b7c-4c3e-9f10-2b6d1c3a4e5f")
 
@@ -37,4 +37,4 @@ def test_what_is_named_must_all_be_true_of_a_letter(
 )
 def test_nothing_is_meant_by_mistake(wish: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        RehearseRequest.model_validate(wish)
+        DryRunRequest.model_validate(wish)

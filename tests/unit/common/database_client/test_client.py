@@ -12,10 +12,10 @@ from common.database_client.client import DatabaseClient
 from common.errors import (
     DatabaseServiceUnavailableError,
     InvalidError,
-    NeighbourError,
-    NeighbourTimeoutError,
     NotFoundError,
     RowLockedError,
+    UpstreamError,
+    UpstreamTimeoutError,
 )
 from tests.polling import until
 
@@ -45,7 +45,7 @@ async def a_client(
 
 
 @pytest.mark.parametrize(
-    ("ready", "error"), [(True, NeighbourError), (False, DatabaseServiceUnavailableError)]
+    ("ready", "error"), [(True, UpstreamError), (False, DatabaseServiceUnavailableError)]
 )
 async def test_a_stream_that_breaks_off_is_an_outage_only_if_the_neighbour_is_away(
     *, ready: bool, error: type[Exception]
@@ -64,11 +64,11 @@ PROBLEM = "application/problem+json"
     [
         (404, PROBLEM, '{"code": "not_found", "detail": "No such."}', NotFoundError, "No such"),
         (422, PROBLEM, '{"code": "invalid"}', InvalidError, None),
-        (404, "text/html", "<h1>404</h1>", NeighbourError, "404"),
-        (401, PROBLEM, '{"code": "not_found"}', NeighbourError, "401"),
-        (422, PROBLEM, '{"code": "of the future"}', NeighbourError, "422"),
-        (422, PROBLEM, "no JSON", NeighbourError, "422"),
-        (422, PROBLEM, "[]", NeighbourError, "422"),
+        (404, "text/html", "<h1>404</h1>", UpstreamError, "404"),
+        (401, PROBLEM, '{"code": "not_found"}', UpstreamError, "401"),
+        (422, PROBLEM, '{"code": "of the future"}', UpstreamError, "422"),
+        (422, PROBLEM, "no JSON", UpstreamError, "422"),
+        (422, PROBLEM, "[]", UpstreamError, "422"),
         (503, PROBLEM, '{"detail": "Away."}', DatabaseServiceUnavailableError, "Away"),
         (
             503,
@@ -78,11 +78,11 @@ PROBLEM = "application/problem+json"
             "LockedQueue",
         ),
         (503, "text/html", "", DatabaseServiceUnavailableError, None),
-        (502, "text/html", "<h1>502</h1>", NeighbourError, "502"),
-        (500, PROBLEM, '{"code": "not_found"}', NeighbourError, "500"),
-        (307, "text/plain", "", NeighbourError, "DATABASE_SERVICE_URL"),
-        (200, "text/html", "<h1>Welcome</h1>", NeighbourError, "unexpected"),
-        (200, "application/json", "{}", NeighbourError, "unexpected"),
+        (502, "text/html", "<h1>502</h1>", UpstreamError, "502"),
+        (500, PROBLEM, '{"code": "not_found"}', UpstreamError, "500"),
+        (307, "text/plain", "", UpstreamError, "DATABASE_SERVICE_URL"),
+        (200, "text/html", "<h1>Welcome</h1>", UpstreamError, "unexpected"),
+        (200, "application/json", "{}", UpstreamError, "unexpected"),
     ],
 )
 async def test_what_the_neighbour_answers_decides_what_is_raised(
@@ -114,7 +114,7 @@ async def test_what_is_no_http_counts_against_the_neighbour_and_is_no_outage() -
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, DatabaseClient.open(f"http://127.0.0.1:{port}") as client:
-        with pytest.raises(NeighbourError, match="unexpected"):
+        with pytest.raises(UpstreamError, match="unexpected"):
             await client.select_journey(uuid4())
 
 
@@ -179,7 +179,7 @@ async def test_one_slow_answer_of_a_neighbour_that_is_ready_opens_no_circuit(
         return True
 
     monkeypatch.setattr(client, "_is_ready", ready)
-    with pytest.raises(NeighbourTimeoutError):
+    with pytest.raises(UpstreamTimeoutError):
         await client.select_journey(uuid4())
 
     assert client.circuit.is_closed

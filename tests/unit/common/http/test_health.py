@@ -12,7 +12,7 @@ from common.errors import DatabaseUnavailableError
 from common.http import health
 from common.http.api import Api
 from common.http.app import base_app
-from common.readiness import Note, Readiness
+from common.readiness import HealthNote, Readiness
 from tests.services import serving
 
 
@@ -118,7 +118,9 @@ async def test_a_circuit_is_shown_and_keeps_nobody_from_being_ready() -> None:
 
 async def test_a_note_is_shown_and_keeps_nobody_from_being_ready() -> None:
     readiness = Readiness()
-    readiness.note("canary", lambda: Note(detail="overdue", warning=True, facts={"secondsAgo": 90}))
+    readiness.note(
+        "canary", lambda: HealthNote(detail="overdue", warning=True, facts={"secondsAgo": 90})
+    )
 
     async with serving(base_app("test", Api(), description="", readiness=readiness)) as client:
         ready = await get(client, "/health/ready")

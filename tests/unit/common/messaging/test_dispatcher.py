@@ -14,12 +14,12 @@ from common.errors import (
     BrokerUnavailableError,
     DatabaseServiceUnavailableError,
     DuplicateEmailError,
-    NeighbourError,
+    InProgressError,
     PermanentError,
     SettingError,
     UnavailableError,
-    UnderWayError,
     UnroutableError,
+    UpstreamError,
 )
 from common.messaging.dispatcher import SHORTEST_ASIDE, Dispatcher, Outcome
 
@@ -134,13 +134,13 @@ async def test_a_failing_delivery_waits_at_the_step_of_its_attempt(attempt: int)
 
 @pytest.mark.parametrize("attempt", [3, 4, 1_000_000])
 async def test_after_all_retries_a_failing_delivery_is_dead_lettered(attempt: int) -> None:
-    bench = Bench(NeighbourError("database_service answered 500."))
+    bench = Bench(UpstreamError("database_service answered 500."))
 
     assert await bench.dispatch(headers={"x-attempt": attempt}) is Outcome.DEAD_LETTERED
 
     assert bench.sent.exchange == "user.registration.dlx"
-    assert bench.sent.headers["x-error-code"] == "neighbour_error"
-    assert bench.sent.headers["x-attempts"] == attempt
+    assert bench.sent.headers["x-error-code"] == "upstream_error"
+    assert bench.sent.headers["x-failed-attempts"] == attempt
     assert bench.sent.expiration is None
 
 
@@ -163,7 +163,7 @@ async def test_what_can_never_work_is_dead_lettered_at_once_with_its_reason(kind
     assert bench.sent.exchange == "user.registration.dlx"
     assert bench.sent.body == changes.get("body", BODY)
     assert bench.sent.headers["x-error-code"] == code
-    assert bench.sent.headers["x-attempts"] == 1
+    assert bench.sent.headers["x-failed-attempts"] == 1
 
 
 async def test_an_outage_is_left_to_the_consumer() -> None:
@@ -182,9 +182,9 @@ async def test_an_outage_is_left_to_the_consumer() -> None:
 async def test_what_is_under_way_elsewhere_waits_in_the_longest_step_that_is_not_too_long(
     seconds: float, step: int, waits: float
 ) -> None:
-    bench = Bench(UnderWayError(again_after=timedelta(seconds=seconds)))
+    bench = Bench(InProgressError(again_after=timedelta(seconds=seconds)))
 
-    assert await bench.dispatch() is Outcome.PUT_ASIDE
+    assert await bench.dispatch() is Outcome.DEFERRED
 
     assert bench.sent.exchange == f"user.registration.retry.{step}"
     assert bench.sent.expiration == timedelta(seconds=waits)
@@ -192,33 +192,35 @@ async def test_what_is_under_way_elsewhere_waits_in_the_longest_step_that_is_not
 
 
 async def test_what_is_put_aside_keeps_its_attempt_and_all_deliveries_in_vain() -> None:
-    bench = Bench(UnderWayError(again_after=timedelta(seconds=5)))
+    bench = Bench(InProgressError(again_after=timedelta(seconds=5)))
 
-    await bench.dispatch(headers={"x-attempt": 2, "x-delivery-count": 1, "x-given-before": 3})
+    await bench.dispatch(
+        headers={"x-attempt": 2, "x-delivery-count": 1, "x-previous-deliveries": 3}
+    )
 
     assert bench.sent.headers["x-attempt"] == 2
-    assert bench.sent.headers["x-given-before"] == 4
+    assert bench.sent.headers["x-previous-deliveries"] == 4
     assert "x-delivery-count" not in bench.sent.headers
 
 
 async def test_what_was_held_up_still_knows_it_after_a_lease() -> None:
-    bench = Bench(UnderWayError(again_after=timedelta(seconds=5)))
+    bench = Bench(InProgressError(again_after=timedelta(seconds=5)))
 
-    await bench.dispatch(headers={"x-held-up": 2})
+    await bench.dispatch(headers={"x-deferrals": 2})
 
-    assert bench.sent.headers["x-held-up"] == 2
+    assert bench.sent.headers["x-deferrals"] == 2
 
 
 async def test_what_was_never_held_up_says_nothing_of_it() -> None:
-    bench = Bench(UnderWayError(again_after=timedelta(seconds=5)))
+    bench = Bench(InProgressError(again_after=timedelta(seconds=5)))
 
     await bench.dispatch()
 
-    assert "x-held-up" not in bench.sent.headers
+    assert "x-deferrals" not in bench.sent.headers
 
 
 async def test_what_is_put_aside_for_no_time_at_all_still_takes_a_moment() -> None:
-    bench = Bench(UnderWayError(again_after=timedelta()))
+    bench = Bench(InProgressError(again_after=timedelta()))
 
     await bench.dispatch()
 
@@ -226,14 +228,16 @@ async def test_what_is_put_aside_for_no_time_at_all_still_takes_a_moment() -> No
 
 
 async def test_a_count_that_a_stranger_made_up_is_not_believed() -> None:
-    bench = Bench(UnderWayError(again_after=timedelta(seconds=5)))
+    bench = Bench(InProgressError(again_after=timedelta(seconds=5)))
 
-    await bench.dispatch(headers={"x-delivery-count": 1, "x-given-before": 2**63 - 1})
+    await bench.dispatch(headers={"x-delivery-count": 1, "x-previous-deliveries": 2**63 - 1})
 
-    assert bench.sent.headers["x-given-before"] == 1
+    assert bench.sent.headers["x-previous-deliveries"] == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no luck"), PermanentError("no"), UnderWayError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no luck"), PermanentError("no"), InProgressError()]
+)
 @pytest.mark.parametrize("outage", [BrokerUnavailableError("away"), UnroutableError("no queue")])
 async def test_what_could_not_be_republished_is_not_settled(
     error: Exception, outage: UnavailableError
@@ -254,7 +258,7 @@ async def test_a_dead_letter_says_why_from_where_and_by_whom() -> None:
         "x-attempt": 2,
         "x-error-code": "rejected",
         "x-error-detail": "It can not be stored.",
-        "x-attempts": 2,
+        "x-failed-attempts": 2,
         "x-failed-service": "queue_receiver",
         "x-first-seen": "2026-01-31T09:30:00.000+00:00",
         "x-original-routing-key": "by.hand",
@@ -317,12 +321,14 @@ async def test_a_republished_message_drops_headers_that_are_not_ours(
 
     ours = {"x-attempt", "x-first-seen", "traceparent"}
     why = {name for name in bench.sent.headers if name.startswith(("x-error", "x-failed"))}
-    assert set(bench.sent.headers) - why - {"x-attempts", "x-original-routing-key"} == ours
+    assert set(bench.sent.headers) - why - {"x-failed-attempts", "x-original-routing-key"} == ours
     assert bench.sent.headers["traceparent"] == TRACE
     assert bench.sent.headers.get("x-error-code") != "of an earlier life"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no luck"), PermanentError("no"), UnderWayError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no luck"), PermanentError("no"), InProgressError()]
+)
 async def test_a_republished_message_that_is_to_mail_nobody_still_mails_nobody(
     error: Exception,
 ) -> None:
@@ -399,7 +405,7 @@ def test_a_consumer_reads_one_route() -> None:
 
 @pytest.mark.parametrize("priority", [0, 9, None])
 async def test_a_copy_waits_with_the_priority_that_its_message_had(priority: int | None) -> None:
-    bench = Bench(NeighbourError("500"))
+    bench = Bench(UpstreamError("500"))
 
     await bench.dispatch(priority=priority)
 

@@ -12,15 +12,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from common.amqp.message import DELIVERY_COUNT, GIVEN_BEFORE, HELD_UP, Delivery
+from common.amqp.message import DEFERRALS, DELIVERY_COUNT, PREVIOUS_DELIVERIES, Delivery
 from common.contracts.topology import USER_REGISTRATION, WORK_DELIVERY_LIMIT
 from common.errors import DatabaseServiceUnavailableError, PermanentError
 from common.messaging.dispatcher import Outcome
 from common.messaging.quarantine import (
     CRASH_LIMIT,
     MARKER_MAX_AGE,
-    Note,
-    Notes,
+    CrashMarker,
+    CrashMarkers,
     Quarantine,
     exclusive_wait,
     is_suspect,
@@ -32,9 +32,9 @@ DIE_WITH_A_NOTE = """
 import os, signal, sys
 from pathlib import Path
 from uuid import UUID
-from common.messaging.quarantine import Note
+from common.messaging.quarantine import CrashMarker
 
-Note(Path(sys.argv[1]), UUID(sys.argv[2])).write()
+CrashMarker(Path(sys.argv[1]), UUID(sys.argv[2])).write()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -61,11 +61,11 @@ class FakeDispatcher:
             await self.handle()
         return self.outcome
 
-    async def put_aside(
-        self, _delivery: Delivery, again_after: timedelta, *, code: str, held_up: int
+    async def defer(
+        self, _delivery: Delivery, again_after: timedelta, *, code: str, deferrals: int
     ) -> Outcome:
-        self.put_asides.append((code, held_up, again_after.total_seconds()))
-        return Outcome.PUT_ASIDE
+        self.put_asides.append((code, deferrals, again_after.total_seconds()))
+        return Outcome.DEFERRED
 
     async def give_up(self, _delivery: Delivery, error: PermanentError) -> Outcome:
         self.given_up.append(error)
@@ -78,7 +78,7 @@ def a_suspect(count: Any = 3) -> Delivery:
 
 
 def suspects(tmp_path: Path, dispatcher: FakeDispatcher) -> Quarantine:
-    return Quarantine(dispatcher, Notes(tmp_path))  # type: ignore[arg-type]
+    return Quarantine(dispatcher, CrashMarkers(tmp_path))  # type: ignore[arg-type]
 
 
 def notes_in(folder: Path, message_id: UUID | None = None) -> list[Path]:
@@ -86,7 +86,7 @@ def notes_in(folder: Path, message_id: UUID | None = None) -> list[Path]:
 
 
 def die_with(message_id: UUID, folder: Path, *, times: int = 1) -> None:
-    """Let processes die while they hold a note about the message."""
+    """Let processes die while they hold a marker about the message."""
     for _ in range(times):
         command = [sys.executable, "-c", DIE_WITH_A_NOTE, str(folder), str(message_id)]
         done = subprocess.run(command, cwd=ROOT, check=False)
@@ -118,7 +118,7 @@ def test_who_was_given_three_times_in_vain_is_a_suspect(count: Any, *, suspect: 
 )
 def test_copies_that_were_put_aside_count_too(before: Any, count: Any, *, suspect: bool) -> None:
     delivery = a_suspect(count)
-    delivery.headers[GIVEN_BEFORE] = before
+    delivery.headers[PREVIOUS_DELIVERIES] = before
 
     assert is_suspect(delivery) is suspect
 
@@ -174,12 +174,12 @@ async def test_a_new_channel_ends_the_note(tmp_path: Path) -> None:
 
 async def test_who_is_put_aside_keeps_its_deaths_and_leaves_no_note(tmp_path: Path) -> None:
     delivery = a_suspect()
-    dispatcher = FakeDispatcher(outcome=Outcome.PUT_ASIDE)
+    dispatcher = FakeDispatcher(outcome=Outcome.DEFERRED)
     die_with(delivery.id, tmp_path, times=2)
 
     await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: True)
 
-    assert Notes(tmp_path).count(delivery.id) == len(notes_in(tmp_path)) == 2
+    assert CrashMarkers(tmp_path).count(delivery.id) == len(notes_in(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(("before", "seconds"), [(0, 30), (2, 30), (4, 64), (50, 480)])
@@ -187,14 +187,14 @@ async def test_who_is_held_up_is_put_aside_unhandled_and_longer_each_time(
     tmp_path: Path, before: int, seconds: float
 ) -> None:
     delivery, dispatcher = a_suspect(), FakeDispatcher()
-    delivery.headers[HELD_UP] = before
+    delivery.headers[DEFERRALS] = before
 
     outcome = await suspects(tmp_path, dispatcher).dispatch(
-        delivery, alone=lambda: False, held_up=True
+        delivery, alone=lambda: False, deferrals=True
     )
 
-    assert outcome is Outcome.PUT_ASIDE
-    assert dispatcher.put_asides == [("held_up", before + 1, seconds)]
+    assert outcome is Outcome.DEFERRED
+    assert dispatcher.put_asides == [("deferrals", before + 1, seconds)]
     assert dispatcher.handled == 0
 
 
@@ -204,30 +204,30 @@ async def test_who_is_held_up_is_given_up_all_the_same_when_it_has_killed_too_of
     delivery, dispatcher = a_suspect(), FakeDispatcher()
     die_with(delivery.id, tmp_path, times=CRASH_LIMIT)
 
-    await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: False, held_up=True)
+    await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: False, deferrals=True)
 
     assert [error.code for error in dispatcher.given_up] == ["process_killed"]
     assert dispatcher.put_asides == []
 
 
 @pytest.mark.parametrize(
-    ("held_up", "seconds"),
+    ("deferrals", "seconds"),
     [(None, 1), (0, 1), (1, 2), (3, 8), (50, 120), (2**40, 1), (-1, 1), (True, 1)],
 )
-def test_patience_doubles_each_time_up_to_two_minutes(held_up: Any, seconds: float) -> None:
+def test_patience_doubles_each_time_up_to_two_minutes(deferrals: Any, seconds: float) -> None:
     delivery = a_suspect()
-    delivery.headers[HELD_UP] = held_up
+    delivery.headers[DEFERRALS] = deferrals
 
     assert exclusive_wait(delivery) == seconds
 
 
 def test_a_process_that_lives_is_no_death(tmp_path: Path) -> None:
     message_id = uuid4()
-    note = Note(tmp_path, message_id)
+    marker = CrashMarker(tmp_path, message_id)
 
-    note.write()
-    assert Notes(tmp_path).count(message_id) == 0
-    note.withdraw()
+    marker.write()
+    assert CrashMarkers(tmp_path).count(message_id) == 0
+    marker.withdraw()
     assert notes_in(tmp_path) == []
 
 
@@ -248,7 +248,7 @@ async def test_copies_share_the_limit_of_deliveries_that_the_broker_has_for_each
     tmp_path: Path, before: int, given_up: list[str]
 ) -> None:
     delivery, dispatcher = a_suspect(WORK_DELIVERY_LIMIT - 98), FakeDispatcher()
-    delivery.headers[GIVEN_BEFORE] = before
+    delivery.headers[PREVIOUS_DELIVERIES] = before
 
     await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: True)
 
@@ -274,7 +274,7 @@ async def test_a_folder_that_can_not_be_written_stops_nothing(tmp_path: Path) ->
     (tmp_path / "file").touch()
     dispatcher = FakeDispatcher()
 
-    outcome = await suspects(tmp_path / "file" / "notes", dispatcher).dispatch(
+    outcome = await suspects(tmp_path / "file" / "markers", dispatcher).dispatch(
         a_suspect(), alone=lambda: True
     )
 

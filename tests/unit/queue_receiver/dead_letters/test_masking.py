@@ -55,12 +55,12 @@ def test_what_is_revealed_is_text_and_not_too_long() -> None:
 
 
 def test_headers_of_others_are_covered() -> None:
-    headers = {"x-error-code": "malformed", "x-attempts": 4, "x-user": "ada@example.org"}
+    headers = {"x-error-code": "malformed", "x-failed-attempts": 4, "x-user": "ada@example.org"}
     delivery = Delivery(body=b"", routing_key="", headers=headers)
 
     assert shown_headers(delivery, reveal=False) == {
         "x-error-code": "malformed",
-        "x-attempts": "4",
+        "x-failed-attempts": "4",
         "x-user": "•••",
     }
     assert shown_headers(delivery, reveal=True)["x-user"] == "ada@example.org"

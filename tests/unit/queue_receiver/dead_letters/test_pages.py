@@ -15,18 +15,18 @@ from common.contracts.dead_letters import (
     DeadLetterView,
     DiscardedDeadLetter,
     DiscardedDeadLetters,
-    Rehearsal,
-    RehearsedLetter,
+    DryRun,
+    DryRunLetter,
 )
 from common.errors import FieldError
 from queue_receiver.dead_letters.page_routes import KindForm
 from queue_receiver.dead_letters.pages import (
     render_confirmation,
     render_discards,
+    render_dry_run,
     render_letter,
     render_letters,
     render_problem,
-    render_rehearsal,
 )
 
 HOSTILE = "</textarea></pre><img src=x onerror=alert(1)>\"'{{7*7}}\x1b[2J"
@@ -59,7 +59,7 @@ def all_letters(*letters: DeadLetterView, **look: Any) -> DeadLetters:
         "letters": len(letters),
         "read": len(letters),
         "complete": True,
-        "looked_at_elsewhere": False,
+        "locked_by_another_reader": False,
     }
     groups = [DeadLetterGroup(route=letter.route, code=letter.code, count=1) for letter in letters]
     return DeadLetters(
@@ -79,8 +79,8 @@ def test_whatever_stands_in_a_message_stays_text() -> None:
     texts = dict.fromkeys(names, HOSTILE)
     letter = a_view(**texts, headers={HOSTILE: HOSTILE}, body=HOSTILE, revealed=True)
     hidden = a_view(**texts, headers={HOSTILE: HOSTILE}, body=HOSTILE)
-    rehearsed = RehearsedLetter(
-        id=LETTER, route="r", code=HOSTILE, would_pass=False, outcome=HOSTILE, detail=HOSTILE
+    tried = DryRunLetter(
+        id=LETTER, route="r", code=HOSTILE, would_succeed=False, outcome=HOSTILE, detail=HOSTILE
     )
     discarded = DiscardedDeadLetter.model_construct(
         message_id=LETTER,
@@ -96,7 +96,7 @@ def test_whatever_stands_in_a_message_stays_text() -> None:
         render_letter(letter),
         render_letter(hidden),
         render_letter(letter, errors=[FieldError(HOSTILE, HOSTILE)], typed=HOSTILE),
-        render_rehearsal(Rehearsal(letters=[rehearsed], left_out=0)),
+        render_dry_run(DryRun(letters=[tried], left_out=0)),
         render_discards(DiscardedDeadLetters(discards=[discarded], next_before=None)),
         render_problem(404, HOSTILE, HOSTILE),
     ):
@@ -114,7 +114,7 @@ def test_a_body_is_edited_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("code", "first"),
     [
-        ("neighbour_error", "Send back"),
+        ("upstream_error", "Send back"),
         ("of_another_program", "Send back"),
         ("malformed", "Discard"),
         ("too_large", "Discard"),
@@ -131,7 +131,7 @@ def test_the_first_button_of_a_kind_is_the_one_that_helps(code: str, first: str)
 
 @pytest.mark.parametrize(
     ("code", "first"),
-    [("neighbour_error", "Send back"), ("malformed", "Correct"), ("too_large", "Discard")],
+    [("upstream_error", "Send back"), ("malformed", "Correct"), ("too_large", "Discard")],
 )
 def test_the_first_button_of_a_letter_is_the_one_that_helps(code: str, first: str) -> None:
     page = render_letter(a_view(code=code))
@@ -147,7 +147,7 @@ def buttons_in(page: str) -> list[str]:
 def test_what_is_about_to_happen_is_said_before_it_does() -> None:
     groups = [
         DeadLetterGroup(route="user.registration", code="malformed", count=2),
-        DeadLetterGroup(route="user.registration", code="neighbour_error", count=40),
+        DeadLetterGroup(route="user.registration", code="upstream_error", count=40),
     ]
 
     sending = render_confirmation("redrive", KindForm(all=True), groups)
@@ -167,7 +167,7 @@ def test_nothing_there_is_said() -> None:
 
 
 def test_what_could_not_be_read_is_said() -> None:
-    assert "at this moment" in the_list(all_letters(complete=False, looked_at_elsewhere=True))
+    assert "at this moment" in the_list(all_letters(complete=False, locked_by_another_reader=True))
     assert "10 of 20 letters" in the_list(all_letters(complete=False, read=10, letters=20))
 
 

@@ -18,7 +18,7 @@ from tests.polling import until
 Key = tuple[str, UUID]
 
 
-def a_letter(code: str = "neighbour_error", body: bytes = b"{}") -> DeadLetter:
+def a_letter(code: str = "upstream_error", body: bytes = b"{}") -> DeadLetter:
     letter_id = uuid4()
     delivery = Delivery(
         body=body, routing_key="", message_id=str(letter_id), headers={"x-error-code": code}
@@ -117,7 +117,7 @@ async def test_it_stops_at_the_first_that_fails_again() -> None:
 
     redrive = await ended(of(queue, outcomes))
 
-    assert (redrive.state, redrive.failed_again) == ("failed_again", 1)
+    assert (redrive.state, redrive.failed) == ("failed", 1)
     assert redrive.first_failed == poison.id
     assert outcomes.steps == [1, 10]
     assert len(queue.sent) == 11
@@ -130,7 +130,7 @@ async def test_what_a_mail_server_puts_off_again_has_failed_again() -> None:
 
     redrive = await ended(of(queue, outcomes))
 
-    assert (redrive.state, redrive.sent) == ("failed_again", 1)
+    assert (redrive.state, redrive.sent) == ("failed", 1)
 
 
 async def test_only_what_is_meant_is_sent() -> None:
@@ -158,7 +158,7 @@ async def test_an_outage_breaks_it_off_and_leaves_the_rest() -> None:
 
     redrive = await ended(of(queue, FakeFates()))
 
-    assert (redrive.state, redrive.sent) == ("broken_off", 0)
+    assert (redrive.state, redrive.sent) == ("aborted", 0)
     assert "still here" in redrive.detail
     assert len(queue.letters) == 1
 
@@ -188,7 +188,7 @@ async def test_the_end_of_the_service_is_the_end_of_a_redrive() -> None:
 
     await admin.close()
 
-    assert admin.get(running.redrive_id).state is RedriveState.BROKEN_OFF
+    assert admin.get(running.redrive_id).state is RedriveState.ABORTED
     assert len(queue.letters) == 1
 
 

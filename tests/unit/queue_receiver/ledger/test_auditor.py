@@ -153,7 +153,7 @@ class FakeLetters:
             raise ConflictError
         letters = [SimpleNamespace(id=key, code="malformed") for key in self.ids]
         ready = len(self.ids) + self.unlisted
-        yield SimpleNamespace(letters=letters, ready=ready, is_looked_at_elsewhere=False)
+        yield SimpleNamespace(letters=letters, ready=ready, is_locked_by_another_reader=False)
 
 
 @dataclass
@@ -307,7 +307,7 @@ async def test_a_dead_letter_is_not_lost_and_its_reason_is_told(world: World) ->
     ledger = await world.auditor.reconcile()
 
     assert [one.registration_id for one in ledger.lost_registrations] == [lost]
-    assert ledger.in_hospital_by_code == {"malformed": 1}
+    assert ledger.dead_lettered_by_code == {"malformed": 1}
 
 
 async def test_as_many_as_dead_letters_could_not_be_read_are_not_called_lost(
@@ -319,7 +319,7 @@ async def test_as_many_as_dead_letters_could_not_be_read_are_not_called_lost(
 
     ledger = await world.auditor.reconcile()
 
-    assert (ledger.lost, ledger.in_hospital) == (2, 3)
+    assert (ledger.lost, ledger.dead_lettered) == (2, 3)
 
 
 async def test_dead_letters_that_are_being_decided_on_stay_known(world: World) -> None:

@@ -119,7 +119,7 @@ def a_dead_letter(code: str, message_id: UUID = BOBS_MAIL) -> Evidence:
         (lambda: evidence(mails=evidence().mails[1:]), {"unmailed"}),
         (lambda: evidence(taken=evidence().taken[1:]), {"unmailed"}),
         (lambda: evidence(mails=adas_mail(status="failed")), {"failed_unexplained"}),
-        (lambda: a_dead_letter("neighbour_timeout"), {"dlq_unexplained"}),
+        (lambda: a_dead_letter("upstream_timeout"), {"dlq_unexplained"}),
         (lambda: a_dead_letter("mail_deferred"), {"dlq_unexplained"}),
         (
             lambda: evidence(dead=[DeadLetter("user.registration", POISON, "too_large")]),

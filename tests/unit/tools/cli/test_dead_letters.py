@@ -104,7 +104,7 @@ def a_redrive(state: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("state", ["done", "failed_again"])
+@pytest.mark.parametrize("state", ["done", "failed"])
 def test_a_redrive_is_followed_to_its_end(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     service = FakeService(a_redrive("running"), a_redrive("running"), a_redrive(state))
 

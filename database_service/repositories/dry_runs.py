@@ -13,7 +13,7 @@ from database_service.repositories.registrations import RegistrationRepository
 Result = TypeVar("Result")
 
 
-async def rehearse_registrations(
+async def dry_run_registrations(
     database: Database, registrations: Sequence[RegistrationToStore]
 ) -> list[StoredRegistration]:
     """What ``RegistrationRepository`` would answer; nothing stays.

@@ -4,19 +4,19 @@ import pytest
 from common.contracts.registrations import Outcome, RegistrationToStore, StoredRegistration
 from common.errors import IdReusedError
 from database_service.pool import Database
+from database_service.repositories.dry_runs import dry_run_registrations
 from database_service.repositories.registrations import RegistrationRepository
-from database_service.repositories.rehearsals import rehearse_registrations
 from tests.integration.database_service.builders import a_registration
 
 
-async def rehearsed(database: Database, *items: RegistrationToStore) -> list[StoredRegistration]:
-    return await rehearse_registrations(database, items)
+async def tried(database: Database, *items: RegistrationToStore) -> list[StoredRegistration]:
+    return await dry_run_registrations(database, items)
 
 
 async def test_somebody_new_would_be_stored_and_is_not(
     database: Database, sql: asyncpg.Connection
 ) -> None:
-    (answer,) = await rehearsed(database, a_registration())
+    (answer,) = await tried(database, a_registration())
 
     assert answer.outcome is Outcome.STORED
     assert await sql.fetchval("SELECT count(*) FROM users") == 0
@@ -33,10 +33,10 @@ async def test_whoever_is_known_gets_the_answer_from_before(
     same_id = a_registration(registration_id=item.registration_id)
     same_address = a_registration(item.email)
 
-    assert await rehearsed(database, item) == [known]
+    assert await tried(database, item) == [known]
     with pytest.raises(IdReusedError):
-        await rehearsed(database, same_id)
-    (duplicate,) = await rehearsed(database, same_address)
+        await tried(database, same_id)
+    (duplicate,) = await tried(database, same_address)
     assert (duplicate.outcome, duplicate.user_id) == (Outcome.DUPLICATE, known.user_id)
-    assert await rehearsed(database, item, same_address) == [known, duplicate]
+    assert await tried(database, item, same_address) == [known, duplicate]
     assert await sql.fetchval("SELECT count(*) FROM users") == 1
