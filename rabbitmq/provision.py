@@ -144,8 +144,8 @@ def main() -> None:
     if given.configuration:
         password = keep_secret(given.secrets / f"{ADMINISTRATOR}.password")
         configure(given.configuration, memory=given.memory, password=password)
-    if given.distribute_secrets:
-        distribute_secrets(given.secrets, given.distribute_secrets)
+    if given.hand_out:
+        distribute_secrets(given.secrets, given.hand_out)
 
 
 if __name__ == "__main__":
