@@ -23,7 +23,7 @@ from sender.render import Renderer
 from sender.routes import bounces, notifications, resends
 from sender.routes.notifications import DATABASE, PUBLISHER, RENDERER
 from sender.settings import RETRY_FACTOR, Settings
-from sender.smtp.opening import Server
+from sender.smtp.handshake import Server
 
 SERVICE = "sender"
 

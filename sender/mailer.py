@@ -23,7 +23,7 @@ from sender.smtp.errors import (
     SlowReplyError,
     Utf8AddressError,
 )
-from sender.smtp.opening import Server
+from sender.smtp.handshake import Server
 from sender.smtp.pool import Pool
 from sender.smtp.replies import Phase, Reply
 
@@ -213,7 +213,7 @@ class SmtpMailer:
                 )
             else:
                 if answer.reply.code != SERVICE_CLOSING or fresh:
-                    return judge(answer, needs_utf8=mail.needs_utf8)
+                    return classify(answer, needs_utf8=mail.needs_utf8)
         # The server greets us and then drops this very mail: it is there, so nothing else waits.
         return dropped
 
@@ -245,7 +245,7 @@ class SmtpMailer:
         self._refused.clear()
 
 
-def judge(answer: Answer, *, needs_utf8: bool = False) -> Outcome:
+def classify(answer: Answer, *, needs_utf8: bool = False) -> Outcome:
     """What an answer means for the mail, by what is refused: ``common.contracts.mail_status``.
 
     * A refused recipient, an address or a mail that cannot be taken: ``FAILED``.

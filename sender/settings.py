@@ -14,7 +14,7 @@ from pydantic import (
 
 from common.contracts.rules import EmailAddress, Text
 from common.settings import ConsumerSettings, DatabaseServiceSettings, ServiceSettings
-from sender.smtp.opening import Security
+from sender.smtp.handshake import Security
 
 RETRY_FACTOR = 6
 """From step to step: 10 s, 1 min, 6 min, 36 min, 3.6 h, 21.6 h. Greylisting takes minutes."""

@@ -14,11 +14,11 @@ import asyncpg
 import hypothesis
 import pytest
 
-from tests import doses
+from tests import scale
 from tests.backends import TestBroker, TestPostgres, running_broker, running_postgres
 from tests.polling import PATIENCE_SECONDS
 
-hypothesis.settings.load_profile(doses.PROFILE)
+hypothesis.settings.load_profile(scale.PROFILE)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from typing import NamedTuple, Self
 import structlog
 
 from sender.smtp.errors import LinkDroppedError, Utf8AddressError
-from sender.smtp.link import Link
-from sender.smtp.opening import Extensions, Learned, Server, open_session
+from sender.smtp.handshake import Extensions, Learned, Server, open_session
 from sender.smtp.replies import Phase, Reply
+from sender.smtp.transport import Transport
 
 log = structlog.get_logger()
 
@@ -80,7 +80,9 @@ def nobody() -> None:
 class Connection:
     """A session that is ready for mails; used by one task at a time."""
 
-    def __init__(self, link: Link, extensions: Extensions, learned: Learned | None = None) -> None:
+    def __init__(
+        self, link: Transport, extensions: Extensions, learned: Learned | None = None
+    ) -> None:
         self._link = link
         self._pipelining = "PIPELINING" in extensions
         self._utf8 = "SMTPUTF8" in extensions
@@ -112,7 +114,7 @@ class Connection:
         mail: Mail,
         *,
         before_text: Callable[[], None],
-        following: Callable[[], Mail | None] = nobody,
+        next_mail: Callable[[], Mail | None] = nobody,
     ) -> Answer:
         """Send one mail.
 
@@ -120,7 +122,7 @@ class Connection:
             mail: The mail.
             before_text: Called just before the text and its final dot are written, where
                 nothing can be called back any more; may raise to prevent it.
-            following: Called after that: a mail that waits for this connection and that it
+            next_mail: Called after that: a mail that waits for this connection and that it
                 ``can_announce``. Its commands leave with the text. Only that one can be sent
                 next, whatever comes of this one; if it is not, the connection is of no use.
 
@@ -136,7 +138,7 @@ class Connection:
                 self._link.require(Phase.DATA)  # else nothing of the text goes out
                 before_text()
                 self.is_committed = True
-                self._write_text(mail, following())
+                self._write_text(mail, next_mail())
                 reply = await self._final_reply()
                 self.is_committed = False
                 return Answer(Phase.TEXT, reply)
@@ -229,9 +231,9 @@ class Connection:
                 break
         return refusal
 
-    def _write_text(self, mail: Mail, following: Mail | None) -> None:
-        self._announced = following
-        company = _commands(following) if following else ()
+    def _write_text(self, mail: Mail, next_mail: Mail | None) -> None:
+        self._announced = next_mail
+        company = _commands(next_mail) if next_mail else ()
         self._link.write(b"".join((*_stuffed(mail.content), *company)))
 
     async def _final_reply(self) -> Reply:

@@ -18,7 +18,7 @@ from sender.smtp.errors import (
     NotConnectedError,
     SlowReplyError,
 )
-from sender.smtp.opening import Server
+from sender.smtp.handshake import Server
 from sender.smtp.replies import Phase
 
 log = structlog.get_logger()
@@ -121,7 +121,7 @@ class Pool:
         self._at_work[connection] = _Work(mail, _now())
         try:
             answer = await connection.send(
-                mail, before_text=before_text, following=partial(self._assign_next, connection)
+                mail, before_text=before_text, next_mail=partial(self._assign_next, connection)
             )
         except LinkDroppedError as error:
             if connection in self._given_up:

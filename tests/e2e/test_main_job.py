@@ -37,7 +37,7 @@ async def test_nothing_is_lost_while_every_service_is_killed(stack: Stack) -> No
     async def kill_all() -> None:
         for service in SERVICES:
             restarts[service] = await asyncio.to_thread(stack.kill, service)
-            await asyncio.sleep(0.3)  # the doses are to fall into the work, not all at once
+            await asyncio.sleep(0.3)  # the scale are to fall into the work, not all at once
 
     killing = asyncio.create_task(kill_all())
     accepted: dict[str, str] = {}

@@ -14,7 +14,6 @@ from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.reports import ReportRequested
 from common.contracts.topology import ROUTES
 from tests.amqp import eventually, publishing_raw
-from tests.doses import SEED, dose
 from tests.e2e.stack import Stack
 from tests.malformed import (
     ACCEPTED,
@@ -27,19 +26,20 @@ from tests.malformed import (
     a_strange_message,
     properties_of,
 )
+from tests.scale import SEED, scaled
 
-pytestmark = pytest.mark.timeout(dose(300))
+pytestmark = pytest.mark.timeout(scaled(300))
 
-STRANGE = dose(1020)
+STRANGE = scaled(1020)
 """Each kind at each route ten times."""
 
-GOOD = dose(120)
+GOOD = scaled(120)
 """Strewn among them, at all routes."""
 
 GROWTH_BYTES = 20 * 2**20
 """What a consumer's memory may grow by: a leak per message would be more."""
 
-DRAIN_SECONDS = 60.0 + dose(60)
+DRAIN_SECONDS = 60.0 + scaled(60)
 
 CONSUMERS = ("queue_receiver", "sender", "report_generator")
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.doses import SEED, dose
 from tests.e2e.stack import PROJECT, Stack, running
+from tests.scale import SEED, scaled
 from tests.services import SERVICES
 
-EXAMPLES = dose(100)
+EXAMPLES = scaled(100)
 """Requests by chance for each operation; the edges come on top."""
 
-PATIENCE_SECONDS = 300 + dose(60)
+PATIENCE_SECONDS = 300 + scaled(60)
 
 
 pytestmark = pytest.mark.timeout(PATIENCE_SECONDS + 300)  # the stack has to start as well

@@ -25,14 +25,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.doses import dose
 from tests.e2e.http_api import Answered, HttpApi
 from tests.e2e.stack import Stack
+from tests.scale import scaled
 
-pytestmark = pytest.mark.timeout(dose(300))
+pytestmark = pytest.mark.timeout(scaled(300))
 
 EXAMPLES = settings(
-    max_examples=dose(20),
+    max_examples=scaled(20),
     stateful_step_count=40,
     deadline=None,
     database=None,

@@ -9,13 +9,13 @@ from typing import Any
 import aio_pika
 import asyncpg
 
-from tools.bench.arena import Arena, arena, settings_to_measure
 from tools.bench.arguments import WORKLOADS, sizes
 from tools.bench.comparison import Comparison
-from tools.bench.goals import judge
+from tools.bench.goals import evaluate
 from tools.bench.machine import describe_machine, describe_versions
 from tools.bench.page import PAGE, results, write
 from tools.bench.table import figures_table, goals_table, plain, usage_table
+from tools.bench.testbed import Testbed, settings_to_measure, testbed
 from tools.bench.workloads import AGAINST_PEER, measure
 from tools.launcher.arguments import parser
 from tools.launcher.errors import LauncherError
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
             " wide ranges, of latencies above all."
         )
     try:
-        with arena(
+        with testbed(
             offset=given.port_offset,
             data=given.data,
             with_peer=bool(AGAINST_PEER & set(given.only)),
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
             _require_complete(comparisons)
         if given.write:
             found = list(comparisons.values())
-            write(results(about, found, judge(comparisons)))
+            write(results(about, found, evaluate(comparisons)))
             STDERR.say(f"The results are in {PAGE}")
     except LauncherError as error:
         STDERR.fail(str(error))
@@ -80,7 +80,7 @@ def show(
     about: dict[str, dict[str, str]], comparisons: dict[str, Comparison], *, as_json: bool
 ) -> None:
     """Print everything on stdout."""
-    verdicts = judge(comparisons)
+    verdicts = evaluate(comparisons)
     if as_json:
         document: dict[str, Any] = {
             **about,
@@ -97,7 +97,7 @@ def show(
     print("\nGoals", plain(goals_table(verdicts)), sep="\n\n")
 
 
-def _measured(running: Arena, given: Namespace) -> dict[str, Comparison]:
+def _measured(running: Testbed, given: Namespace) -> dict[str, Comparison]:
     try:
         return measure(running, given.only, sizes(given), STDERR.say)
     except UNREACHABLE as error:

@@ -154,7 +154,7 @@ class Verdict:
         }
 
 
-def judge(comparisons: Mapping[str, Comparison]) -> list[Verdict]:
+def evaluate(comparisons: Mapping[str, Comparison]) -> list[Verdict]:
     """The verdicts on everything that was measured."""
     return [
         Verdict(goal, measured)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import count
 from uuid import uuid4
 
-from tools.bench.arena import Arena
 from tools.bench.comparison import Comparison, Figure, Run
 from tools.bench.figures import percentile
 from tools.bench.http_client import Client, Post, closed_loop, connected, open_loop, post_json
@@ -16,6 +15,7 @@ from tools.bench.mails import Mails
 from tools.bench.peer_system import PEER
 from tools.bench.procfs import measuring
 from tools.bench.systems import System
+from tools.bench.testbed import Testbed
 
 CONNECTIONS = 32
 """Clients that post at the same time."""
@@ -74,7 +74,7 @@ def people(number: int) -> list[Person]:
     ]
 
 
-def burst(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
+def burst(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """``number`` registrations as fast as 32 clients get them in."""
 
     def told(done: Run) -> str:
@@ -88,7 +88,7 @@ def burst(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None])
         figures=BURST_FIGURES,
         baseline=PEER,
         runs=_in_turns(
-            arena,
+            testbed,
             _Course(
                 name="burst", rounds=rounds, number=number, load=_as_fast_as_possible, told=told
             ),
@@ -98,7 +98,7 @@ def burst(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None])
 
 
 def steady(
-    arena: Arena, *, rate: int, rounds: int, seconds: float, say: Callable[[str], None]
+    testbed: Testbed, *, rate: int, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> Comparison:
     """``rate`` registrations a second, whatever the answers take."""
 
@@ -116,7 +116,7 @@ def steady(
         figures=STEADY_FIGURES,
         baseline=PEER,
         runs=_in_turns(
-            arena,
+            testbed,
             _Course(
                 name=f"steady {rate}/s",
                 rounds=rounds,
@@ -129,15 +129,15 @@ def steady(
     )
 
 
-def warm_up(arena: Arena) -> None:
+def warm_up(testbed: Testbed) -> None:
     """Send some registrations through each system that do not count."""
-    for system in arena.systems:
-        burst_of(arena, system, WARM_UP)
+    for system in testbed.systems:
+        burst_of(testbed, system, WARM_UP)
 
 
-def burst_of(arena: Arena, system: System, number: int) -> Run:
+def burst_of(testbed: Testbed, system: System, number: int) -> Run:
     """One burst to one system."""
-    return run(register(arena, system, people(number), _as_fast_as_possible))
+    return run(register(testbed, system, people(number), _as_fast_as_possible))
 
 
 async def _as_fast_as_possible(client: Client, posts: Sequence[bytes]) -> list[Post]:
@@ -157,22 +157,24 @@ class _Course:
     """What is said of a run when it is done."""
 
 
-def _in_turns(arena: Arena, course: _Course, say: Callable[[str], None]) -> dict[str, list[Run]]:
+def _in_turns(
+    testbed: Testbed, course: _Course, say: Callable[[str], None]
+) -> dict[str, list[Run]]:
     """Each system once a round; who begins changes, so that drift favours nobody."""
-    runs: dict[str, list[Run]] = {system.name: [] for system in arena.systems}
+    runs: dict[str, list[Run]] = {system.name: [] for system in testbed.systems}
     for turn in range(course.rounds):
-        for system in arena.systems[:: -1 if turn % 2 else 1]:
-            done = run(register(arena, system, people(course.number), course.load))
+        for system in testbed.systems[:: -1 if turn % 2 else 1]:
+            done = run(register(testbed, system, people(course.number), course.load))
             runs[system.name].append(done)
             say(f"{course.name} {turn + 1}/{course.rounds}, {system.name}: {course.told(done)}")
     return runs
 
 
-async def register(arena: Arena, system: System, persons: Sequence[Person], load: Load) -> Run:
+async def register(testbed: Testbed, system: System, persons: Sequence[Person], load: Load) -> Run:
     """Register these people and wait until each has a row and a mail."""
     posts = [post_json(system.path, person.as_json()) for person in persons]
-    mails, own = arena.mails, system.pids()
-    async with connected(system.port) as client, measuring(own | arena.around()) as meter:
+    mails, own = testbed.mails, system.pids()
+    async with connected(system.port) as client, measuring(own | testbed.around()) as meter:
         begun = time.monotonic()
         made = await load(client, posts)
         posted = time.monotonic()

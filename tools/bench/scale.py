@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 
-from tools.bench.arena import Arena
 from tools.bench.comparison import Comparison, Run
 from tools.bench.http_client import Client, Post, closed_loop, connected
 from tools.bench.loop import run
 from tools.bench.pipeline import BURST_FIGURES, CONNECTIONS, WARM_UP, people, register
 from tools.bench.systems import System
+from tools.bench.testbed import Testbed
 from tools.launcher.ports import HOST
 from tools.launcher.processes import Program, start
 from tools.launcher.services import READY, answers_ok
@@ -24,22 +24,22 @@ SCALED = ("frontend", "queue_receiver", "sender")
 """They find their work at the broker. Several database_services need a proxy before them."""
 
 
-def scale(arena: Arena, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
+def scale(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """Bursts to 1, 2, 3 and 4 instances of the services that find their work at the broker."""
     runs: dict[str, list[Run]] = {_name(count): [] for count in INSTANCES}
     for turn in range(rounds):
         with ExitStack() as started:
-            frontends = [arena.ours.port]
-            parts = dict(arena.ours.parts)
+            frontends = [testbed.ours.port]
+            parts = dict(testbed.ours.parts)
             for count in INSTANCES:
                 if count > 1:
-                    port, more = _start_another(arena, count, started)
+                    port, more = _start_another(testbed, count, started)
                     frontends.append(port)
                     parts |= more
-                system = replace(arena.ours, name=_name(count), parts=parts)
+                system = replace(testbed.ours, name=_name(count), parts=parts)
                 if count > 1:  # the first ones are warm already
-                    run(_burst(arena, system, frontends, WARM_UP * count))
-                done = run(_burst(arena, system, frontends, number))
+                    run(_burst(testbed, system, frontends, WARM_UP * count))
+                done = run(_burst(testbed, system, frontends, number))
                 runs[system.name].append(done)
                 said = f"{done.figures['registrations_per_s']:,.0f} registrations/s"
                 say(f"scale {turn + 1}/{rounds}, {system.name}: {said}")
@@ -57,9 +57,11 @@ def _name(count: int) -> str:
     return f"{count} of each"
 
 
-def _start_another(arena: Arena, number: int, started: ExitStack) -> tuple[int, dict[str, Part]]:
+def _start_another(
+    testbed: Testbed, number: int, started: ExitStack
+) -> tuple[int, dict[str, Part]]:
     """One more of each; the frontend's port, and the processes."""
-    programs = {program.name: program for program in arena.stack.services()}
+    programs = {program.name: program for program in testbed.stack.services()}
     parts, frontend = {}, 0
     for service in SCALED:
         port = _free_port()
@@ -90,7 +92,7 @@ def _free_port() -> int:
         return port
 
 
-async def _burst(arena: Arena, system: System, frontends: Sequence[int], number: int) -> Run:
+async def _burst(testbed: Testbed, system: System, frontends: Sequence[int], number: int) -> Run:
     async def load(_client: Client, posts: Sequence[bytes]) -> list[Post]:
         share = len(frontends)
         async with AsyncExitStack() as stack:
@@ -104,4 +106,4 @@ async def _burst(arena: Arena, system: System, frontends: Sequence[int], number:
         # In the order of the posts again: the people they are compared with are.
         return [made[place % share][place // share] for place in range(len(posts))]
 
-    return await register(arena, system, people(number), load)
+    return await register(testbed, system, people(number), load)

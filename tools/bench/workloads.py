@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection
 
 from tools.bench import pipeline, scale, users, waiting
-from tools.bench.arena import OURS, Arena
 from tools.bench.arguments import Sizes
 from tools.bench.comparison import Comparison
+from tools.bench.testbed import OURS, Testbed
 
 AGAINST_PEER = {"burst", "steady", "accept"}
 """Workloads that need the peer."""
@@ -18,27 +18,27 @@ STEADY_RATES = (50, 200)
 
 
 def measure(
-    arena: Arena, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
+    testbed: Testbed, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
 ) -> dict[str, Comparison]:
     """Run the workloads; their comparisons by name."""
     # First, so that the memory of a report is not what bursts have left behind.
-    of_a_large_table = _of_a_large_table(arena, wanted, sizes, say)
+    of_a_large_table = _of_a_large_table(testbed, wanted, sizes, say)
     if WITH_MAILS & set(wanted):
-        pipeline.warm_up(arena)
-    found = _compared_with_peer(arena, wanted, sizes, say)
+        pipeline.warm_up(testbed)
+    found = _compared_with_peer(testbed, wanted, sizes, say)
     rounds, number = sizes.rounds, sizes.count
     if "scale" in wanted:
-        found["scale"] = scale.scale(arena, rounds=rounds, number=number, say=say)
+        found["scale"] = scale.scale(testbed, rounds=rounds, number=number, say=say)
     if "backlog" in wanted:
         bursts = found["burst"].runs[OURS] if "burst" in found else ()
         found["backlog"] = waiting.backlog(
-            arena, number=sizes.backlog, burst_number=number, bursts=bursts, say=say
+            testbed, number=sizes.backlog, burst_number=number, bursts=bursts, say=say
         )
     return found | of_a_large_table
 
 
 def _compared_with_peer(
-    arena: Arena, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
+    testbed: Testbed, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
 ) -> dict[str, Comparison]:
     found: dict[str, Comparison] = {}
     rounds, number = sizes.rounds, sizes.count
@@ -46,25 +46,25 @@ def _compared_with_peer(
         # Before bursts: the ledger and the disks are busy for some time with what they leave.
         for rate in STEADY_RATES:
             found[f"steady {rate}/s"] = pipeline.steady(
-                arena, rate=rate, rounds=rounds, seconds=sizes.seconds, say=say
+                testbed, rate=rate, rounds=rounds, seconds=sizes.seconds, say=say
             )
     if "burst" in wanted:
-        found["burst"] = pipeline.burst(arena, rounds=rounds, number=number, say=say)
+        found["burst"] = pipeline.burst(testbed, rounds=rounds, number=number, say=say)
     if "accept" in wanted:
-        found["accept"] = waiting.accept(arena, rounds=rounds, number=number, say=say)
+        found["accept"] = waiting.accept(testbed, rounds=rounds, number=number, say=say)
     return found
 
 
 def _of_a_large_table(
-    arena: Arena, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
+    testbed: Testbed, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
 ) -> dict[str, Comparison]:
     if not {"report", "paging"} & set(wanted):
         return {}
     found: dict[str, Comparison] = {}
-    users.fill(arena, sizes.users, say)
+    users.fill(testbed, sizes.users, say)
     if "report" in wanted:
-        found["report"] = users.report(arena, rounds=sizes.rounds, number=sizes.users, say=say)
+        found["report"] = users.report(testbed, rounds=sizes.rounds, number=sizes.users, say=say)
     if "paging" in wanted:
-        found["paging"] = users.paging(arena, rounds=sizes.rounds, number=sizes.users, say=say)
-    users.empty(arena)
+        found["paging"] = users.paging(testbed, rounds=sizes.rounds, number=sizes.users, say=say)
+    users.empty(testbed)
     return found

@@ -1,6 +1,6 @@
 """The invariants, by ids: what the driver was promised against what is there at the end.
 
-Nothing here talks to anything; see ``tools/chaos/evidence.py`` for how the facts are gathered.
+Nothing here talks to anything; see ``tools/chaos/observations.py`` for how the facts are gathered.
 """
 
 from collections import Counter, defaultdict
@@ -78,7 +78,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Observations:
     """All that is there at the end."""
 
     journal: Journal
@@ -123,7 +123,7 @@ class Verdict:
         return not any(self.broken.values())
 
 
-def judge(evidence: Evidence) -> Verdict:
+def evaluate(observations: Observations) -> Verdict:
     """Check every invariant."""
     checks = {
         "lost": lost,
@@ -135,66 +135,66 @@ def judge(evidence: Evidence) -> Verdict:
         "dup_mail_beyond_bound": mailed_too_often,
         "unmailed": unmailed,
         "failed_unexplained": failed_unexplained,
-        "two_answers": lambda evidence: map(str, evidence.journal.two_answers),
+        "two_answers": lambda observations: map(str, observations.journal.two_answers),
         "reports": reports,
         "reused_untold": reused_untold,
         "ledger_untrue": ledger_untrue,
         "promised_unpromised": promised_unpromised,
     }
-    verdict = Verdict({name: sorted(check(evidence)) for name, check in checks.items()})
-    verdict.counts = _counts(evidence) | {
+    verdict = Verdict({name: sorted(check(observations)) for name, check in checks.items()})
+    verdict.counts = _counts(observations) | {
         name: len(found) for name, found in verdict.broken.items()
     }
     return verdict
 
 
-def lost(evidence: Evidence) -> Iterator[str]:
+def lost(observations: Observations) -> Iterator[str]:
     """Promised, and neither stored nor among the dead letters; or stored without a user."""
-    stored = {row.id for row in evidence.registrations}
-    dead = {letter.message_id for letter in evidence.dead if letter.route == REGISTRATIONS}
-    for registration_id, email in evidence.journal.accepted.items():
+    stored = {row.id for row in observations.registrations}
+    dead = {letter.message_id for letter in observations.dead if letter.route == REGISTRATIONS}
+    for registration_id, email in observations.journal.accepted.items():
         if registration_id not in stored and registration_id not in dead:
             yield str(registration_id)
-        elif registration_id in evidence.journal.reused:
+        elif registration_id in observations.journal.reused:
             continue  # one of two people, whoever was handled first; see reused_untold
-        elif registration_id in stored and not evidence.users.get(email.lower()):
+        elif registration_id in stored and not observations.users.get(email.lower()):
             yield f"{registration_id} (stored, but there is no user)"
 
 
-def stored_twice(evidence: Evidence) -> Iterator[str]:
+def stored_twice(observations: Observations) -> Iterator[str]:
     """One id with two rows, one address with two users or with more rows than were tried."""
-    ids = Counter(row.id for row in evidence.registrations)
+    ids = Counter(row.id for row in observations.registrations)
     yield from (f"{each}: {n} rows" for each, n in ids.items() if n > 1)
-    yield from (f"{email}: {n} users" for email, n in evidence.users.items() if n > 1)
-    addresses = Counter(row.email for row in evidence.registrations)
+    yield from (f"{email}: {n} users" for email, n in observations.users.items() if n > 1)
+    addresses = Counter(row.email for row in observations.registrations)
     for email, rows in addresses.items():
-        tried = evidence.journal.attempted.get(email, rows)
+        tried = observations.journal.attempted.get(email, rows)
         if rows > tried:
             yield f"{email}: {rows} rows, {tried} tried"
 
 
-def unexpected(evidence: Evidence) -> Iterator[str]:
+def unexpected(observations: Observations) -> Iterator[str]:
     """Stored, though nobody ever tried to."""
-    for row in evidence.registrations:
-        if row.email not in evidence.journal.attempted:
+    for row in observations.registrations:
+        if row.email not in observations.journal.attempted:
             yield str(row.id)
 
 
-def stuck(evidence: Evidence) -> Iterator[str]:
+def stuck(observations: Observations) -> Iterator[str]:
     """Neither done nor given up: still in a queue, or a mail that nobody will go on with."""
-    yield from (f"{queue}: {n} messages" for queue, n in evidence.waiting.items())
-    dead = {letter.message_id for letter in evidence.dead}
-    for mail in evidence.mails:
+    yield from (f"{queue}: {n} messages" for queue, n in observations.waiting.items())
+    dead = {letter.message_id for letter in observations.dead}
+    for mail in observations.mails:
         if mail.status not in ENDED and mail.message_id not in dead:
             yield f"mail {mail.message_id}: {mail.status}"
 
 
-def unmailed(evidence: Evidence) -> Iterator[str]:
+def unmailed(observations: Observations) -> Iterator[str]:
     """Stored, and no mail was taken, refused with a code, withheld or given up with a reason."""
-    dead = {letter.message_id for letter in evidence.dead if letter.route == MAILS}
-    taken = {message_id for message_id, _ in evidence.taken}
-    mails = {mail.registration_id: mail for mail in evidence.mails}
-    for row in evidence.registrations:
+    dead = {letter.message_id for letter in observations.dead if letter.route == MAILS}
+    taken = {message_id for message_id, _ in observations.taken}
+    mails = {mail.registration_id: mail for mail in observations.mails}
+    for row in observations.registrations:
         mail = mails.get(row.id)
         if mail is None:
             yield f"{row.id}: no mail was asked for"
@@ -204,53 +204,53 @@ def unmailed(evidence: Evidence) -> Iterator[str]:
             yield f"{row.id}: {mail.status}"
 
 
-def failed_unexplained(evidence: Evidence) -> Iterator[str]:
+def failed_unexplained(observations: Observations) -> Iterator[str]:
     """Recorded as failed, without a 5yz of the server."""
-    for mail in evidence.mails:
+    for mail in observations.mails:
         refused = any(
             attempt.status == "failed" and (attempt.reply_code or 0) >= LEAST_PERMANENT
             for attempt in mail.attempts
         )
-        if mail.status == "failed" and not (refused and evidence.refused.get(mail.recipient)):
+        if mail.status == "failed" and not (refused and observations.refused.get(mail.recipient)):
             yield str(mail.message_id)
 
 
-def dlq_unexplained(evidence: Evidence) -> Iterator[str]:
+def dlq_unexplained(observations: Observations) -> Iterator[str]:
     """Dead letters that no malformed message and no mail server is the reason of."""
-    mails = {mail.message_id: mail for mail in evidence.mails}
-    reasons = evidence.journal.poisoned | evidence.journal.malformed
-    for letter in evidence.dead:
+    mails = {mail.message_id: mail for mail in observations.mails}
+    reasons = observations.journal.poisoned | observations.journal.malformed
+    for letter in observations.dead:
         expected = reasons.get(letter.message_id)
         if letter.route == REGISTRATIONS and expected == letter.code:
             continue
-        accepted = evidence.journal.accepted.get(letter.message_id, "")
-        if letter.code == ID_REUSED and letter.message_id in evidence.journal.reused:
+        accepted = observations.journal.accepted.get(letter.message_id, "")
+        if letter.code == ID_REUSED and letter.message_id in observations.journal.reused:
             continue
-        if letter.code == ROW_LOCKED and accepted.lower() in evidence.locked:
+        if letter.code == ROW_LOCKED and accepted.lower() in observations.locked:
             continue
         mail = mails.get(letter.message_id) if letter.route == MAILS else None
-        put_off = evidence.put_off.get(mail.recipient, 0) if mail else 0
-        was_locked = mail is not None and mail.recipient.lower() in evidence.locked
+        put_off = observations.put_off.get(mail.recipient, 0) if mail else 0
+        was_locked = mail is not None and mail.recipient.lower() in observations.locked
         if letter.code in (*EXHAUSTED, ROW_LOCKED) and (put_off > MAIL_STEPS or was_locked):
             continue
         yield f"{letter.route}: {letter.message_id} ({letter.code}, expected {expected})"
 
 
-def reused_untold(evidence: Evidence) -> Iterator[str]:
+def reused_untold(observations: Observations) -> Iterator[str]:
     """Two people under one id of whom one vanished without a dead letter."""
-    told = {letter.message_id for letter in evidence.dead if letter.code == ID_REUSED}
-    deferrals = {letter.message_id for letter in evidence.dead if letter.code == ROW_LOCKED}
-    yield from (str(each) for each in evidence.journal.reused - told - deferrals)
+    told = {letter.message_id for letter in observations.dead if letter.code == ID_REUSED}
+    deferrals = {letter.message_id for letter in observations.dead if letter.code == ROW_LOCKED}
+    yield from (str(each) for each in observations.journal.reused - told - deferrals)
 
 
-def ledger_untrue(evidence: Evidence) -> Iterator[str]:
+def ledger_untrue(observations: Observations) -> Iterator[str]:
     """What the ledger says against what is there; it has had time to read everything."""
-    ledger = evidence.ledger
+    ledger = observations.ledger
     if ledger is None:
         return
     totals, kinds = ledger["totals"], [each["kind"] for each in ledger["incidents"]]
-    stored = {row.id for row in evidence.registrations}
-    dead = {each.message_id for each in evidence.dead if each.route == REGISTRATIONS} - stored
+    stored = {row.id for row in observations.registrations}
+    dead = {each.message_id for each in observations.dead if each.route == REGISTRATIONS} - stored
     settled = totals["stored"] + totals["duplicates"]
     if not ledger["caughtUp"]:
         yield "it could not be read to its end"
@@ -262,29 +262,29 @@ def ledger_untrue(evidence: Evidence) -> Iterator[str]:
     if settled > len(stored) or totals["missing"] > len(dead):
         missing = f"{totals['missing']} missing of {len(dead)}"
         yield f"it has {settled} stored of {len(stored)}, {missing}"
-    if totals["unpromised"] > evidence.journal.unpromised:
-        yield f"{totals['unpromised']} unpromised, and {evidence.journal.unpromised} gave up"
-    if evidence.logs_deleted and "replaced" not in kinds:
-        yield f"the log was deleted {evidence.logs_deleted} times, and it does not say so"
-    if unfounded := [kind for kind in kinds if kind != "replaced" or not evidence.logs_deleted]:
+    if totals["unpromised"] > observations.journal.unpromised:
+        yield f"{totals['unpromised']} unpromised, and {observations.journal.unpromised} gave up"
+    if observations.logs_deleted and "replaced" not in kinds:
+        yield f"the log was deleted {observations.logs_deleted} times, and it does not say so"
+    if unfounded := [kind for kind in kinds if kind != "replaced" or not observations.logs_deleted]:
         yield f"incidents that did not happen: {unfounded}"
 
 
-def promised_unpromised(evidence: Evidence) -> Iterator[str]:
+def promised_unpromised(observations: Observations) -> Iterator[str]:
     """Answered with 202, and for the ledger nobody was promised it: a loss would be hidden."""
-    yield from map(str, evidence.journal.accepted.keys() & set(evidence.unpromised))
+    yield from map(str, observations.journal.accepted.keys() & set(observations.unpromised))
 
 
-def malformed_missing(evidence: Evidence) -> Iterator[str]:
+def malformed_missing(observations: Observations) -> Iterator[str]:
     """Malformed messages that were taken, but are not among the dead letters."""
-    dead = {letter.message_id for letter in evidence.dead}
-    yield from (str(each) for each in evidence.journal.malformed if each not in dead)
+    dead = {letter.message_id for letter in observations.dead}
+    yield from (str(each) for each in observations.journal.malformed if each not in dead)
 
 
-def mailed_too_often(evidence: Evidence) -> Iterator[str]:
+def mailed_too_often(observations: Observations) -> Iterator[str]:
     """Mails that were taken once more than their unrecorded attempts can explain."""
-    excused = {str(mail.message_id): _excused(mail.attempts) for mail in evidence.mails}
-    for message_id, times in Counter(each for each, _ in evidence.taken).items():
+    excused = {str(mail.message_id): _excused(mail.attempts) for mail in observations.mails}
+    for message_id, times in Counter(each for each, _ in observations.taken).items():
         if times - 1 > excused.get(message_id, 0):
             yield f"{message_id}: taken {times} times, {excused.get(message_id, 0)} unrecorded"
 
@@ -300,26 +300,26 @@ def _excused(attempts: Sequence[Attempt]) -> int:
     )
 
 
-def reports(evidence: Evidence) -> Iterator[str]:
+def reports(observations: Observations) -> Iterator[str]:
     """Promised reports that are not ready or failed, or not there once; files left half-made."""
-    rows = Counter(report for report, _ in evidence.reports)
-    ended = {report for report, status in evidence.reports if status in ("ready", "failed")}
-    for report in evidence.journal.reports:
+    rows = Counter(report for report, _ in observations.reports)
+    ended = {report for report, status in observations.reports if status in ("ready", "failed")}
+    for report in observations.journal.reports:
         if rows[report] != 1:
             yield f"report {report}: {rows[report]} records"
         elif report not in ended:
             yield f"report {report}: not ended"
-    yield from (f"file {name}" for name in evidence.stray_files)
+    yield from (f"file {name}" for name in observations.stray_files)
 
 
-def _counts(evidence: Evidence) -> dict[str, int]:
-    journal = evidence.journal
+def _counts(observations: Observations) -> dict[str, int]:
+    journal = observations.journal
     by_id: dict[str, int] = defaultdict(int)
-    for message_id, _ in evidence.taken:
+    for message_id, _ in observations.taken:
         by_id[message_id] += 1
-    excused = {str(mail.message_id): _excused(mail.attempts) for mail in evidence.mails}
-    stored = {row.id for row in evidence.registrations}
-    twice = list((Counter(evidence.dead) - Counter(set(evidence.dead))).elements())
+    excused = {str(mail.message_id): _excused(mail.attempts) for mail in observations.mails}
+    stored = {row.id for row in observations.registrations}
+    twice = list((Counter(observations.dead) - Counter(set(observations.dead))).elements())
     return {
         "attempted": sum(journal.attempted.values()),
         "accepted": len(journal.accepted),
@@ -327,14 +327,16 @@ def _counts(evidence: Evidence) -> dict[str, int]:
         "sent_twice_on_purpose": journal.repeated,
         "malformed": len(journal.malformed),
         "stored": len(stored),
-        "duplicate_addresses": _count(row.outcome == "duplicate" for row in evidence.registrations),
+        "duplicate_addresses": _count(
+            row.outcome == "duplicate" for row in observations.registrations
+        ),
         "ids_reused": len(journal.reused),
-        "logs_deleted": evidence.logs_deleted,
+        "logs_deleted": observations.logs_deleted,
         "recovered": len(stored - set(journal.accepted)),
         "mailed": len(by_id),
-        "mails_failed": _count(mail.status == "failed" for mail in evidence.mails),
-        "mails_suppressed": _count(mail.status == "suppressed" for mail in evidence.mails),
-        "dead_letters": len(evidence.dead),
+        "mails_failed": _count(mail.status == "failed" for mail in observations.mails),
+        "mails_suppressed": _count(mail.status == "suppressed" for mail in observations.mails),
+        "dead_letters": len(observations.dead),
         "dead_letters_twice": len(twice),
         "dead_letters_twice_sent_once": _count(
             letter.message_id not in journal.insisted for letter in twice

@@ -12,11 +12,11 @@ from uuid import UUID
 
 import asyncpg
 
-from tools.chaos.accounting import Evidence
-from tools.chaos.arena import Arena
-from tools.chaos.evidence import NOT_THERE
+from tools.chaos.accounting import Observations
 from tools.chaos.inject import Happened
+from tools.chaos.observations import NOT_THERE
 from tools.chaos.schedule import Kind, service_of
+from tools.chaos.testbed import Testbed
 
 WATCH_SECONDS = 0.05
 """Between two looks at how many rows there are: the resolution of what is measured."""
@@ -39,7 +39,7 @@ and connections have tried again by then."""
 class Progress:
     """Instants at which a service was seen to have done something, in seconds since 1970."""
 
-    arena: Arena
+    testbed: Testbed
     stored: list[float] = field(default_factory=list)
     rows: int = 0
 
@@ -47,7 +47,7 @@ class Progress:
         """Look again and again until cancelled."""
         while True:
             with suppress(*NOT_THERE):
-                connection = await asyncpg.connect(self.arena.postgres.dsn(), timeout=2)
+                connection = await asyncpg.connect(self.testbed.postgres.dsn(), timeout=2)
                 try:
                     await self._count(connection)
                 finally:
@@ -130,24 +130,24 @@ class Recovery:
 
 
 def measure(
-    happened: Sequence[Happened], evidence: Evidence, progress: Progress, arena: Arena
+    happened: Sequence[Happened], observations: Observations, progress: Progress, testbed: Testbed
 ) -> Recovery:
     """What the kills and freezes of a run tell."""
     did = {
-        "frontend": sorted(evidence.journal.first_answers),
+        "frontend": sorted(observations.journal.first_answers),
         "queue_receiver": progress.stored,
         "database_service": progress.stored,
-        "sender": [mail.at for mail in arena.sink.accepted],
+        "sender": [mail.at for mail in testbed.sink.accepted],
     }
-    calm = list(_calm(happened, evidence.journal.accepted_at.values()))
+    calm = list(_calm(happened, observations.journal.accepted_at.values()))
     found = Recovery(stood_still={name: _longest_gap(seen, calm) for name, seen in did.items()})
     for each in happened:
         if each.skipped:
             continue
         if each.fault.kind is Kind.KILL:
-            _after_kill(each, happened, evidence, did, found)
+            _after_kill(each, happened, observations, did, found)
         elif each.fault.kind is Kind.FREEZE:
-            found.frozen += _after_freeze(each, evidence, arena)
+            found.frozen += _after_freeze(each, observations, testbed)
     return found
 
 
@@ -177,31 +177,31 @@ def _longest_gap(seen: Sequence[float], spans: Sequence[tuple[float, float]]) ->
     return max(gaps, default=0.0)
 
 
-def _after_freeze(freeze: Happened, evidence: Evidence, arena: Arena) -> list[float]:
+def _after_freeze(freeze: Happened, observations: Observations, testbed: Testbed) -> list[float]:
     """The longest wait for a row or a mail; of services that hold no messages there is none."""
     service = service_of(freeze.fault.target)
     if service == "queue_receiver":
-        ended = {row.id: row.stored_at for row in evidence.registrations}
+        ended = {row.id: row.stored_at for row in observations.registrations}
     elif service == "sender":
-        ended = _mailed_at(evidence, arena)
+        ended = _mailed_at(observations, testbed)
     else:
         return []
-    return [_longest_wait(evidence, ended, freeze.begun, freeze.mended)]
+    return [_longest_wait(observations, ended, freeze.begun, freeze.mended)]
 
 
-def _mailed_at(evidence: Evidence, arena: Arena) -> dict[UUID, float]:
-    """Registration to when its mail was taken first, but for those the server played a trick on.
+def _mailed_at(observations: Observations, testbed: Testbed) -> dict[UUID, float]:
+    """Registration to when its mail was taken first, but for those the server played a fault on.
 
     Their waits are the server's doing, not the freeze's.
     """
-    tricked = {each for by_recipient in arena.sink.tricked.values() for each in by_recipient}
+    faulted = {each for by_recipient in testbed.sink.faulted.values() for each in by_recipient}
     taken: dict[str, float] = {}
-    for mail in arena.sink.accepted:
-        if mail.recipient not in tricked:
+    for mail in testbed.sink.accepted:
+        if mail.recipient not in faulted:
             taken.setdefault(mail.message_id, mail.at)
     return {
         mail.registration_id: taken[str(mail.message_id)]
-        for mail in evidence.mails
+        for mail in observations.mails
         if mail.registration_id and str(mail.message_id) in taken
     }
 
@@ -209,7 +209,7 @@ def _mailed_at(evidence: Evidence, arena: Arena) -> dict[UUID, float]:
 def _after_kill(
     kill: Happened,
     happened: Sequence[Happened],
-    evidence: Evidence,
+    observations: Observations,
     did: dict[str, list[float]],
     found: Recovery,
 ) -> None:
@@ -227,8 +227,8 @@ def _after_kill(
         found.service.append(took)
         found.by_service.setdefault(service, []).append(took)
     if service == "queue_receiver":
-        stored = {row.id: row.stored_at for row in evidence.registrations}
-        found.redelivered.append(_longest_wait(evidence, stored, kill.begun, kill.begun))
+        stored = {row.id: row.stored_at for row in observations.registrations}
+        found.redelivered.append(_longest_wait(observations, stored, kill.begun, kill.begun))
 
 
 def _is_alone(kill: Happened, happened: Sequence[Happened]) -> bool:
@@ -250,7 +250,7 @@ def _is_alone(kill: Happened, happened: Sequence[Happened]) -> bool:
 
 
 def _longest_wait(
-    evidence: Evidence, ended: Mapping[UUID, float], begun: float, mended: float
+    observations: Observations, ended: Mapping[UUID, float], begun: float, mended: float
 ) -> float:
     """Seconds that a registration waited at most for its end, from the fault's begin on.
 
@@ -259,7 +259,7 @@ def _longest_wait(
     """
     waits = [
         ended[each] - max(at, begun)
-        for each, at in evidence.journal.accepted_at.items()
+        for each, at in observations.journal.accepted_at.items()
         if at <= mended and ended.get(each, 0.0) > begun
     ]
     return max(0.0, *waits) if waits else 0.0

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.chaos.accounting import Verdict
-from tools.chaos.arena import SHORTENED
-from tools.chaos.evidence import Rest
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
+from tools.chaos.observations import Rest
 from tools.chaos.recovery import Figures, Recovery
 from tools.chaos.schedule import Fault, Kind
-from tools.chaos.sink import Trick
+from tools.chaos.sink import SmtpFault
+from tools.chaos.testbed import SHORTENED
 
 PROMISES = ("lost", "stored_twice", "unexpected", "stuck", "dlq_unexplained")
 """Invariants that the first promise line names; the others are named where they break."""
@@ -35,7 +35,7 @@ class Run:
     seconds: float
     verdict: Verdict
     happened: Sequence[Happened]
-    tricks: dict[Trick, int]
+    faults: dict[SmtpFault, int]
     recovery: Recovery
     rest: Rest
     journal: Journal
@@ -61,7 +61,7 @@ class Run:
             "faults": _doses(self.happened),
             "faults_skipped": dict(Counter(h.skipped for h in self.happened if h.skipped)),
             "fault_log": [_fault(each, self.happened[0].begun) for each in self.happened],
-            "smtp": {trick.value: number for trick, number in self.tricks.items()},
+            "smtp": {fault.value: number for fault, number in self.faults.items()},
             "http_answers": {str(status): n for status, n in sorted(journal.statuses.items())},
             "accept_seconds": Figures.of(journal.seconds).as_json(),
             "slowest_refusal_s": round(journal.slowest_refusal, 3),
@@ -99,7 +99,7 @@ class Report:
         happened = [each for run in self.runs for each in run.happened]
         did = Counter(each.fault.kind for each in happened if not each.skipped)
         others = [kind for kind in Kind if kind not in (*POSTGRES, *BROKER, *_NAMED)]
-        smtp = sum(sum(run.tricks.values()) for run in self.runs)
+        smtp = sum(sum(run.faults.values()) for run in self.runs)
         joined = self.recovery()
         works, ready = Figures.of(joined.service), Figures.of(joined.instance)
         frozen, again = Figures.of(joined.frozen), Figures.of(joined.redelivered)

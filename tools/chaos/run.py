@@ -6,14 +6,14 @@ from argparse import Namespace
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tools.chaos.accounting import judge
-from tools.chaos.arena import Arena, running_arena
+from tools.chaos.accounting import evaluate
 from tools.chaos.driver import Driver
-from tools.chaos.evidence import drained, gather
 from tools.chaos.inject import Injector
+from tools.chaos.observations import drained, gather
 from tools.chaos.recovery import Progress, measure
 from tools.chaos.report import Run
 from tools.chaos.schedule import instances, plan
+from tools.chaos.testbed import Testbed, running_arena
 from tools.launcher.terminal import Terminal
 
 INSIST_SECONDS = 60.0
@@ -41,7 +41,7 @@ class Watcher:
     terminal: Terminal
     seed: int
     phase: str = "starting"
-    arena: Arena | None = None
+    testbed: Testbed | None = None
     driver: Driver | None = None
     injector: Injector | None = None
     progress: Progress | None = None
@@ -71,7 +71,7 @@ class Watcher:
         now = ", ".join(f"{f.kind.value} {f.target} {f.mode}".strip() for f in under_way[-3:])
         journal = self.driver.journal if self.driver else None
         stored = self.progress.rows if self.progress else 0
-        mailed = len(self.arena.sink.accepted) if self.arena else 0
+        mailed = len(self.testbed.sink.accepted) if self.testbed else 0
         return (
             f"[{time.monotonic() - self.begun:5.0f} s] seed {self.seed}, {self.phase}:"
             f" {len(faults)} faults, accepted {len(journal.accepted) if journal else 0},"
@@ -89,10 +89,10 @@ async def run_seed(given: Namespace, seed: int, terminal: Terminal) -> Run:
     watcher = Watcher(terminal, seed)
     async with running_arena(
         seed=seed, offset=given.port_offset, data=given.data, terminal=terminal
-    ) as arena:
+    ) as testbed:
         watching = asyncio.create_task(watcher.watch())
         try:
-            run = await _run(given, seed, arena, watcher)
+            run = await _run(given, seed, testbed, watcher)
         finally:
             watching.cancel()
         if not run.holds:
@@ -100,19 +100,19 @@ async def run_seed(given: Namespace, seed: int, terminal: Terminal) -> Run:
         return run
 
 
-async def _run(given: Namespace, seed: int, arena: Arena, watcher: Watcher) -> Run:
+async def _run(given: Namespace, seed: int, testbed: Testbed, watcher: Watcher) -> Run:
     seconds = given.minutes * 60
     driver = Driver(
         seed=seed,
         number=given.registrations,
         seconds=seconds,
-        frontends=arena.urls("frontend"),
-        reports=arena.urls("report_generator"),
-        amqp_url=arena.broker.url(),
+        frontends=testbed.urls("frontend"),
+        reports=testbed.urls("report_generator"),
+        amqp_url=testbed.broker.url(),
     )
-    injector = Injector(arena, plan(seed, seconds))
-    progress = Progress(arena)
-    watcher.arena, watcher.driver = arena, driver
+    injector = Injector(testbed, plan(seed, seconds))
+    progress = Progress(testbed)
+    watcher.testbed, watcher.driver = testbed, driver
     watcher.injector, watcher.progress = injector, progress
     watcher.enter("letting the queues settle")
     await asyncio.sleep(SETTLE_SECONDS)
@@ -124,36 +124,36 @@ async def _run(given: Namespace, seed: int, arena: Arena, watcher: Watcher) -> R
         watcher.enter("healing")
         await injector.heal()
         await driving
-        await _all_ready(arena)
+        await _all_ready(testbed)
         watcher.enter("draining")
-        rest = await drained(arena, driver.journal)
+        rest = await drained(testbed, driver.journal)
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
     watcher.enter("counting")
-    evidence = await gather(arena, driver.journal)
+    observations = await gather(testbed, driver.journal)
     return Run(
         seed=seed,
         registrations=given.registrations,
         seconds=seconds,
-        verdict=judge(evidence),
+        verdict=evaluate(observations),
         happened=injector.happened,
-        tricks=dict(arena.sink.tricks),
-        recovery=measure(injector.happened, evidence, progress, arena),
+        faults=dict(testbed.sink.faults),
+        recovery=measure(injector.happened, observations, progress, testbed),
         rest=rest,
         journal=driver.journal,
-        notes=arena.notes,
+        notes=testbed.notes,
     )
 
 
-async def _all_ready(arena: Arena) -> None:
+async def _all_ready(testbed: Testbed) -> None:
     """Wait until every instance can work, a minute at most; the drain tells the rest."""
     with suppress(TimeoutError):
         async with asyncio.timeout(INSIST_SECONDS):
             for instance in instances():
-                await _ready(arena, instance)
+                await _ready(testbed, instance)
 
 
-async def _ready(arena: Arena, instance: str) -> None:
-    while not await asyncio.to_thread(arena.is_ready, instance):  # noqa: ASYNC110 - asks afar
+async def _ready(testbed: Testbed, instance: str) -> None:
+    while not await asyncio.to_thread(testbed.is_ready, instance):  # noqa: ASYNC110 - asks afar
         await asyncio.sleep(0.2)

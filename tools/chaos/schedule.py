@@ -131,7 +131,7 @@ def plan(seed: int, seconds: float) -> list[Fault]:
     )
 
 
-def doses(faults: Sequence[Fault]) -> dict[str, int]:
+def scale(faults: Sequence[Fault]) -> dict[str, int]:
     """How often each kind strikes, links by what they do."""
     return dict(Counter(fault.kind.value for fault in faults).most_common())
 

@@ -21,7 +21,7 @@ STALL_SECONDS = 3.0
 """Short of every deadline of a mail server's client, long enough to hold up a connection."""
 
 
-class Trick(StrEnum):
+class SmtpFault(StrEnum):
     """What the server does to a mail instead of taking it."""
 
     DEFER = "deferred"
@@ -39,27 +39,27 @@ class Trick(StrEnum):
 
 
 SHARES = (
-    (Trick.DEFER, 0.20),
-    (Trick.REFUSE, 0.02),
-    (Trick.STALL, 0.05),
-    (Trick.DROP_IN_TEXT, 0.05),
-    (Trick.DROP_AFTER_DOT, 0.02),
+    (SmtpFault.DEFER, 0.20),
+    (SmtpFault.REFUSE, 0.02),
+    (SmtpFault.STALL, 0.05),
+    (SmtpFault.DROP_IN_TEXT, 0.05),
+    (SmtpFault.DROP_AFTER_DOT, 0.02),
 )
-"""How many of the mails meet which trick."""
+"""How many of the mails meet which fault."""
 
 
 HUNG_UP_SHARE = 0.01
 """How many of the recipients are hung up on for as long as the server misbehaves."""
 
 
-def trick_for(seed: int, recipient: str, time_seen: int) -> Trick | None:
+def trick_for(seed: int, recipient: str, time_seen: int) -> SmtpFault | None:
     """What happens to this mail, the ``time_seen``-th time that it comes; None: it is taken."""
     if random.Random(f"{seed} {recipient}").random() < HUNG_UP_SHARE:
-        return Trick.HANG_UP
+        return SmtpFault.HANG_UP
     dice = random.Random(f"{seed} {recipient} {time_seen}").random()
-    for trick, share in SHARES:
+    for fault, share in SHARES:
         if dice < share:
-            return trick
+            return fault
         dice -= share
     return None
 
@@ -83,9 +83,9 @@ class Sink:
     misbehaves: bool = True
     port: int = 0
     accepted: list[Accepted] = field(default_factory=list)
-    tricks: Counter[Trick] = field(default_factory=Counter)
-    tricked: dict[Trick, Counter[str]] = field(default_factory=dict)
-    """Trick to recipients, and how often each met it."""
+    faults: Counter[SmtpFault] = field(default_factory=Counter)
+    faulted: dict[SmtpFault, Counter[str]] = field(default_factory=dict)
+    """SmtpFault to recipients, and how often each met it."""
     _seen: Counter[str] = field(default_factory=Counter)
     _server: asyncio.Server | None = None
 
@@ -99,17 +99,17 @@ class Sink:
         if self._server:
             self._server.close()
 
-    def next_trick(self, recipient: str) -> Trick | None:
+    def next_trick(self, recipient: str) -> SmtpFault | None:
         """What to do to the mail that comes now."""
         self._seen[recipient] += 1
         if not self.misbehaves:
             return None
         return trick_for(self.seed, recipient, self._seen[recipient])
 
-    def note(self, trick: Trick, recipient: str) -> None:
-        """Count a trick that was played."""
-        self.tricks[trick] += 1
-        self.tricked.setdefault(trick, Counter())[recipient] += 1
+    def note(self, fault: SmtpFault, recipient: str) -> None:
+        """Count a fault that was played."""
+        self.faults[fault] += 1
+        self.faulted.setdefault(fault, Counter())[recipient] += 1
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -128,7 +128,7 @@ class _Session:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     recipient: str = ""
-    trick: Trick | None = None
+    fault: SmtpFault | None = None
 
     async def run(self) -> None:
         await self._say("220 sink ESMTP")
@@ -144,8 +144,8 @@ class _Session:
                 await self._say("250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8")
             case b"RCPT":
                 await self._say(self._recipient(argument))
-                if self.trick is Trick.HANG_UP:
-                    self.sink.note(self.trick, self.recipient)
+                if self.fault is SmtpFault.HANG_UP:
+                    self.sink.note(self.fault, self.recipient)
                     return False
             case b"DATA":
                 return await self._text()
@@ -161,37 +161,37 @@ class _Session:
 
     def _recipient(self, argument: bytes) -> str:
         self.recipient = argument.partition(b"<")[2].partition(b">")[0].decode()
-        self.trick = self.sink.next_trick(self.recipient)
-        if self.trick is Trick.HANG_UP:
+        self.fault = self.sink.next_trick(self.recipient)
+        if self.fault is SmtpFault.HANG_UP:
             return "421 4.3.2 not now"
         # Half of what is put off or refused is so at RCPT, the rest after the text.
-        if self.trick in (Trick.DEFER, Trick.REFUSE) and hash_of(self.recipient) % 2:
-            reply = self._negative(self.trick)
+        if self.fault in (SmtpFault.DEFER, SmtpFault.REFUSE) and hash_of(self.recipient) % 2:
+            reply = self._negative(self.fault)
             self.recipient = ""
             return reply
         return "250 2.1.5 ok"
 
-    def _negative(self, trick: Trick) -> str:
-        self.sink.note(trick, self.recipient)
-        self.trick = None
-        return "451 4.3.2 later" if trick is Trick.DEFER else "550 5.1.1 no such mailbox"
+    def _negative(self, fault: SmtpFault) -> str:
+        self.sink.note(fault, self.recipient)
+        self.fault = None
+        return "451 4.3.2 later" if fault is SmtpFault.DEFER else "550 5.1.1 no such mailbox"
 
     async def _text(self) -> bool:
         if not self.recipient:
             await self._say("554 5.5.1 no valid recipients")
             return True
         await self._say("354 go on")
-        if self.trick is Trick.DROP_IN_TEXT:
+        if self.fault is SmtpFault.DROP_IN_TEXT:
             await self.reader.readline()
-            self.sink.note(self.trick, self.recipient)
+            self.sink.note(self.fault, self.recipient)
             return False
         text = await self._read_text()
-        match self.trick:
-            case Trick.DEFER | Trick.REFUSE as trick:
-                await self._say(self._negative(trick))
+        match self.fault:
+            case SmtpFault.DEFER | SmtpFault.REFUSE as fault:
+                await self._say(self._negative(fault))
                 return True
-            case Trick.STALL:
-                self.sink.note(Trick.STALL, self.recipient)
+            case SmtpFault.STALL:
+                self.sink.note(SmtpFault.STALL, self.recipient)
                 await asyncio.sleep(STALL_SECONDS)
         return await self._take(text)
 
@@ -207,8 +207,8 @@ class _Session:
         found = MESSAGE_ID.search(text)
         message_id = found[1].decode() if found else "none"
         self.sink.accepted.append(Accepted(message_id, self.recipient, time.time()))
-        if self.trick is Trick.DROP_AFTER_DOT:
-            self.sink.note(self.trick, self.recipient)
+        if self.fault is SmtpFault.DROP_AFTER_DOT:
+            self.sink.note(self.fault, self.recipient)
             return False
         await self._say("250 2.0.0 accepted")
         return True

@@ -23,7 +23,7 @@ import asyncpg
 
 from common.contracts.topology import ROUTES, USER_REGISTRATION
 from common.failpoints import WINDOWS
-from tools.chaos.lone import Lone, running_lone
+from tools.chaos.single import Lone, running_lone
 from tools.launcher.errors import LauncherError
 from tools.launcher.terminal import STDERR, Terminal
 
@@ -140,11 +140,11 @@ async def run_windows(given: Namespace, terminal: Terminal) -> list[Result]:
     """
     results = []
     async with (
-        running_lone(offset=given.port_offset, data=given.data, terminal=terminal) as lone,
+        running_lone(offset=given.port_offset, data=given.data, terminal=terminal) as single,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)) as session,
     ):
         for window in given.only or WINDOWS:
-            result = await _Trial(lone, session, window, given.times).run()
+            result = await _Trial(single, session, window, given.times).run()
             terminal.say(result.line())
             results.append(result)
         if any(result.broken for result in results):
@@ -163,8 +163,10 @@ class BrokenWindowsError(Exception):
 class _Trial:
     """One window: who dies there, what drives the stack to it, and what must hold after."""
 
-    def __init__(self, lone: Lone, session: aiohttp.ClientSession, window: str, times: int) -> None:
-        self._lone = lone
+    def __init__(
+        self, single: Lone, session: aiohttp.ClientSession, window: str, times: int
+    ) -> None:
+        self._lone = single
         self._session = session
         self._window = window
         self._service, self._drive = _DRIVEN[window]
@@ -436,11 +438,11 @@ _DRIVEN: Mapping[str, tuple[str, Callable[[_Trial], list[Any]]]] = {
 """Window to the service that dies there, and what brings it there."""
 
 
-def _wrong_files(lone: Lone, reports: list[Any], promises: Promises) -> list[str]:
+def _wrong_files(single: Lone, reports: list[Any], promises: Promises) -> list[str]:
     """Files that do not hold what their record says."""
     wrong = []
     for row in reports:
-        file = lone.reports / (row["file_path"] or "none")
+        file = single.reports / (row["file_path"] or "none")
         lines = len(file.read_bytes().splitlines()) if file.is_file() else 0
         if row["report_id"] in promises.reports and lines != (row["record_count"] or 0) + 1:
             wrong.append(f"{file.name}: {lines} lines, {row['record_count']} records")

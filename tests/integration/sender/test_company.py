@@ -10,7 +10,8 @@ import pytest
 from common.contracts.notifications import DeliveryStatus
 from common.errors import MailServerUnavailableError
 from sender.mailer import Outcome, SmtpMailer
-from sender.smtp import connection, link, pool
+from sender.smtp import connection, pool
+from sender.smtp import transport as link
 from sender.smtp.connection import Connection, Mail
 from sender.smtp.replies import Phase
 from tests.integration.sender.test_mailer import a_mailer

@@ -12,9 +12,10 @@ from common.contracts.notifications import DeliveryStatus
 from common.errors import MailServerUnavailableError
 from sender import mailer as mailer_module
 from sender.mailer import Outcome, SmtpMailer
-from sender.smtp import link, pool
+from sender.smtp import pool
+from sender.smtp import transport as link
 from sender.smtp.connection import Mail
-from sender.smtp.opening import Security, Server
+from sender.smtp.handshake import Security, Server
 from sender.smtp.replies import Phase
 from tests.polling import until
 from tests.smtp_server import DROP, STALL, Action, Point, SmtpServer, running_smtp_server

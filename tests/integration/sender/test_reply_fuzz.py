@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from common.contracts.notifications import DeliveryStatus
 from common.errors import MailServerUnavailableError
 from sender.mailer import Outcome, SmtpMailer
-from sender.smtp import link
+from sender.smtp import transport as link
 from sender.smtp.connection import Mail
-from sender.smtp.opening import Security, Server
+from sender.smtp.handshake import Security, Server
 from sender.smtp.replies import Phase
 from tests.odd_replies import OddReply, odd_replies
 

@@ -8,7 +8,8 @@ from common.contracts.notifications import DeliveryStatus
 from common.errors import DestinationBusyError, MailServerUnavailableError
 from sender import mailer as mailer_module
 from sender.mailer import Outcome, SmtpMailer
-from sender.smtp import link, pool
+from sender.smtp import pool
+from sender.smtp import transport as link
 from sender.smtp.errors import BusyDestinationError
 from sender.smtp.replies import Phase
 from tests.amqp import eventually

@@ -6,10 +6,10 @@ from typing import Literal
 
 import pytest
 
-from sender.smtp import link
+from sender.smtp import transport as link
 from sender.smtp.connection import Connection, Mail
 from sender.smtp.errors import LinkDroppedError, NotConnectedError, Utf8AddressError
-from sender.smtp.opening import Security, Server
+from sender.smtp.handshake import Security, Server
 from sender.smtp.replies import Phase
 from tests.polling import until
 from tests.smtp_server import (
@@ -461,7 +461,7 @@ async def test_a_text_that_can_not_leave_any_more_is_not_committed_to() -> None:
         server.on("BODY", DROP, to="bob@example.org")
         connection = await Connection.open(a_server(server))
         ada, bob = a_mail(), a_mail("bob@example.org")
-        await connection.send(ada, before_text=go_on, following=lambda: bob)
+        await connection.send(ada, before_text=go_on, next_mail=lambda: bob)
         await until(lambda: server.open_sessions == 0)  # 354, and then the link was gone
         await until(lambda: connection._link._protocol.ended)
 
@@ -479,7 +479,7 @@ async def test_a_connection_that_expects_one_mail_takes_no_other() -> None:
         await connection.send(
             a_mail(),
             before_text=lambda: server.on("MAIL", held, times=1),
-            following=lambda: announced,
+            next_mail=lambda: announced,
         )
 
         assert not connection.usable

@@ -18,7 +18,7 @@ from common.contracts.notifications import DeliveryStatus, EmailRequested, Templ
 from sender.mailer import Outcome, SmtpMailer
 from sender.mime import MailWriter
 from sender.render import Renderer
-from sender.smtp.opening import Security, Server
+from sender.smtp.handshake import Security, Server
 from sender.template_data import NEEDS
 
 POISON = [

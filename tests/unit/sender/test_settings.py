@@ -9,7 +9,7 @@ from common.errors import SettingError
 from common.settings import example
 from sender.app import mail_server
 from sender.settings import RETRY_FACTOR, Settings
-from sender.smtp.opening import Security
+from sender.smtp.handshake import Security
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
 from tools.bench.comparison import Comparison, Figure, Run
-from tools.bench.goals import Goal, Verdict, judge
+from tools.bench.goals import Goal, Verdict, evaluate
 from tools.bench.procfs import Usage
 from tools.bench.table import figures_table, goals_table, markdown, plain, usage_table
 
@@ -63,7 +63,7 @@ def test_a_table_becomes_markdown() -> None:
 def test_a_goal_is_judged_by_the_median_multiple() -> None:
     found = comparison(ours=[3000, 900, 1000], theirs=[300, 300, 200])
 
-    (verdict,) = judge({"burst": found})
+    (verdict,) = evaluate({"burst": found})
 
     assert verdict.measured == 5
     assert (verdict.must_met, verdict.aim_met) == (True, False)
@@ -89,4 +89,4 @@ def test_a_figure_by_itself_is_judged_in_its_unit() -> None:
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    assert judge({}) == []
+    assert evaluate({}) == []

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from tools.chaos.accounting import Attempt, DeadLetter, Evidence, Mail, Registration, judge
+from tools.chaos.accounting import Attempt, DeadLetter, Mail, Observations, Registration, evaluate
 from tools.chaos.journal import Journal
 
 ADA, BOB = UUID(int=1), UUID(int=2)
@@ -29,9 +29,9 @@ def a_mail(message_id: UUID, registration_id: UUID, email: str, **changes: Any) 
     return replace(mail, **changes)
 
 
-def evidence(**changes: Any) -> Evidence:
+def observations(**changes: Any) -> Observations:
     """Two people, each stored and mailed once, and one malformed message among the dead."""
-    found = Evidence(
+    found = Observations(
         journal=Journal(
             attempted={"ada@example.org": 1, "bob@example.org": 1},
             accepted={ADA: "ada@example.org", BOB: "bob@example.org"},
@@ -55,88 +55,93 @@ def evidence(**changes: Any) -> Evidence:
     return replace(found, **changes)
 
 
-def broken(found: Evidence) -> dict[str, list[str]]:
-    return {name: ids for name, ids in judge(found).broken.items() if ids}
+def broken(found: Observations) -> dict[str, list[str]]:
+    return {name: ids for name, ids in evaluate(found).broken.items() if ids}
 
 
 def adas_mail(**changes: Any) -> list[Mail]:
-    whole = evidence().mails
+    whole = observations().mails
     return [replace(whole[0], **changes), whole[1]]
 
 
 def test_nothing_is_broken_where_everything_arrived() -> None:
-    verdict = judge(evidence())
+    verdict = evaluate(observations())
 
     assert verdict.holds
     assert verdict.counts["accepted"] == verdict.counts["stored"] == verdict.counts["mailed"] == 2
 
 
-def without_bob() -> Evidence:
-    whole = evidence()
-    return evidence(registrations=whole.registrations[:1], mails=whole.mails[:1])
+def without_bob() -> Observations:
+    whole = observations()
+    return observations(registrations=whole.registrations[:1], mails=whole.mails[:1])
 
 
-def twice_the_same_id() -> Evidence:
-    whole = evidence()
-    return evidence(registrations=[*whole.registrations, whole.registrations[0]])
+def twice_the_same_id() -> Observations:
+    whole = observations()
+    return observations(registrations=[*whole.registrations, whole.registrations[0]])
 
 
-def a_second_row() -> Evidence:
+def a_second_row() -> Observations:
     more = Registration(id=UUID(int=3), email="ada@example.org", outcome="duplicate")
     mail = a_mail(UUID(int=13), more.id, "ada@example.org", status="suppressed", attempts=[])
-    whole = evidence()
-    return evidence(registrations=[*whole.registrations, more], mails=[*whole.mails, mail])
+    whole = observations()
+    return observations(registrations=[*whole.registrations, more], mails=[*whole.mails, mail])
 
 
-def a_stranger() -> Evidence:
+def a_stranger() -> Observations:
     eve = Registration(id=UUID(int=4), email="eve@example.org")
     mail = a_mail(UUID(int=14), eve.id, "eve@example.org", status="suppressed", attempts=[])
-    whole = evidence()
-    return evidence(registrations=[*whole.registrations, eve], mails=[*whole.mails, mail])
+    whole = observations()
+    return observations(registrations=[*whole.registrations, eve], mails=[*whole.mails, mail])
 
 
-def taken_again(attempts: list[Attempt]) -> Evidence:
+def taken_again(attempts: list[Attempt]) -> Observations:
     again = (str(ADAS_MAIL), "ada@example.org")
-    return evidence(taken=[*evidence().taken, again], mails=adas_mail(attempts=attempts))
+    return observations(taken=[*observations().taken, again], mails=adas_mail(attempts=attempts))
 
 
-def a_dead_letter(code: str, message_id: UUID = BOBS_MAIL) -> Evidence:
+def a_dead_letter(code: str, message_id: UUID = BOBS_MAIL) -> Observations:
     letter = DeadLetter("email.notifications", message_id, code)
-    return evidence(dead=[*evidence().dead, letter])
+    return observations(dead=[*observations().dead, letter])
 
 
 @pytest.mark.parametrize(
     ("found", "names"),
     [
         (without_bob, {"lost"}),
-        (lambda: evidence(users={"bob@example.org": 1}), {"lost"}),
+        (lambda: observations(users={"bob@example.org": 1}), {"lost"}),
         (twice_the_same_id, {"stored_twice"}),
         (a_second_row, {"stored_twice"}),
-        (lambda: evidence(users={"ada@example.org": 2, "bob@example.org": 1}), {"stored_twice"}),
+        (
+            lambda: observations(users={"ada@example.org": 2, "bob@example.org": 1}),
+            {"stored_twice"},
+        ),
         (a_stranger, {"unexpected"}),
-        (lambda: evidence(waiting={"user.registration.retry.1": 1}), {"stuck"}),
-        (lambda: evidence(mails=adas_mail(status="sending")), {"stuck", "unmailed"}),
-        (lambda: evidence(mails=evidence().mails[1:]), {"unmailed"}),
-        (lambda: evidence(taken=evidence().taken[1:]), {"unmailed"}),
-        (lambda: evidence(mails=adas_mail(status="failed")), {"failed_unexplained"}),
+        (lambda: observations(waiting={"user.registration.retry.1": 1}), {"stuck"}),
+        (lambda: observations(mails=adas_mail(status="sending")), {"stuck", "unmailed"}),
+        (lambda: observations(mails=observations().mails[1:]), {"unmailed"}),
+        (lambda: observations(taken=observations().taken[1:]), {"unmailed"}),
+        (lambda: observations(mails=adas_mail(status="failed")), {"failed_unexplained"}),
         (lambda: a_dead_letter("upstream_timeout"), {"dlq_unexplained"}),
         (lambda: a_dead_letter("mail_deferred"), {"dlq_unexplained"}),
         (
-            lambda: evidence(dead=[DeadLetter("user.registration", POISON, "too_large")]),
+            lambda: observations(dead=[DeadLetter("user.registration", POISON, "too_large")]),
             {"dlq_unexplained"},
         ),
-        (lambda: evidence(dead=[]), {"malformed_missing"}),
+        (lambda: observations(dead=[]), {"malformed_missing"}),
         (lambda: taken_again([SENT]), {"dup_mail_beyond_bound"}),
         (lambda: taken_again([replace(SENT, started_at=90.0), SENT]), {"dup_mail_beyond_bound"}),
         (
-            lambda: evidence(journal=replace(evidence().journal, two_answers=[UUID(int=5)])),
+            lambda: observations(
+                journal=replace(observations().journal, two_answers=[UUID(int=5)])
+            ),
             {"two_answers"},
         ),
-        (lambda: evidence(journal=replace(evidence().journal, reports=[ADA])), {"reports"}),
-        (lambda: evidence(stray_files=["a.csv.tmp-1"]), {"reports"}),
+        (lambda: observations(journal=replace(observations().journal, reports=[ADA])), {"reports"}),
+        (lambda: observations(stray_files=["a.csv.tmp-1"]), {"reports"}),
     ],
 )
-def test_each_broken_promise_is_named(found: Callable[[], Evidence], names: set[str]) -> None:
+def test_each_broken_promise_is_named(found: Callable[[], Observations], names: set[str]) -> None:
     assert set(broken(found())) == names
 
 
@@ -152,7 +157,7 @@ def test_each_broken_promise_is_named(found: Callable[[], Evidence], names: set[
 def test_a_second_mail_is_excused_by_an_attempt_nobody_could_record(
     attempts: list[Attempt],
 ) -> None:
-    verdict = judge(taken_again(attempts))
+    verdict = evaluate(taken_again(attempts))
 
     assert verdict.holds
     assert verdict.counts["dup_mail"] == verdict.counts["dup_mail_bound"] == 1
@@ -173,12 +178,12 @@ def test_a_mail_that_was_put_off_to_the_end_is_explained() -> None:
 
 
 def test_a_registration_whose_row_was_locked_is_explained() -> None:
-    lost_row = evidence(
-        registrations=evidence().registrations[:1],
-        mails=evidence().mails[:1],
-        taken=evidence().taken[:1],
+    lost_row = observations(
+        registrations=observations().registrations[:1],
+        mails=observations().mails[:1],
+        taken=observations().taken[:1],
         users={"ada@example.org": 1},
-        dead=[*evidence().dead, DeadLetter("user.registration", BOB, "row_locked")],
+        dead=[*observations().dead, DeadLetter("user.registration", BOB, "row_locked")],
     )
 
     assert broken(replace(lost_row, locked={"bob@example.org"})) == {}
@@ -197,9 +202,9 @@ def test_a_mail_whose_users_row_was_locked_may_be_given_up() -> None:
 def test_a_refused_mail_is_explained_by_the_reply() -> None:
     refused = Attempt(status="failed", started_at=1.0, reply_code=550)
 
-    found = evidence(
+    found = observations(
         mails=adas_mail(status="failed", attempts=[refused]),
-        taken=evidence().taken[1:],
+        taken=observations().taken[1:],
         refused={"ada@example.org": 1},
     )
 
@@ -207,10 +212,10 @@ def test_a_refused_mail_is_explained_by_the_reply() -> None:
 
 
 def test_what_was_stored_without_a_promise_is_counted_and_allowed() -> None:
-    whole = evidence()
+    whole = observations()
     journal = replace(whole.journal, accepted={ADA: "ada@example.org"})
 
-    verdict = judge(replace(whole, journal=journal))
+    verdict = evaluate(replace(whole, journal=journal))
 
     assert verdict.holds
     assert verdict.counts["recovered"] == 1
@@ -235,8 +240,8 @@ def totals(**changes: int) -> dict[str, int]:
 def test_a_ledger_that_is_true_is_not_called_untrue() -> None:
     replaced = a_ledger(incidents=[{"kind": "replaced"}])
 
-    assert broken(evidence(ledger=a_ledger())) == {}
-    assert broken(evidence(ledger=replaced, logs_deleted=2)) == {}
+    assert broken(observations(ledger=a_ledger())) == {}
+    assert broken(observations(ledger=replaced, logs_deleted=2)) == {}
 
 
 @pytest.mark.parametrize(
@@ -257,13 +262,13 @@ def test_a_ledger_that_is_true_is_not_called_untrue() -> None:
 def test_a_ledger_that_does_not_tell_what_is_there_is_broken(
     changes: dict[str, Any], logs_deleted: int
 ) -> None:
-    found = evidence(ledger=a_ledger(**changes), logs_deleted=logs_deleted)
+    found = observations(ledger=a_ledger(**changes), logs_deleted=logs_deleted)
 
     assert broken(found).keys() == {"ledger_untrue"}
 
 
 def test_who_gave_up_may_be_unpromised_and_who_was_promised_may_not() -> None:
-    gave_up, whole = UUID(int=7), evidence()
+    gave_up, whole = UUID(int=7), observations()
     journal = replace(whole.journal, unpromised=1)
     ledger = a_ledger(totals=totals(accepted=4, unpromised=1))
 
@@ -273,7 +278,7 @@ def test_who_gave_up_may_be_unpromised_and_who_was_promised_may_not() -> None:
 
 
 def test_of_two_people_under_one_id_the_second_is_a_dead_letter() -> None:
-    found = evidence()
+    found = observations()
     found.journal.reused.add(BOB)
     told = [*found.dead, DeadLetter("user.registration", BOB, "id_reused")]
 
@@ -282,7 +287,7 @@ def test_of_two_people_under_one_id_the_second_is_a_dead_letter() -> None:
 
 
 def test_a_reused_id_that_nobody_reused_is_unexplained() -> None:
-    found = evidence()
+    found = observations()
     told = [*found.dead, DeadLetter("user.registration", BOB, "id_reused")]
 
     assert broken(replace(found, dead=told)).keys() == {"dlq_unexplained"}

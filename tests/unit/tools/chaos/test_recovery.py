@@ -5,13 +5,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
-from tools.chaos.accounting import Evidence, Mail, Registration
-from tools.chaos.arena import Arena
+from tools.chaos.accounting import Mail, Observations, Registration
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
 from tools.chaos.recovery import Figures, Progress, measure
 from tools.chaos.schedule import Fault, Kind
 from tools.chaos.sink import Accepted, Sink
+from tools.chaos.testbed import Testbed
 
 ONE = UUID(int=1)
 
@@ -33,7 +33,7 @@ class Scene:
         journal.accepted_at |= {UUID(int=100 + n): at for n, at in enumerate(self.promises)}
         sink = Sink(1)
         sink.accepted = [Accepted(str(UUID(int=2)), "a@example.org", self.mailed)]
-        evidence = Evidence(
+        observations = Observations(
             journal=journal,
             registrations=[Registration(id=ONE, email="a@example.org", stored_at=self.stored)],
             users={"a@example.org": 1},
@@ -51,8 +51,10 @@ class Scene:
             dead=[],
             waiting={},
         )
-        arena = cast(Arena, SimpleNamespace(sink=sink))
-        return measure(self.happened, evidence, Progress(arena, self.rows or [self.stored]), arena)
+        testbed = cast(Testbed, SimpleNamespace(sink=sink))
+        return measure(
+            self.happened, observations, Progress(testbed, self.rows or [self.stored]), testbed
+        )
 
 
 def a_kill(target: str, at: float, ready: float | None = None) -> Happened:

@@ -3,13 +3,13 @@
 import json
 
 from tools.chaos.accounting import Verdict
-from tools.chaos.evidence import Rest
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
+from tools.chaos.observations import Rest
 from tools.chaos.recovery import Recovery
 from tools.chaos.report import Report, Run
 from tools.chaos.schedule import Fault, Kind
-from tools.chaos.sink import Trick
+from tools.chaos.sink import SmtpFault
 
 MACHINE = {"cores": "2"}
 
@@ -26,7 +26,7 @@ def a_run(seed: int, **broken: list[str]) -> Run:
         seconds=60.0,
         verdict=verdict,
         happened=[kill, spared],
-        tricks={Trick.DEFER: 3},
+        faults={SmtpFault.DEFER: 3},
         recovery=Recovery(service=[0.5], by_service={"sender": [0.5]}),
         rest=Rest(4.0),
         journal=Journal(),

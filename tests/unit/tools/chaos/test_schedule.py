@@ -10,9 +10,9 @@ from tools.chaos.schedule import (
     MODES,
     Fault,
     Kind,
-    doses,
     instances,
     plan,
+    scale,
     service_of,
 )
 
@@ -35,7 +35,7 @@ def test_a_short_run_has_every_kind_and_every_way_to_break_a_link(seed: int) -> 
     faults = plan(seed, SHORT_SECONDS)
 
     links = [fault for fault in faults if fault.kind is Kind.LINK]
-    assert set(doses(faults)) == {kind.value for kind in Kind}
+    assert set(scale(faults)) == {kind.value for kind in Kind}
     assert {fault.mode for fault in links} == set(MODES)
     assert {fault.target.partition("/")[0] for fault in links} == set(LINKS)
 

@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tools.chaos.sink import SHARES, Sink, Trick, hash_of, trick_for
+from tools.chaos.sink import SHARES, Sink, SmtpFault, hash_of, trick_for
 
 MAIL = b"From: a@example.org\r\nMessage-ID: <one@example.org>\r\n\r\nHello.\r\n.\r\n"
 
 
-def recipient_with(trick: Trick | None, *, odd: bool = False) -> str:
-    """Somebody whose first mail meets that trick."""
+def recipient_with(fault: SmtpFault | None, *, odd: bool = False) -> str:
+    """Somebody whose first mail meets that fault."""
     for number in range(10_000):
         address = f"p{number}@example.org"
-        if trick_for(1, address, 1) is trick and hash_of(address) % 2 == odd:
+        if trick_for(1, address, 1) is fault and hash_of(address) % 2 == odd:
             return address
-    raise AssertionError(trick)
+    raise AssertionError(fault)
 
 
 @pytest.fixture
@@ -61,20 +61,20 @@ def test_the_same_seed_plays_the_same_tricks() -> None:
 def test_tricks_are_as_frequent_as_they_should_be() -> None:
     played = [trick_for(1, f"p{n}@example.org", 1) for n in range(20_000)]
 
-    for trick, share in SHARES:
-        assert played.count(trick) / len(played) == pytest.approx(share, abs=0.01)
+    for fault, share in SHARES:
+        assert played.count(fault) / len(played) == pytest.approx(share, abs=0.01)
 
 
 async def test_some_are_hung_up_on_whenever_they_come(sink: Sink) -> None:
-    recipient = recipient_with(Trick.HANG_UP)
+    recipient = recipient_with(SmtpFault.HANG_UP)
 
     replies = [await send(sink, recipient) for _ in range(3)]
 
     assert {reply[-1] for reply in replies} == {"421 4.3.2 not now\r\n"}
-    assert sink.tricked[Trick.HANG_UP][recipient] == 3
+    assert sink.faulted[SmtpFault.HANG_UP][recipient] == 3
     assert sink.accepted == []
     played = [trick_for(1, f"p{n}@example.org", 1) for n in range(20_000)]
-    assert played.count(Trick.HANG_UP) / len(played) == pytest.approx(0.01, abs=0.003)
+    assert played.count(SmtpFault.HANG_UP) / len(played) == pytest.approx(0.01, abs=0.003)
 
 
 async def test_a_mail_is_taken_and_known_by_its_id(sink: Sink) -> None:
@@ -87,34 +87,36 @@ async def test_a_mail_is_taken_and_known_by_its_id(sink: Sink) -> None:
 
 
 @pytest.mark.parametrize("odd", [False, True])
-@pytest.mark.parametrize(("trick", "code"), [(Trick.DEFER, "451"), (Trick.REFUSE, "550")])
+@pytest.mark.parametrize(("fault", "code"), [(SmtpFault.DEFER, "451"), (SmtpFault.REFUSE, "550")])
 async def test_a_mail_is_put_off_or_refused(
-    sink: Sink, trick: Trick, code: str, *, odd: bool
+    sink: Sink, fault: SmtpFault, code: str, *, odd: bool
 ) -> None:
-    recipient = recipient_with(trick, odd=odd)
+    recipient = recipient_with(fault, odd=odd)
 
     replies = await send(sink, recipient)
 
     assert replies[-1].startswith(code)
-    assert sink.tricked[trick][recipient] == 1
+    assert sink.faulted[fault][recipient] == 1
     assert sink.accepted == []
 
 
-@pytest.mark.parametrize(("trick", "taken"), [(Trick.DROP_IN_TEXT, 0), (Trick.DROP_AFTER_DOT, 1)])
-async def test_the_connection_is_dropped(sink: Sink, trick: Trick, taken: int) -> None:
-    recipient = recipient_with(trick)
+@pytest.mark.parametrize(
+    ("fault", "taken"), [(SmtpFault.DROP_IN_TEXT, 0), (SmtpFault.DROP_AFTER_DOT, 1)]
+)
+async def test_the_connection_is_dropped(sink: Sink, fault: SmtpFault, taken: int) -> None:
+    recipient = recipient_with(fault)
 
     replies = await send(sink, recipient)
 
     assert replies[-1] == ""
-    assert sink.tricked[trick][recipient] == 1
+    assert sink.faulted[fault][recipient] == 1
     assert len(sink.accepted) == taken
 
 
 async def test_it_behaves_once_it_is_told_to(sink: Sink) -> None:
     sink.misbehaves = False
 
-    replies = await send(sink, recipient_with(Trick.DROP_AFTER_DOT))
+    replies = await send(sink, recipient_with(SmtpFault.DROP_AFTER_DOT))
 
     assert replies[-1].startswith("250")
-    assert not sink.tricks
+    assert not sink.faults

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sender.smtp.errors import LinkDroppedError, NotConnectedError
-from sender.smtp.link import Link
 from sender.smtp.replies import Phase, Reply
+from sender.smtp.transport import Transport
 
 
 class Security(StrEnum):
@@ -57,13 +57,13 @@ Extensions = dict[str, str]
 """What the server offers: keyword in upper case to its parameters."""
 
 
-async def open_session(server: Server) -> tuple[Link, Extensions]:
+async def open_session(server: Server) -> tuple[Transport, Extensions]:
     """Connect, secure the link, log in.
 
     Raises:
         NotConnectedError: Any of it failed. Nothing is left open.
     """
-    link = await Link.open(
+    link = await Transport.open(
         server.host, server.port, server.tls if server.security is Security.TLS else None
     )
     try:
@@ -75,7 +75,7 @@ async def open_session(server: Server) -> tuple[Link, Extensions]:
         raise
 
 
-async def _begin(link: Link, server: Server) -> Extensions:
+async def _begin(link: Transport, server: Server) -> Extensions:
     _expect(Phase.GREETING, await link.read(Phase.GREETING))
     extensions = await _hello(link, server)
     if server.security is Security.STARTTLS:
@@ -86,7 +86,7 @@ async def _begin(link: Link, server: Server) -> Extensions:
     return extensions
 
 
-async def _hello(link: Link, server: Server) -> Extensions:
+async def _hello(link: Transport, server: Server) -> Extensions:
     name = server.hello_name or link.address_literal
     reply = await link.command(Phase.HELLO, f"EHLO {name}")
     if reply.permanent:  # one that knows HELO only (RFC 5321, 3.2), or refuses EHLO to strangers
@@ -105,7 +105,7 @@ def _offers(reply: Reply) -> Extensions:
     return offers
 
 
-async def _start_tls(link: Link, server: Server, extensions: Extensions) -> None:
+async def _start_tls(link: Transport, server: Server, extensions: Extensions) -> None:
     if "STARTTLS" not in extensions:
         raise NotConnectedError(
             "the server does not offer STARTTLS, so everything would be readable on the way; "
@@ -115,7 +115,7 @@ async def _start_tls(link: Link, server: Server, extensions: Extensions) -> None
     await link.start_tls(server.tls, server.host)
 
 
-async def _log_in(link: Link, server: Server, extensions: Extensions) -> None:
+async def _log_in(link: Transport, server: Server, extensions: Extensions) -> None:
     """Log in by a method that is offered, else by the other: not all take what they offer."""
     offered = extensions.get("AUTH", "").upper().split()
     methods = [method for method in _METHODS if method in offered]
@@ -143,7 +143,7 @@ async def _log_in(link: Link, server: Server, extensions: Extensions) -> None:
     _expect(Phase.LOGIN, refusal)
 
 
-async def _log_in_plain(link: Link, server: Server) -> Reply:
+async def _log_in_plain(link: Transport, server: Server) -> Reply:
     secret = _base64(f"\x00{server.user}\x00{server.password}")
     reply = await link.command(Phase.LOGIN, f"AUTH PLAIN {secret}")
     if reply.code == MORE:  # it has not looked at what came with the command (RFC 4954, 4)
@@ -151,7 +151,7 @@ async def _log_in_plain(link: Link, server: Server) -> Reply:
     return reply
 
 
-async def _log_in_by_questions(link: Link, server: Server) -> Reply:
+async def _log_in_by_questions(link: Transport, server: Server) -> Reply:
     reply = await link.command(Phase.LOGIN, "AUTH LOGIN")
     for secret in (server.user, server.password):
         if reply.code == MORE:

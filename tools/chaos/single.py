@@ -152,14 +152,14 @@ async def running_lone(
         listening_ports(stack.given, offset), invocation=Invocation(offset=offset, data=folder)
     )
     supervisor = Supervisor(terminal=terminal, on_change=lambda _: None)
-    lone = Lone(stack, stack.broker, stack.postgres, supervisor)
+    single = Lone(stack, stack.broker, stack.postgres, supervisor)
     failed = True
     try:
         await asyncio.to_thread(start_infrastructure, stack, supervisor, terminal)
-        await asyncio.to_thread(supervisor.start, lone.services())
-        watching = asyncio.create_task(lone.watch())
+        await asyncio.to_thread(supervisor.start, single.services())
+        watching = asyncio.create_task(single.watch())
         try:
-            yield lone
+            yield single
         finally:
             watching.cancel()
         failed = False

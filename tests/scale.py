@@ -1,6 +1,6 @@
 """How much of it: the tests that throw things at the system throw more when told to.
 
-``USERSTREAM_TEST_DOSE=10 ./userstream test tests/e2e/test_malformed_messages.py`` takes ten
+``USERSTREAM_TEST_SCALE=10 ./userstream test tests/e2e/test_malformed_messages.py`` takes ten
 times the examples, and about ten times the time.
 """
 
@@ -9,8 +9,8 @@ import random
 
 import hypothesis
 
-DOSE = int(os.environ.get("USERSTREAM_TEST_DOSE", "1"))
-"""The multiple of the usual dose."""
+SCALE = int(os.environ.get("USERSTREAM_TEST_SCALE", "1"))
+"""The multiple of the usual scaled."""
 
 _WISH = os.environ.get("USERSTREAM_TEST_SEED", "1")
 
@@ -26,6 +26,6 @@ PROFILE = "by seed"
 hypothesis.settings.register_profile(PROFILE, derandomize=_WISH != "random", print_blob=True)
 
 
-def dose(usual: int) -> int:
+def scaled(usual: int) -> int:
     """The number of examples, where ``usual`` is what every run of the tests takes."""
-    return usual * DOSE
+    return usual * SCALE

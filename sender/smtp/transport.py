@@ -26,7 +26,7 @@ each mail given up on would be sent twice. ``IDLE`` (NOOP, RSET, QUIT) loses not
 """
 
 
-class Link:
+class Transport:
     """A connection to a mail server; after any error it is closed."""
 
     def __init__(self, protocol: ReplyProtocol, transport: asyncio.Transport) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from common.contracts.notifications import DeliveryStatus
 from common.errors import MailServerUnavailableError
-from sender.mailer import judge
+from sender.mailer import classify
 from sender.smtp.connection import Answer
 from sender.smtp.replies import Phase, Reply
 
@@ -82,10 +82,10 @@ def test_an_answer_leads_to(phase: Phase, said: str, expected: DeliveryStatus | 
 
     if expected is PAUSE:
         with pytest.raises(MailServerUnavailableError):
-            judge(answer)
+            classify(answer)
     else:
-        assert judge(answer).status is expected
-        assert judge(answer).reply == answer.reply
+        assert classify(answer).status is expected
+        assert classify(answer).reply == answer.reply
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_an_answer_leads_to(phase: Phase, said: str, expected: DeliveryStatus | 
 def test_a_parameter_for_one_address_is_refused_to_one_mail(
     said: str, expected: DeliveryStatus
 ) -> None:
-    assert judge(Answer(MAIL, a_reply(said)), needs_utf8=True).status is expected
+    assert classify(Answer(MAIL, a_reply(said)), needs_utf8=True).status is expected
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_a_parameter_for_one_address_is_refused_to_one_mail(
 def test_only_what_is_about_the_recipient_says_nothing_of_others(
     said: str, *, expected: bool
 ) -> None:
-    assert judge(Answer(RCPT, a_reply(said))).concerns_recipient is expected
+    assert classify(Answer(RCPT, a_reply(said))).concerns_recipient is expected
 
 
 def test_the_reason_for_a_pause_names_no_recipient() -> None:
     with pytest.raises(MailServerUnavailableError) as caught:
-        judge(Answer(Phase.MAIL, Reply(550, "5.7.1 <ada@example.org> later")))
+        classify(Answer(Phase.MAIL, Reply(550, "5.7.1 <ada@example.org> later")))
 
     assert "ada" not in caught.value.detail
     assert "550 5.7.1" in caught.value.detail

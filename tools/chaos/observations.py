@@ -16,10 +16,10 @@ import asyncpg
 
 from common.contracts.topology import EMAIL_NOTIFICATIONS, ROUTES
 from report_generator.files import DRAFT_MARK, DRAFT_MAX_AGE
-from tools.chaos.accounting import Attempt, DeadLetter, Evidence, Mail, Registration
-from tools.chaos.arena import Arena
+from tools.chaos.accounting import Attempt, DeadLetter, Mail, Observations, Registration
 from tools.chaos.journal import Journal
-from tools.chaos.sink import Trick
+from tools.chaos.sink import SmtpFault
+from tools.chaos.testbed import Testbed
 from tools.launcher.errors import LauncherError
 
 DRAIN_SECONDS = 120.0
@@ -76,11 +76,11 @@ class Rest:
     """What was still under way when the time was over."""
 
 
-async def drained(arena: Arena, journal: Journal) -> Rest:
+async def drained(testbed: Testbed, journal: Journal) -> Rest:
     """Wait until nothing is under way any more, at most two minutes."""
     begun, quiet, left = time.monotonic(), 0, ""
     while (waited := time.monotonic() - begun) < DRAIN_SECONDS:
-        left = await _under_way(arena, journal)
+        left = await _under_way(testbed, journal)
         quiet = 0 if left else quiet + 1
         if quiet == RESTS:
             return Rest(waited - RESTS * LOOK_SECONDS)
@@ -88,12 +88,12 @@ async def drained(arena: Arena, journal: Journal) -> Rest:
     return Rest(waited, left or "something new all the time")
 
 
-async def _under_way(arena: Arena, journal: Journal) -> str:
+async def _under_way(testbed: Testbed, journal: Journal) -> str:
     """What is not at rest, in words; empty if all is."""
     try:
-        queues = await asyncio.to_thread(waiting, arena)
-        dead = await asyncio.to_thread(waiting, arena, [EMAIL_NOTIFICATIONS.dead_letter_queue])
-        connection = await asyncpg.connect(arena.postgres.dsn(), timeout=5)
+        queues = await asyncio.to_thread(waiting, testbed)
+        dead = await asyncio.to_thread(waiting, testbed, [EMAIL_NOTIFICATIONS.dead_letter_queue])
+        connection = await asyncpg.connect(testbed.postgres.dsn(), timeout=5)
         try:
             rows = await connection.fetchval(UNDER_WAY)
             stored = await connection.fetchval("SELECT count(*) FROM registrations")
@@ -110,9 +110,9 @@ async def _under_way(arena: Arena, journal: Journal) -> str:
     return ", ".join(parts)
 
 
-def waiting(arena: Arena, names: Collection[str] = WORK_QUEUES) -> dict[str, int]:
+def waiting(testbed: Testbed, names: Collection[str] = WORK_QUEUES) -> dict[str, int]:
     """Which of these queues have messages, ready or unacknowledged, and how many."""
-    queues: Any = arena.broker.management("GET", "/api/queues")
+    queues: Any = testbed.broker.management("GET", "/api/queues")
     return {
         queue["name"]: queue["messages"]
         for queue in queues
@@ -120,23 +120,28 @@ def waiting(arena: Arena, names: Collection[str] = WORK_QUEUES) -> dict[str, int
     }
 
 
-async def gather(arena: Arena, journal: Journal) -> Evidence:
+async def gather(testbed: Testbed, journal: Journal) -> Observations:
     """Everything that is there now."""
-    sink = arena.sink
-    connection = await asyncpg.connect(arena.postgres.dsn(), timeout=10)
+    sink = testbed.sink
+    connection = await asyncpg.connect(testbed.postgres.dsn(), timeout=10)
     try:
         registrations = await connection.fetch(REGISTRATIONS)
         users = await connection.fetch(USERS)
         mails = await _mails(connection)
         reports = await connection.fetch(REPORTS)
-        ledger = await _ledger(arena)
+        ledger = await _ledger(testbed)
         unpromised = await connection.fetch(UNPROMISED)
     finally:
         await connection.close()
     put_off: Counter[str] = Counter()
-    for trick in (Trick.DEFER, Trick.DROP_IN_TEXT, Trick.DROP_AFTER_DOT, Trick.HANG_UP):
-        put_off += sink.tricked.get(trick, Counter())
-    return Evidence(
+    for fault in (
+        SmtpFault.DEFER,
+        SmtpFault.DROP_IN_TEXT,
+        SmtpFault.DROP_AFTER_DOT,
+        SmtpFault.HANG_UP,
+    ):
+        put_off += sink.faulted.get(fault, Counter())
+    return Observations(
         journal=journal,
         registrations=[
             Registration(
@@ -151,26 +156,26 @@ async def gather(arena: Arena, journal: Journal) -> Evidence:
         mails=mails,
         taken=[(mail.message_id, mail.recipient) for mail in sink.accepted],
         put_off=put_off,
-        refused=sink.tricked.get(Trick.REFUSE, Counter()),
-        locked=arena.locked,
+        refused=sink.faulted.get(SmtpFault.REFUSE, Counter()),
+        locked=testbed.locked,
         ledger=ledger,
         unpromised=[UUID(int=row["registration_id"].int) for row in unpromised],
-        logs_deleted=arena.logs_deleted,
-        dead=await dead_letters(arena),
-        waiting=await asyncio.to_thread(waiting, arena),
+        logs_deleted=testbed.logs_deleted,
+        dead=await dead_letters(testbed),
+        waiting=await asyncio.to_thread(waiting, testbed),
         reports=[(UUID(int=row["report_id"].int), row["status"]) for row in reports],
         stray_files=[
             file.name
-            for file in arena.disk.folder.rglob(f"*{DRAFT_MARK}*")
+            for file in testbed.disk.folder.rglob(f"*{DRAFT_MARK}*")
             if time.time() - file.stat().st_mtime > DRAFT_MAX_AGE.total_seconds()
         ],
     )
 
 
-async def _ledger(arena: Arena) -> Mapping[str, Any]:
+async def _ledger(testbed: Testbed) -> Mapping[str, Any]:
     """What the ledger says once it has read all there is, and has been to rest for a while."""
     deadline = time.monotonic() + LEDGER_SECONDS
-    url = f"{arena.urls('queue_receiver')[0]}/api/ledger"
+    url = f"{testbed.urls('queue_receiver')[0]}/api/ledger"
     said: dict[str, Any] = {"caughtUp": False, "lost": 0, "incidents": [], "rejected": 0}
     said["totals"] = dict.fromkeys(("accepted", "stored", "duplicates", "missing", "unpromised"), 0)
     timeout = aiohttp.ClientTimeout(total=LEDGER_SECONDS)
@@ -209,7 +214,7 @@ async def _mails(connection: "asyncpg.Connection[asyncpg.Record]") -> list[Mail]
     ]
 
 
-async def dead_letters(arena: Arena) -> list[DeadLetter]:
+async def dead_letters(testbed: Testbed) -> list[DeadLetter]:
     """Every dead letter, which stays where it is.
 
     A queue_receiver that reads them for the ledger at this moment holds them: then they are read
@@ -217,8 +222,8 @@ async def dead_letters(arena: Arena) -> list[DeadLetter]:
     """
     deadline = time.monotonic() + HELD_ELSEWHERE_SECONDS
     while True:
-        found = await _read_dead_letters(arena.broker.url())
-        there = await asyncio.to_thread(waiting, arena, DEAD_LETTER_QUEUES)
+        found = await _read_dead_letters(testbed.broker.url())
+        there = await asyncio.to_thread(waiting, testbed, DEAD_LETTER_QUEUES)
         if len(found) >= sum(there.values()) or time.monotonic() > deadline:
             return found
         await asyncio.sleep(1)
