@@ -12,10 +12,10 @@ import asyncpg
 from tools.bench.arguments import WORKLOADS, sizes
 from tools.bench.comparison import Comparison
 from tools.bench.goals import evaluate
+from tools.bench.harness import Harness, harness, settings_to_measure
 from tools.bench.machine import describe_machine, describe_versions
 from tools.bench.page import PAGE, results, write
 from tools.bench.table import figures_table, goals_table, plain, usage_table
-from tools.bench.testbed import Testbed, settings_to_measure, testbed
 from tools.bench.workloads import AGAINST_PEER, measure
 from tools.launcher.arguments import parser
 from tools.launcher.errors import LauncherError
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
             " wide ranges, of latencies above all."
         )
     try:
-        with testbed(
+        with harness(
             offset=given.port_offset,
             data=given.data,
             with_peer=bool(AGAINST_PEER & set(given.only)),
@@ -97,7 +97,7 @@ def show(
     print("\nGoals", plain(goals_table(verdicts)), sep="\n\n")
 
 
-def _measured(running: Testbed, given: Namespace) -> dict[str, Comparison]:
+def _measured(running: Harness, given: Namespace) -> dict[str, Comparison]:
     try:
         return measure(running, given.only, sizes(given), STDERR.say)
     except UNREACHABLE as error:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import asyncpg
 
+from tools.bench.harness import Harness
 from tools.bench.loop import run
-from tools.bench.testbed import Testbed
 from tools.launcher.processes import run_briefly
 
 OURS = ("aio-pika", "aiormq", "aiohttp", "asyncpg", "pydantic", "uvloop", "orjson", "structlog")
@@ -37,13 +37,13 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def describe_versions(testbed: Testbed) -> dict[str, str]:
+def describe_versions(harness: Harness) -> dict[str, str]:
     """Python, the servers, and the libraries of both systems."""
     return {
         "Python": platform.python_version(),
-        "RabbitMQ": testbed.broker.management("GET", "/api/overview")["rabbitmq_version"],
-        "PostgreSQL": run(_postgres_version(testbed.postgres.dsn())),
-        "UserStream": _libraries(testbed.stack.python),
+        "RabbitMQ": harness.broker.management("GET", "/api/overview")["rabbitmq_version"],
+        "PostgreSQL": run(_postgres_version(harness.postgres.dsn())),
+        "UserStream": _libraries(harness.stack.python),
         "peer": ", ".join(f"{name} {version(name)}" for name in PEERS),
     }
 

@@ -9,13 +9,13 @@ from uuid import uuid4
 
 from tools.bench.comparison import Comparison, Figure, Run
 from tools.bench.figures import percentile
+from tools.bench.harness import Harness
 from tools.bench.http_client import Client, Post, closed_loop, connected, open_loop, post_json
 from tools.bench.loop import run
 from tools.bench.mails import Mails
 from tools.bench.peer_system import PEER
 from tools.bench.procfs import measuring
 from tools.bench.systems import System
-from tools.bench.testbed import Testbed
 
 CONNECTIONS = 32
 """Clients that post at the same time."""
@@ -74,7 +74,7 @@ def people(number: int) -> list[Person]:
     ]
 
 
-def burst(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
+def burst(harness: Harness, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """``number`` registrations as fast as 32 clients get them in."""
 
     def told(done: Run) -> str:
@@ -88,7 +88,7 @@ def burst(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], No
         figures=BURST_FIGURES,
         baseline=PEER,
         runs=_in_turns(
-            testbed,
+            harness,
             _Course(
                 name="burst", rounds=rounds, number=number, load=_as_fast_as_possible, told=told
             ),
@@ -98,7 +98,7 @@ def burst(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], No
 
 
 def steady(
-    testbed: Testbed, *, rate: int, rounds: int, seconds: float, say: Callable[[str], None]
+    harness: Harness, *, rate: int, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> Comparison:
     """``rate`` registrations a second, whatever the answers take."""
 
@@ -116,7 +116,7 @@ def steady(
         figures=STEADY_FIGURES,
         baseline=PEER,
         runs=_in_turns(
-            testbed,
+            harness,
             _Course(
                 name=f"steady {rate}/s",
                 rounds=rounds,
@@ -129,15 +129,15 @@ def steady(
     )
 
 
-def warm_up(testbed: Testbed) -> None:
+def warm_up(harness: Harness) -> None:
     """Send some registrations through each system that do not count."""
-    for system in testbed.systems:
-        burst_of(testbed, system, WARM_UP)
+    for system in harness.systems:
+        burst_of(harness, system, WARM_UP)
 
 
-def burst_of(testbed: Testbed, system: System, number: int) -> Run:
+def burst_of(harness: Harness, system: System, number: int) -> Run:
     """One burst to one system."""
-    return run(register(testbed, system, people(number), _as_fast_as_possible))
+    return run(register(harness, system, people(number), _as_fast_as_possible))
 
 
 async def _as_fast_as_possible(client: Client, posts: Sequence[bytes]) -> list[Post]:
@@ -158,23 +158,23 @@ class _Course:
 
 
 def _in_turns(
-    testbed: Testbed, course: _Course, say: Callable[[str], None]
+    harness: Harness, course: _Course, say: Callable[[str], None]
 ) -> dict[str, list[Run]]:
     """Each system once a round; who begins changes, so that drift favours nobody."""
-    runs: dict[str, list[Run]] = {system.name: [] for system in testbed.systems}
+    runs: dict[str, list[Run]] = {system.name: [] for system in harness.systems}
     for turn in range(course.rounds):
-        for system in testbed.systems[:: -1 if turn % 2 else 1]:
-            done = run(register(testbed, system, people(course.number), course.load))
+        for system in harness.systems[:: -1 if turn % 2 else 1]:
+            done = run(register(harness, system, people(course.number), course.load))
             runs[system.name].append(done)
             say(f"{course.name} {turn + 1}/{course.rounds}, {system.name}: {course.told(done)}")
     return runs
 
 
-async def register(testbed: Testbed, system: System, persons: Sequence[Person], load: Load) -> Run:
+async def register(harness: Harness, system: System, persons: Sequence[Person], load: Load) -> Run:
     """Register these people and wait until each has a row and a mail."""
     posts = [post_json(system.path, person.as_json()) for person in persons]
-    mails, own = testbed.mails, system.pids()
-    async with connected(system.port) as client, measuring(own | testbed.around()) as meter:
+    mails, own = harness.mails, system.pids()
+    async with connected(system.port) as client, measuring(own | harness.around()) as meter:
         begun = time.monotonic()
         made = await load(client, posts)
         posted = time.monotonic()

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 
 from tools.bench.comparison import Comparison, Run
+from tools.bench.harness import Harness
 from tools.bench.http_client import Client, Post, closed_loop, connected
 from tools.bench.loop import run
 from tools.bench.pipeline import BURST_FIGURES, CONNECTIONS, WARM_UP, people, register
 from tools.bench.systems import System
-from tools.bench.testbed import Testbed
 from tools.launcher.ports import HOST
 from tools.launcher.processes import Program, start
 from tools.launcher.services import READY, answers_ok
@@ -24,22 +24,22 @@ SCALED = ("frontend", "queue_receiver", "sender")
 """They find their work at the broker. Several database_services need a proxy before them."""
 
 
-def scale(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
+def scale(harness: Harness, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """Bursts to 1, 2, 3 and 4 instances of the services that find their work at the broker."""
     runs: dict[str, list[Run]] = {_name(count): [] for count in INSTANCES}
     for turn in range(rounds):
         with ExitStack() as started:
-            frontends = [testbed.ours.port]
-            parts = dict(testbed.ours.parts)
+            frontends = [harness.ours.port]
+            parts = dict(harness.ours.parts)
             for count in INSTANCES:
                 if count > 1:
-                    port, more = _start_another(testbed, count, started)
+                    port, more = _start_another(harness, count, started)
                     frontends.append(port)
                     parts |= more
-                system = replace(testbed.ours, name=_name(count), parts=parts)
+                system = replace(harness.ours, name=_name(count), parts=parts)
                 if count > 1:  # the first ones are warm already
-                    run(_burst(testbed, system, frontends, WARM_UP * count))
-                done = run(_burst(testbed, system, frontends, number))
+                    run(_burst(harness, system, frontends, WARM_UP * count))
+                done = run(_burst(harness, system, frontends, number))
                 runs[system.name].append(done)
                 said = f"{done.figures['registrations_per_s']:,.0f} registrations/s"
                 say(f"scale {turn + 1}/{rounds}, {system.name}: {said}")
@@ -58,10 +58,10 @@ def _name(count: int) -> str:
 
 
 def _start_another(
-    testbed: Testbed, number: int, started: ExitStack
+    harness: Harness, number: int, started: ExitStack
 ) -> tuple[int, dict[str, Part]]:
     """One more of each; the frontend's port, and the processes."""
-    programs = {program.name: program for program in testbed.stack.services()}
+    programs = {program.name: program for program in harness.stack.services()}
     parts, frontend = {}, 0
     for service in SCALED:
         port = _free_port()
@@ -92,7 +92,7 @@ def _free_port() -> int:
         return port
 
 
-async def _burst(testbed: Testbed, system: System, frontends: Sequence[int], number: int) -> Run:
+async def _burst(harness: Harness, system: System, frontends: Sequence[int], number: int) -> Run:
     async def load(_client: Client, posts: Sequence[bytes]) -> list[Post]:
         share = len(frontends)
         async with AsyncExitStack() as stack:
@@ -106,4 +106,4 @@ async def _burst(testbed: Testbed, system: System, frontends: Sequence[int], num
         # In the order of the posts again: the people they are compared with are.
         return [made[place % share][place // share] for place in range(len(posts))]
 
-    return await register(testbed, system, people(number), load)
+    return await register(harness, system, people(number), load)

@@ -12,11 +12,11 @@ import asyncpg
 
 from common.database_client.http_client import Answer
 from tools.bench.comparison import Comparison, Figure, Run
+from tools.bench.harness import OURS, Harness
 from tools.bench.http_client import Client, connected, get, post_json
 from tools.bench.loop import run
 from tools.bench.pipeline import latencies
 from tools.bench.procfs import forget_peak, measuring, peak_rss
-from tools.bench.testbed import OURS, Testbed
 from tools.launcher.errors import LauncherError
 from tools.launcher.ports import HOST
 from tools.launcher.postgres import DATABASE
@@ -64,10 +64,10 @@ COPY_USERS = r"""
 """
 
 
-def fill(testbed: Testbed, number: int, say: Callable[[str], None]) -> None:
+def fill(harness: Harness, number: int, say: Callable[[str], None]) -> None:
     """Put exactly ``number`` users into our tables, and nothing else."""
     say(f"inserting {number:,} users")
-    run(_fill(testbed.ours.dsn, number))
+    run(_fill(harness.ours.dsn, number))
 
 
 async def _fill(dsn: str, number: int) -> None:
@@ -80,9 +80,9 @@ async def _fill(dsn: str, number: int) -> None:
         await connection.close()
 
 
-def empty(testbed: Testbed) -> None:
+def empty(harness: Harness) -> None:
     """Take everybody out of our tables again."""
-    run(_execute(testbed.ours.dsn, EMPTY))
+    run(_execute(harness.ours.dsn, EMPTY))
 
 
 async def _execute(dsn: str, statement: str) -> None:
@@ -93,16 +93,16 @@ async def _execute(dsn: str, statement: str) -> None:
         await connection.close()
 
 
-def report(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
+def report(harness: Harness, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """A CSV of all users through both services, and by psql."""
     runs: dict[str, list[Run]] = {OURS: [], PSQL: []}
-    psql = _psql(testbed)
+    psql = _psql(harness)
 
     def ours() -> Run:
-        return run(_generate(testbed, number))
+        return run(_generate(harness, number))
 
     def theirs() -> Run:
-        return _copy(testbed, psql, number)
+        return _copy(harness, psql, number)
 
     for turn in range(rounds):
         both = [(OURS, ours), (PSQL, theirs)]
@@ -121,11 +121,11 @@ def report(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], N
     )
 
 
-async def _generate(testbed: Testbed, number: int) -> Run:
-    pids = {name: each.pid for name in REPORTERS if (each := testbed.part(name).running)}
+async def _generate(harness: Harness, number: int) -> Run:
+    pids = {name: each.pid for name in REPORTERS if (each := harness.part(name).running)}
     for pid in pids.values():
         forget_peak(pid)
-    port = testbed.stack.ports["report_generator"]
+    port = harness.stack.ports["report_generator"]
     async with connected(port) as client, measuring(pids) as meter:
         begun = time.monotonic()
         accepted = await client.send(post_json("/api/reports/generate", {}))
@@ -156,11 +156,11 @@ async def _finished(client: Client, status_url: str) -> dict[str, Any]:
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _copy(testbed: Testbed, psql: str, number: int) -> Run:
-    file = testbed.scratch / "copy.csv"
+def _copy(harness: Harness, psql: str, number: int) -> Run:
+    file = harness.scratch / "copy.csv"
     command = " ".join(COPY_USERS.format(file=file).split())
-    options = ["-X", "-h", HOST, "-p", str(testbed.postgres.port), "-U", DATABASE, "-d", DATABASE]
-    environment = {"PATH": os.environ["PATH"], "PGPASSWORD": testbed.postgres.password}
+    options = ["-X", "-h", HOST, "-p", str(harness.postgres.port), "-U", DATABASE, "-d", DATABASE]
+    environment = {"PATH": os.environ["PATH"], "PGPASSWORD": harness.postgres.password}
     begun = time.monotonic()
     said = run_briefly(
         [psql, *options, "-c", command],
@@ -174,9 +174,9 @@ def _copy(testbed: Testbed, psql: str, number: int) -> Run:
     return Run(figures=figures, problems=problems)
 
 
-def _psql(testbed: Testbed) -> str:
+def _psql(harness: Harness) -> str:
     """The client that came with the server, or the system's."""
-    servers = testbed.postgres.programs
+    servers = harness.postgres.programs
     beside = servers[max(servers)] / "psql"
     found = str(beside) if beside.is_file() else shutil.which("psql")
     if not found:
@@ -187,12 +187,12 @@ def _psql(testbed: Testbed) -> str:
     return found
 
 
-def paging(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
+def paging(harness: Harness, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """A page of users at the start, in the middle and at the end."""
     runs: dict[str, list[Run]] = {FIRST: [], MIDDLE: [], LAST: []}
-    after = run(_places(testbed.ours.dsn))
+    after = run(_places(harness.ours.dsn))
     for turn in range(rounds):
-        for name, done in run(_turn_pages(testbed, after)).items():
+        for name, done in run(_turn_pages(harness, after)).items():
             runs[name].append(done)
         p50 = ", ".join(
             f"{name} {each[-1].figures['p50_ms']:.2f} ms" for name, each in runs.items()
@@ -219,14 +219,14 @@ async def _places(dsn: str) -> dict[str, int]:
     return {FIRST: low, MIDDLE: (low + high) // 2, LAST: high - PAGE_SIZE}
 
 
-async def _turn_pages(testbed: Testbed, after: dict[str, int]) -> dict[str, Run]:
+async def _turn_pages(harness: Harness, after: dict[str, int]) -> dict[str, Run]:
     """Ask for each page in turn, again and again."""
     seconds: dict[str, list[float]] = {name: [] for name in after}
     problems: dict[str, list[str]] = {name: [] for name in after}
     requests = {
         name: get(f"/api/users?limit={PAGE_SIZE}&after={place}") for name, place in after.items()
     }
-    async with connected(testbed.stack.ports["database_service"]) as client:
+    async with connected(harness.stack.ports["database_service"]) as client:
         for request in requests.values():
             await client.send(request)
         for _ in range(PAGES_PER_ROUND):

@@ -11,13 +11,13 @@ from uuid import uuid4
 import aio_pika
 
 from tools.bench.comparison import Comparison, Figure, Run
+from tools.bench.harness import Harness
 from tools.bench.http_client import closed_loop, connected, post_json
 from tools.bench.loop import run
 from tools.bench.peer_system import PEER
 from tools.bench.pipeline import Person, burst_of, latencies, missing_of, people, refused
 from tools.bench.procfs import measuring
 from tools.bench.systems import System
-from tools.bench.testbed import Testbed
 
 CONNECTIONS = 64
 """Enough to keep one process at work while the broker's disk confirms what it has published."""
@@ -42,12 +42,12 @@ BACKLOG_FIGURES = (
 )
 
 
-def accept(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
+def accept(harness: Harness, *, rounds: int, number: int, say: Callable[[str], None]) -> Comparison:
     """POSTs to one process of each system, whose consumers are stopped."""
-    runs: dict[str, list[Run]] = {system.name: [] for system in testbed.systems}
-    with _consumers_stopped(testbed.systems):
+    runs: dict[str, list[Run]] = {system.name: [] for system in harness.systems}
+    with _consumers_stopped(harness.systems):
         for turn in range(rounds):
-            for system in testbed.systems[:: -1 if turn % 2 else 1]:
+            for system in harness.systems[:: -1 if turn % 2 else 1]:
                 done = run(_fill_by_http(system, people(number)))
                 runs[system.name].append(done)
                 said = f"{done.figures['posts_per_s']:,.0f} POSTs/s"
@@ -63,7 +63,7 @@ def accept(testbed: Testbed, *, rounds: int, number: int, say: Callable[[str], N
 
 
 def backlog(
-    testbed: Testbed,
+    harness: Harness,
     *,
     number: int,
     burst_number: int,
@@ -73,18 +73,18 @@ def backlog(
     """Let go what has piled up; the bursts of this run are the baseline.
 
     Args:
-        testbed: What is measured.
+        harness: What is measured.
         number: Messages that wait.
         burst_number: Registrations of a burst.
         bursts: Runs of ours; where there are none, one is made.
         say: Hears of the progress.
     """
-    bursts = bursts or [burst_of(testbed, testbed.ours, burst_number)]
+    bursts = bursts or [burst_of(harness, harness.ours, burst_number)]
     say(f"backlog: publishing {number:,} messages")
-    with _consumers_stopped([testbed.ours]):
+    with _consumers_stopped([harness.ours]):
         persons = people(number)
-        run(_fill_by_amqp(testbed.ours, persons))
-    done = run(_drain(testbed, persons))
+        run(_fill_by_amqp(harness.ours, persons))
+    done = run(_drain(harness, persons))
     each = done.figures.get("ms_per_registration")
     say(f"backlog, {number:,} messages: {f'{each:.3f} ms each' if each else 'no mail came'}")
     return Comparison(
@@ -170,16 +170,16 @@ def _message(person: Person) -> aio_pika.Message:
     )
 
 
-async def _drain(testbed: Testbed, persons: Sequence[Person]) -> Run:
+async def _drain(harness: Harness, persons: Sequence[Person]) -> Run:
     """Wait until each has a row and a mail; the consumer has just been started."""
-    system, own = testbed.ours, testbed.ours.pids()
-    async with measuring(own | testbed.around()) as meter:
-        missing = await testbed.mails.wait_for([person.email for person in persons])
+    system, own = harness.ours, harness.ours.pids()
+    async with measuring(own | harness.around()) as meter:
+        missing = await harness.mails.wait_for([person.email for person in persons])
     rows = await system.rows_of(person.email for person in persons)
     instants = [
-        testbed.mails.first[person.email]
+        harness.mails.first[person.email]
         for person in persons
-        if person.email in testbed.mails.first
+        if person.email in harness.mails.first
     ]
     usage = meter.usage()
     first_quarter, last_quarter = meter.peak(own, end=0.25), meter.peak(own, begin=0.75)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from tools.bench import pipeline, scale, users, waiting
 from tools.bench.arguments import Sizes
 from tools.bench.comparison import Comparison
-from tools.bench.testbed import OURS, Testbed
+from tools.bench.harness import OURS, Harness
 
 AGAINST_PEER = {"burst", "steady", "accept"}
 """Workloads that need the peer."""
@@ -18,27 +18,27 @@ STEADY_RATES = (50, 200)
 
 
 def measure(
-    testbed: Testbed, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
+    harness: Harness, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
 ) -> dict[str, Comparison]:
     """Run the workloads; their comparisons by name."""
     # First, so that the memory of a report is not what bursts have left behind.
-    of_a_large_table = _of_a_large_table(testbed, wanted, sizes, say)
+    of_a_large_table = _of_a_large_table(harness, wanted, sizes, say)
     if WITH_MAILS & set(wanted):
-        pipeline.warm_up(testbed)
-    found = _compared_with_peer(testbed, wanted, sizes, say)
+        pipeline.warm_up(harness)
+    found = _compared_with_peer(harness, wanted, sizes, say)
     rounds, number = sizes.rounds, sizes.count
     if "scale" in wanted:
-        found["scale"] = scale.scale(testbed, rounds=rounds, number=number, say=say)
+        found["scale"] = scale.scale(harness, rounds=rounds, number=number, say=say)
     if "backlog" in wanted:
         bursts = found["burst"].runs[OURS] if "burst" in found else ()
         found["backlog"] = waiting.backlog(
-            testbed, number=sizes.backlog, burst_number=number, bursts=bursts, say=say
+            harness, number=sizes.backlog, burst_number=number, bursts=bursts, say=say
         )
     return found | of_a_large_table
 
 
 def _compared_with_peer(
-    testbed: Testbed, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
+    harness: Harness, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
 ) -> dict[str, Comparison]:
     found: dict[str, Comparison] = {}
     rounds, number = sizes.rounds, sizes.count
@@ -46,25 +46,25 @@ def _compared_with_peer(
         # Before bursts: the ledger and the disks are busy for some time with what they leave.
         for rate in STEADY_RATES:
             found[f"steady {rate}/s"] = pipeline.steady(
-                testbed, rate=rate, rounds=rounds, seconds=sizes.seconds, say=say
+                harness, rate=rate, rounds=rounds, seconds=sizes.seconds, say=say
             )
     if "burst" in wanted:
-        found["burst"] = pipeline.burst(testbed, rounds=rounds, number=number, say=say)
+        found["burst"] = pipeline.burst(harness, rounds=rounds, number=number, say=say)
     if "accept" in wanted:
-        found["accept"] = waiting.accept(testbed, rounds=rounds, number=number, say=say)
+        found["accept"] = waiting.accept(harness, rounds=rounds, number=number, say=say)
     return found
 
 
 def _of_a_large_table(
-    testbed: Testbed, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
+    harness: Harness, wanted: Collection[str], sizes: Sizes, say: Callable[[str], None]
 ) -> dict[str, Comparison]:
     if not {"report", "paging"} & set(wanted):
         return {}
     found: dict[str, Comparison] = {}
-    users.fill(testbed, sizes.users, say)
+    users.fill(harness, sizes.users, say)
     if "report" in wanted:
-        found["report"] = users.report(testbed, rounds=sizes.rounds, number=sizes.users, say=say)
+        found["report"] = users.report(harness, rounds=sizes.rounds, number=sizes.users, say=say)
     if "paging" in wanted:
-        found["paging"] = users.paging(testbed, rounds=sizes.rounds, number=sizes.users, say=say)
-    users.empty(testbed)
+        found["paging"] = users.paging(harness, rounds=sizes.rounds, number=sizes.users, say=say)
+    users.empty(harness)
     return found

@@ -12,9 +12,9 @@ import asyncpg
 
 from common.contracts.topology import USER_REGISTRATION, definitions
 from tools.bench.procfs import all_processes, family
+from tools.chaos.harness import Harness
 from tools.chaos.proxy import Mode
 from tools.chaos.schedule import Fault, Kind, instances_of
-from tools.chaos.testbed import Testbed
 from tools.launcher.errors import LauncherError
 
 READY_SECONDS = 60.0
@@ -55,7 +55,7 @@ class Happened:
 class Injector:
     """Follows the schedule."""
 
-    testbed: Testbed
+    harness: Harness
     faults: Sequence[Fault]
     happened: list[Happened] = field(default_factory=list)
     _watching: set[asyncio.Task[None]] = field(default_factory=set)
@@ -69,14 +69,14 @@ class Injector:
 
     async def heal(self) -> None:
         """End all faults that may still be there."""
-        testbed = self.testbed
-        for proxy in testbed.proxies.values():
+        harness = self.harness
+        for proxy in harness.proxies.values():
             proxy.set(Mode.PASS)
-        for name in testbed.supervisor.parts:
-            testbed.send(name, signal.SIGCONT)
-        testbed.disk.clear()
-        testbed.clock.jump(0)
-        testbed.sink.misbehaves = False
+        for name in harness.supervisor.parts:
+            harness.send(name, signal.SIGCONT)
+        harness.disk.clear()
+        harness.clock.jump(0)
+        harness.sink.misbehaves = False
         await self._watermark(MEMORY_LIMIT)
         await asyncio.to_thread(self._import_definitions)
 
@@ -97,7 +97,7 @@ class Injector:
             case Kind.FREEZE:
                 self._signal(fault.target, signal.SIGSTOP, happened)
                 await asyncio.sleep(fault.lasts)
-                self.testbed.send(fault.target, signal.SIGCONT)
+                self.harness.send(fault.target, signal.SIGCONT)
             case Kind.BROKER_RESTART | Kind.BROKER_KILL:
                 gentle = fault.kind is Kind.BROKER_RESTART
                 number = signal.SIGTERM if gentle else signal.SIGKILL
@@ -117,20 +117,20 @@ class Injector:
                 await self._roll(fault.target)
             case Kind.DISK_FULL:
                 await self._for_a_while(
-                    self.testbed.disk.fill, self.testbed.disk.clear, fault, happened
+                    self.harness.disk.fill, self.harness.disk.clear, fault, happened
                 )
             case Kind.ROW_LOCK:
                 await self._lock_rows(fault, happened)
             case Kind.LOG_DELETED:
                 await self._delete_log(fault, happened)
             case Kind.CLOCK_JUMP:
-                clock = self.testbed.clock
+                clock = self.harness.clock
                 await self._for_a_while(
                     lambda: clock.jump(fault.amount), lambda: clock.jump(0), fault, happened
                 )
 
     def _signal(self, name: str, number: signal.Signals, happened: Happened) -> int | None:
-        pid = self.testbed.send(name, number)
+        pid = self.harness.send(name, number)
         if pid is None:
             happened.skipped = "it was down already"
         return pid
@@ -144,16 +144,16 @@ class Injector:
     async def _ready_again(self, instance: str, killed: int) -> bool:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
-            running = self.testbed.part(instance).running
+            running = self.harness.part(instance).running
             lives = running and running.pid != killed and running.exit_code is None
-            if lives and await asyncio.to_thread(self.testbed.is_ready, instance):
+            if lives and await asyncio.to_thread(self.harness.is_ready, instance):
                 return True
             await asyncio.sleep(POLL_SECONDS)
         return False
 
     async def _part(self, name: str, number: signal.Signals, happened: Happened) -> None:
         """End the broker or the database, and wait until the next one serves."""
-        part = self.testbed.part(name)
+        part = self.harness.part(name)
         if self._signal(name, number, happened) is None:
             return
         before, deadline = part.restarts, time.monotonic() + READY_SECONDS
@@ -165,9 +165,9 @@ class Injector:
 
     async def _kill_backend(self, happened: Happened) -> None:
         """Kill -9 one of PostgreSQL's processes; it restarts them all, for safety's sake."""
-        testbed = self.testbed
+        harness = self.harness
         try:
-            connection = await asyncpg.connect(testbed.postgres.dsn(), timeout=2)
+            connection = await asyncpg.connect(harness.postgres.dsn(), timeout=2)
         except (OSError, TimeoutError, asyncpg.PostgresError):
             happened.skipped = "PostgreSQL was down already"
             return
@@ -179,7 +179,7 @@ class Injector:
             )
         finally:
             await connection.close()
-        server = testbed.part("postgres").running
+        server = harness.part("postgres").running
         if not server or not pid or pid not in family(server.pid, all_processes()):
             happened.skipped = "there was no connection"
             return
@@ -187,16 +187,16 @@ class Injector:
 
     async def _lock_rows(self, fault: Fault, happened: Happened) -> None:
         """Hold the rows of the newest users in a transaction, as somebody in psql does."""
-        testbed = self.testbed
+        harness = self.harness
         try:
-            connection = await asyncpg.connect(testbed.postgres.dsn(), timeout=2)
+            connection = await asyncpg.connect(harness.postgres.dsn(), timeout=2)
         except (OSError, TimeoutError, asyncpg.PostgresError):
             happened.skipped = "PostgreSQL was down"
             return
         try:
             async with connection.transaction():
                 rows = await connection.fetch(LOCK_NEWEST_USERS)
-                testbed.locked |= {row["email"] for row in rows}
+                harness.locked |= {row["email"] for row in rows}
                 await asyncio.sleep(fault.lasts)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             pass  # PostgreSQL was ended meanwhile, and the locks with it
@@ -214,9 +214,9 @@ class Injector:
         while time.monotonic() < until:
             try:
                 if not is_deleted:
-                    await asyncio.to_thread(self.testbed.broker.management, "DELETE", LOG)
+                    await asyncio.to_thread(self.harness.broker.management, "DELETE", LOG)
                     is_deleted = True
-                    self.testbed.logs_deleted += 1
+                    self.harness.logs_deleted += 1
                 await asyncio.to_thread(self._import_definitions)
             except (LauncherError, OSError, http.client.HTTPException):
                 pass  # it is away, for another reason
@@ -225,10 +225,10 @@ class Injector:
             happened.skipped = "the broker was down"
 
     def _import_definitions(self) -> None:
-        self.testbed.broker.management("POST", "/api/definitions", definitions())
+        self.harness.broker.management("POST", "/api/definitions", definitions())
 
     async def _break_link(self, fault: Fault) -> None:
-        proxies = self.testbed.links(fault.target)
+        proxies = self.harness.links(fault.target)
         for proxy in proxies:
             proxy.set(Mode(fault.mode), fault.amount)
         await asyncio.sleep(fault.lasts)
@@ -238,7 +238,7 @@ class Injector:
     async def _roll(self, service: str) -> None:
         """Stop each instance in good order, one after the other."""
         for instance in instances_of(service):
-            pid = self.testbed.send(instance, signal.SIGTERM)
+            pid = self.harness.send(instance, signal.SIGTERM)
             if pid:
                 await self._ready_again(instance, pid)
 
@@ -258,7 +258,7 @@ class Injector:
     async def _watermark(self, share: str) -> None:
         """Set the share of the memory at which the broker blocks publishers; 0: at once."""
         try:
-            await asyncio.to_thread(self.testbed.broker.ctl, "set_vm_memory_high_watermark", share)
+            await asyncio.to_thread(self.harness.broker.ctl, "set_vm_memory_high_watermark", share)
         except LauncherError:
             if share != "0":  # a broker that starts again has its own setting
                 await asyncio.sleep(1)

@@ -17,9 +17,9 @@ import asyncpg
 from common.contracts.topology import EMAIL_NOTIFICATIONS, ROUTES
 from report_generator.files import DRAFT_MARK, DRAFT_MAX_AGE
 from tools.chaos.accounting import Attempt, DeadLetter, Mail, Observations, Registration
+from tools.chaos.harness import Harness
 from tools.chaos.journal import Journal
 from tools.chaos.sink import SmtpFault
-from tools.chaos.testbed import Testbed
 from tools.launcher.errors import LauncherError
 
 DRAIN_SECONDS = 120.0
@@ -76,11 +76,11 @@ class Rest:
     """What was still under way when the time was over."""
 
 
-async def drained(testbed: Testbed, journal: Journal) -> Rest:
+async def drained(harness: Harness, journal: Journal) -> Rest:
     """Wait until nothing is under way any more, at most two minutes."""
     begun, quiet, left = time.monotonic(), 0, ""
     while (waited := time.monotonic() - begun) < DRAIN_SECONDS:
-        left = await _under_way(testbed, journal)
+        left = await _under_way(harness, journal)
         quiet = 0 if left else quiet + 1
         if quiet == RESTS:
             return Rest(waited - RESTS * LOOK_SECONDS)
@@ -88,12 +88,12 @@ async def drained(testbed: Testbed, journal: Journal) -> Rest:
     return Rest(waited, left or "something new all the time")
 
 
-async def _under_way(testbed: Testbed, journal: Journal) -> str:
+async def _under_way(harness: Harness, journal: Journal) -> str:
     """What is not at rest, in words; empty if all is."""
     try:
-        queues = await asyncio.to_thread(waiting, testbed)
-        dead = await asyncio.to_thread(waiting, testbed, [EMAIL_NOTIFICATIONS.dead_letter_queue])
-        connection = await asyncpg.connect(testbed.postgres.dsn(), timeout=5)
+        queues = await asyncio.to_thread(waiting, harness)
+        dead = await asyncio.to_thread(waiting, harness, [EMAIL_NOTIFICATIONS.dead_letter_queue])
+        connection = await asyncpg.connect(harness.postgres.dsn(), timeout=5)
         try:
             rows = await connection.fetchval(UNDER_WAY)
             stored = await connection.fetchval("SELECT count(*) FROM registrations")
@@ -110,9 +110,9 @@ async def _under_way(testbed: Testbed, journal: Journal) -> str:
     return ", ".join(parts)
 
 
-def waiting(testbed: Testbed, names: Collection[str] = WORK_QUEUES) -> dict[str, int]:
+def waiting(harness: Harness, names: Collection[str] = WORK_QUEUES) -> dict[str, int]:
     """Which of these queues have messages, ready or unacknowledged, and how many."""
-    queues: Any = testbed.broker.management("GET", "/api/queues")
+    queues: Any = harness.broker.management("GET", "/api/queues")
     return {
         queue["name"]: queue["messages"]
         for queue in queues
@@ -120,16 +120,16 @@ def waiting(testbed: Testbed, names: Collection[str] = WORK_QUEUES) -> dict[str,
     }
 
 
-async def gather(testbed: Testbed, journal: Journal) -> Observations:
+async def gather(harness: Harness, journal: Journal) -> Observations:
     """Everything that is there now."""
-    sink = testbed.sink
-    connection = await asyncpg.connect(testbed.postgres.dsn(), timeout=10)
+    sink = harness.sink
+    connection = await asyncpg.connect(harness.postgres.dsn(), timeout=10)
     try:
         registrations = await connection.fetch(REGISTRATIONS)
         users = await connection.fetch(USERS)
         mails = await _mails(connection)
         reports = await connection.fetch(REPORTS)
-        ledger = await _ledger(testbed)
+        ledger = await _ledger(harness)
         unpromised = await connection.fetch(UNPROMISED)
     finally:
         await connection.close()
@@ -157,25 +157,25 @@ async def gather(testbed: Testbed, journal: Journal) -> Observations:
         taken=[(mail.message_id, mail.recipient) for mail in sink.accepted],
         put_off=put_off,
         refused=sink.faulted.get(SmtpFault.REFUSE, Counter()),
-        locked=testbed.locked,
+        locked=harness.locked,
         ledger=ledger,
         unpromised=[UUID(int=row["registration_id"].int) for row in unpromised],
-        logs_deleted=testbed.logs_deleted,
-        dead=await dead_letters(testbed),
-        waiting=await asyncio.to_thread(waiting, testbed),
+        logs_deleted=harness.logs_deleted,
+        dead=await dead_letters(harness),
+        waiting=await asyncio.to_thread(waiting, harness),
         reports=[(UUID(int=row["report_id"].int), row["status"]) for row in reports],
         stray_files=[
             file.name
-            for file in testbed.disk.folder.rglob(f"*{DRAFT_MARK}*")
+            for file in harness.disk.folder.rglob(f"*{DRAFT_MARK}*")
             if time.time() - file.stat().st_mtime > DRAFT_MAX_AGE.total_seconds()
         ],
     )
 
 
-async def _ledger(testbed: Testbed) -> Mapping[str, Any]:
+async def _ledger(harness: Harness) -> Mapping[str, Any]:
     """What the ledger says once it has read all there is, and has been to rest for a while."""
     deadline = time.monotonic() + LEDGER_SECONDS
-    url = f"{testbed.urls('queue_receiver')[0]}/api/ledger"
+    url = f"{harness.urls('queue_receiver')[0]}/api/ledger"
     said: dict[str, Any] = {"caughtUp": False, "lost": 0, "incidents": [], "rejected": 0}
     said["totals"] = dict.fromkeys(("accepted", "stored", "duplicates", "missing", "unpromised"), 0)
     timeout = aiohttp.ClientTimeout(total=LEDGER_SECONDS)
@@ -214,7 +214,7 @@ async def _mails(connection: "asyncpg.Connection[asyncpg.Record]") -> list[Mail]
     ]
 
 
-async def dead_letters(testbed: Testbed) -> list[DeadLetter]:
+async def dead_letters(harness: Harness) -> list[DeadLetter]:
     """Every dead letter, which stays where it is.
 
     A queue_receiver that reads them for the ledger at this moment holds them: then they are read
@@ -222,8 +222,8 @@ async def dead_letters(testbed: Testbed) -> list[DeadLetter]:
     """
     deadline = time.monotonic() + HELD_ELSEWHERE_SECONDS
     while True:
-        found = await _read_dead_letters(testbed.broker.url())
-        there = await asyncio.to_thread(waiting, testbed, DEAD_LETTER_QUEUES)
+        found = await _read_dead_letters(harness.broker.url())
+        there = await asyncio.to_thread(waiting, harness, DEAD_LETTER_QUEUES)
         if len(found) >= sum(there.values()) or time.monotonic() > deadline:
             return found
         await asyncio.sleep(1)

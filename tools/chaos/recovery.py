@@ -13,10 +13,10 @@ from uuid import UUID
 import asyncpg
 
 from tools.chaos.accounting import Observations
+from tools.chaos.harness import Harness
 from tools.chaos.inject import Happened
 from tools.chaos.observations import NOT_THERE
 from tools.chaos.schedule import Kind, service_of
-from tools.chaos.testbed import Testbed
 
 WATCH_SECONDS = 0.05
 """Between two looks at how many rows there are: the resolution of what is measured."""
@@ -39,7 +39,7 @@ and connections have tried again by then."""
 class Progress:
     """Instants at which a service was seen to have done something, in seconds since 1970."""
 
-    testbed: Testbed
+    harness: Harness
     stored: list[float] = field(default_factory=list)
     rows: int = 0
 
@@ -47,7 +47,7 @@ class Progress:
         """Look again and again until cancelled."""
         while True:
             with suppress(*NOT_THERE):
-                connection = await asyncpg.connect(self.testbed.postgres.dsn(), timeout=2)
+                connection = await asyncpg.connect(self.harness.postgres.dsn(), timeout=2)
                 try:
                     await self._count(connection)
                 finally:
@@ -130,14 +130,14 @@ class Recovery:
 
 
 def measure(
-    happened: Sequence[Happened], observations: Observations, progress: Progress, testbed: Testbed
+    happened: Sequence[Happened], observations: Observations, progress: Progress, harness: Harness
 ) -> Recovery:
     """What the kills and freezes of a run tell."""
     did = {
         "frontend": sorted(observations.journal.first_answers),
         "queue_receiver": progress.stored,
         "database_service": progress.stored,
-        "sender": [mail.at for mail in testbed.sink.accepted],
+        "sender": [mail.at for mail in harness.sink.accepted],
     }
     calm = list(_calm(happened, observations.journal.accepted_at.values()))
     found = Recovery(stood_still={name: _longest_gap(seen, calm) for name, seen in did.items()})
@@ -147,7 +147,7 @@ def measure(
         if each.fault.kind is Kind.KILL:
             _after_kill(each, happened, observations, did, found)
         elif each.fault.kind is Kind.FREEZE:
-            found.frozen += _after_freeze(each, observations, testbed)
+            found.frozen += _after_freeze(each, observations, harness)
     return found
 
 
@@ -177,26 +177,26 @@ def _longest_gap(seen: Sequence[float], spans: Sequence[tuple[float, float]]) ->
     return max(gaps, default=0.0)
 
 
-def _after_freeze(freeze: Happened, observations: Observations, testbed: Testbed) -> list[float]:
+def _after_freeze(freeze: Happened, observations: Observations, harness: Harness) -> list[float]:
     """The longest wait for a row or a mail; of services that hold no messages there is none."""
     service = service_of(freeze.fault.target)
     if service == "queue_receiver":
         ended = {row.id: row.stored_at for row in observations.registrations}
     elif service == "sender":
-        ended = _mailed_at(observations, testbed)
+        ended = _mailed_at(observations, harness)
     else:
         return []
     return [_longest_wait(observations, ended, freeze.begun, freeze.mended)]
 
 
-def _mailed_at(observations: Observations, testbed: Testbed) -> dict[UUID, float]:
+def _mailed_at(observations: Observations, harness: Harness) -> dict[UUID, float]:
     """Registration to when its mail was taken first, but for those the server played a fault on.
 
     Their waits are the server's doing, not the freeze's.
     """
-    faulted = {each for by_recipient in testbed.sink.faulted.values() for each in by_recipient}
+    faulted = {each for by_recipient in harness.sink.faulted.values() for each in by_recipient}
     taken: dict[str, float] = {}
-    for mail in testbed.sink.accepted:
+    for mail in harness.sink.accepted:
         if mail.recipient not in faulted:
             taken.setdefault(mail.message_id, mail.at)
     return {

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from tools.chaos.accounting import evaluate
 from tools.chaos.driver import Driver
+from tools.chaos.harness import Harness, running_arena
 from tools.chaos.inject import Injector
 from tools.chaos.observations import drained, gather
 from tools.chaos.recovery import Progress, measure
 from tools.chaos.report import Run
 from tools.chaos.schedule import instances, plan
-from tools.chaos.testbed import Testbed, running_arena
 from tools.launcher.terminal import Terminal
 
 INSIST_SECONDS = 60.0
@@ -41,7 +41,7 @@ class Watcher:
     terminal: Terminal
     seed: int
     phase: str = "starting"
-    testbed: Testbed | None = None
+    harness: Harness | None = None
     driver: Driver | None = None
     injector: Injector | None = None
     progress: Progress | None = None
@@ -71,7 +71,7 @@ class Watcher:
         now = ", ".join(f"{f.kind.value} {f.target} {f.mode}".strip() for f in under_way[-3:])
         journal = self.driver.journal if self.driver else None
         stored = self.progress.rows if self.progress else 0
-        mailed = len(self.testbed.sink.accepted) if self.testbed else 0
+        mailed = len(self.harness.sink.accepted) if self.harness else 0
         return (
             f"[{time.monotonic() - self.begun:5.0f} s] seed {self.seed}, {self.phase}:"
             f" {len(faults)} faults, accepted {len(journal.accepted) if journal else 0},"
@@ -89,10 +89,10 @@ async def run_seed(given: Namespace, seed: int, terminal: Terminal) -> Run:
     watcher = Watcher(terminal, seed)
     async with running_arena(
         seed=seed, offset=given.port_offset, data=given.data, terminal=terminal
-    ) as testbed:
+    ) as harness:
         watching = asyncio.create_task(watcher.watch())
         try:
-            run = await _run(given, seed, testbed, watcher)
+            run = await _run(given, seed, harness, watcher)
         finally:
             watching.cancel()
         if not run.holds:
@@ -100,19 +100,19 @@ async def run_seed(given: Namespace, seed: int, terminal: Terminal) -> Run:
         return run
 
 
-async def _run(given: Namespace, seed: int, testbed: Testbed, watcher: Watcher) -> Run:
+async def _run(given: Namespace, seed: int, harness: Harness, watcher: Watcher) -> Run:
     seconds = given.minutes * 60
     driver = Driver(
         seed=seed,
         number=given.registrations,
         seconds=seconds,
-        frontends=testbed.urls("frontend"),
-        reports=testbed.urls("report_generator"),
-        amqp_url=testbed.broker.url(),
+        frontends=harness.urls("frontend"),
+        reports=harness.urls("report_generator"),
+        amqp_url=harness.broker.url(),
     )
-    injector = Injector(testbed, plan(seed, seconds))
-    progress = Progress(testbed)
-    watcher.testbed, watcher.driver = testbed, driver
+    injector = Injector(harness, plan(seed, seconds))
+    progress = Progress(harness)
+    watcher.harness, watcher.driver = harness, driver
     watcher.injector, watcher.progress = injector, progress
     watcher.enter("letting the queues settle")
     await asyncio.sleep(SETTLE_SECONDS)
@@ -124,36 +124,36 @@ async def _run(given: Namespace, seed: int, testbed: Testbed, watcher: Watcher) 
         watcher.enter("healing")
         await injector.heal()
         await driving
-        await _all_ready(testbed)
+        await _all_ready(harness)
         watcher.enter("draining")
-        rest = await drained(testbed, driver.journal)
+        rest = await drained(harness, driver.journal)
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
     watcher.enter("counting")
-    observations = await gather(testbed, driver.journal)
+    observations = await gather(harness, driver.journal)
     return Run(
         seed=seed,
         registrations=given.registrations,
         seconds=seconds,
         verdict=evaluate(observations),
         happened=injector.happened,
-        faults=dict(testbed.sink.faults),
-        recovery=measure(injector.happened, observations, progress, testbed),
+        faults=dict(harness.sink.faults),
+        recovery=measure(injector.happened, observations, progress, harness),
         rest=rest,
         journal=driver.journal,
-        notes=testbed.notes,
+        notes=harness.notes,
     )
 
 
-async def _all_ready(testbed: Testbed) -> None:
+async def _all_ready(harness: Harness) -> None:
     """Wait until every instance can work, a minute at most; the drain tells the rest."""
     with suppress(TimeoutError):
         async with asyncio.timeout(INSIST_SECONDS):
             for instance in instances():
-                await _ready(testbed, instance)
+                await _ready(harness, instance)
 
 
-async def _ready(testbed: Testbed, instance: str) -> None:
-    while not await asyncio.to_thread(testbed.is_ready, instance):  # noqa: ASYNC110 - asks afar
+async def _ready(harness: Harness, instance: str) -> None:
+    while not await asyncio.to_thread(harness.is_ready, instance):  # noqa: ASYNC110 - asks afar
         await asyncio.sleep(0.2)

@@ -14,10 +14,10 @@ from tests.integration.queue_receiver.receivers import a_receiver, the_ledger, u
 from tools.chaos import accounting
 from tools.chaos.accounting import DeadLetter, Observations, Registration
 from tools.chaos.driver import Driver
+from tools.chaos.harness import Harness
 from tools.chaos.inject import Happened, Injector
 from tools.chaos.observations import _ledger, _read_dead_letters
 from tools.chaos.schedule import Fault, Kind
-from tools.chaos.testbed import Testbed
 
 
 def a_person(name: str) -> dict[str, str]:
@@ -31,10 +31,10 @@ async def test_a_deleted_log_and_a_reused_id_break_no_promise_and_are_told(
     driver = Driver(
         seed=1, number=0, seconds=0, frontends=[], reports=[], amqp_url=fresh_broker.admin_url
     )
-    testbed = SimpleNamespace(broker=fresh_broker, logs_deleted=0)
+    harness = SimpleNamespace(broker=fresh_broker, logs_deleted=0)
     ids = [uuid4() for _ in range(3)]
     async with a_receiver(fresh_broker, database_url) as receiver:
-        testbed.urls = lambda _service: [str(receiver._base_url).rstrip("/")]
+        harness.urls = lambda _service: [str(receiver._base_url).rstrip("/")]
         for number, name in enumerate(("Ada", "Grace")):
             await driver._publish(ids[number], a_person(name), 5)
         await until_stored(database_dsn, ids[:2])
@@ -47,12 +47,12 @@ async def test_a_deleted_log_and_a_reused_id_break_no_promise_and_are_told(
         await the_ledger(receiver)
         fault = Fault(at=0, kind=Kind.LOG_DELETED, lasts=1.5)
         happened = Happened(fault, 0.0)
-        await Injector(cast(Testbed, testbed), [fault])._delete_log(fault, happened)
+        await Injector(cast(Harness, harness), [fault])._delete_log(fault, happened)
         await driver._publish(ids[2], a_person("Mary"), 5)
         await until_stored(database_dsn, ids)
 
         async def told() -> dict[str, Any] | None:
-            said = dict(await _ledger(cast(Testbed, testbed)))
+            said = dict(await _ledger(cast(Harness, harness)))
             return said if said["incidents"] and said["totals"]["accepted"] == 3 else None
 
         ledger = await eventually(told, "the ledger having read the new log")
@@ -67,10 +67,10 @@ async def test_a_deleted_log_and_a_reused_id_break_no_promise_and_are_told(
             dead=await dead(),
             waiting={},
             ledger=ledger,
-            logs_deleted=testbed.logs_deleted,
+            logs_deleted=harness.logs_deleted,
         )
 
-    assert (happened.skipped, testbed.logs_deleted) == ("", 1)
+    assert (happened.skipped, harness.logs_deleted) == ("", 1)
     for check in ("lost", "stored_twice", "dlq_unexplained", "reused_untold", "ledger_untrue"):
         assert [*getattr(accounting, check)(found)] == [], check
 

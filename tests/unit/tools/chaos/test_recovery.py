@@ -6,12 +6,12 @@ from typing import Any, cast
 from uuid import UUID
 
 from tools.chaos.accounting import Mail, Observations, Registration
+from tools.chaos.harness import Harness
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
 from tools.chaos.recovery import Figures, Progress, measure
 from tools.chaos.schedule import Fault, Kind
 from tools.chaos.sink import Accepted, Sink
-from tools.chaos.testbed import Testbed
 
 ONE = UUID(int=1)
 
@@ -51,9 +51,9 @@ class Scene:
             dead=[],
             waiting={},
         )
-        testbed = cast(Testbed, SimpleNamespace(sink=sink))
+        harness = cast(Harness, SimpleNamespace(sink=sink))
         return measure(
-            self.happened, observations, Progress(testbed, self.rows or [self.stored]), testbed
+            self.happened, observations, Progress(harness, self.rows or [self.stored]), harness
         )
 
 

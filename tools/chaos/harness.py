@@ -48,7 +48,7 @@ CLOCKED = ("sender-2", "queue_receiver-2")
 
 
 @dataclass(slots=True, kw_only=True)
-class Testbed:
+class Harness:
     """Everything that runs, and the handles by which it is broken."""
 
     stack: Stack
@@ -103,7 +103,7 @@ class Testbed:
 @asynccontextmanager
 async def running_arena(
     *, seed: int, offset: int, data: Path | None, terminal: Terminal
-) -> AsyncIterator[Testbed]:
+) -> AsyncIterator[Harness]:
     """Start everything with data of its own; end it and remove the data.
 
     Where an invariant is broken the caller raises, and the logs stay.
@@ -127,7 +127,7 @@ async def running_arena(
 
 async def _start(
     running: AsyncExitStack, *, seed: int, offset: int, folder: Path, terminal: Terminal
-) -> Testbed:
+) -> Harness:
     numbers = ports(offset)
     given = without_addresses(os.environ)
     # The mailbox is not started where a mail server is named; ours is behind the proxies.
@@ -148,7 +148,7 @@ async def _start(
     disk = SmallDisk.made(folder / "reports")
     clock = await asyncio.to_thread(Clock.made, folder / "clock")
     supervisor = _QuietSupervisor(terminal=terminal, on_change=lambda _: None)
-    testbed = Testbed(
+    harness = Harness(
         stack=stack,
         broker=stack.broker,
         postgres=stack.postgres,
@@ -160,12 +160,12 @@ async def _start(
         numbers=where,
         notes=[note for note in (disk.why_not, clock.why_not) if note],
     )
-    running.push_async_callback(_end, testbed)
+    running.push_async_callback(_end, harness)
     await asyncio.to_thread(start_infrastructure, stack, supervisor, terminal)
-    await asyncio.to_thread(supervisor.start, _programs(testbed))
+    await asyncio.to_thread(supervisor.start, _programs(harness))
     watching = asyncio.create_task(_watch(supervisor))
     running.push_async_callback(_cancelled, watching)
-    return testbed
+    return harness
 
 
 def _where(numbers: dict[str, int]) -> dict[str, int]:
@@ -212,23 +212,23 @@ async def answers_in_time(port: int) -> bool:
         return False
 
 
-def _programs(testbed: Testbed) -> list[Program]:
+def _programs(harness: Harness) -> list[Program]:
     """Every instance of every service, told to speak through its proxies."""
-    single = {program.name: program for program in testbed.stack.services()}
-    return [_instance(testbed, name, single[service_of(name)]) for name in instances()]
+    single = {program.name: program for program in harness.stack.services()}
+    return [_instance(harness, name, single[service_of(name)]) for name in instances()]
 
 
-def _instance(testbed: Testbed, name: str, single: Program) -> Program:
-    service, port = service_of(name), testbed.numbers[name]
-    log = testbed.stack.logs / f"{name}.log"
+def _instance(harness: Harness, name: str, single: Program) -> Program:
+    service, port = service_of(name), harness.numbers[name]
+    log = harness.stack.logs / f"{name}.log"
     told = dict(single.environment) | SHORTENED.get(service, {}) | {"PORT": str(port)}
     for kind in links_of(name):
-        told |= _through(testbed.proxies[f"{kind}/{name}"], kind, told)
+        told |= _through(harness.proxies[f"{kind}/{name}"], kind, told)
     told = {key: value for key, value in told.items() if value}
     if name in CLOCKED:
-        told |= testbed.clock.environment
+        told |= harness.clock.environment
     made = service_program(
-        service, python=testbed.stack.python, environment=told, port=port, log=log
+        service, python=harness.stack.python, environment=told, port=port, log=log
     )
     return replace(made, name=name)
 
@@ -265,14 +265,14 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _end(testbed: Testbed) -> None:
+async def _end(harness: Harness) -> None:
     """End everything: nothing of it is needed any more, so nothing is given time to finish."""
-    parts = testbed.supervisor.parts
+    parts = harness.supervisor.parts
     for name, part in parts.items():
         if part.running and name != "postgres":
             await asyncio.to_thread(part.running.kill)
     # In good order: it would leave its shared memory behind.
     if (postgres := parts.get("postgres")) and postgres.running:
         await asyncio.to_thread(postgres.running.stop)
-    testbed.disk.remove()
-    testbed.clock.remove()
+    harness.disk.remove()
+    harness.clock.remove()

@@ -39,7 +39,7 @@ COUNT_ROWS = "SELECT count(*) FROM users WHERE lower(email) = ANY($1::text[])"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Testbed:
+class Harness:
     """Everything that runs."""
 
     stack: Stack
@@ -79,9 +79,9 @@ def settings_to_measure(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def testbed(
+def harness(
     *, offset: int, data: Path | None, with_peer: bool, terminal: Terminal
-) -> Iterator[Testbed]:
+) -> Iterator[Harness]:
     """Start everything with data of its own; stop it and remove the data at the end.
 
     Where something goes wrong the logs stay, because they say why.
@@ -110,7 +110,7 @@ def testbed(
 
 def _start(
     offset: int, folder: Path, running: ExitStack, *, with_peer: bool, terminal: Terminal
-) -> Testbed:
+) -> Harness:
     numbers = ports(offset)
     sink_port = numbers["mailbox smtp"]  # the sink takes the mailbox's place
     # No canary: it would be one more message among those that are counted.
@@ -137,7 +137,7 @@ def _start(
         supervisor.start(programs)
         parts = {program.name: supervisor.parts[program.name] for program in programs}
         peer = peer_system(stack.broker, stack.postgres, port=port, parts=parts)
-    return Testbed(
+    return Harness(
         stack=stack,
         broker=stack.broker,
         postgres=stack.postgres,
