@@ -3,11 +3,11 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
 from functools import cache, partial
 
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from common import metrics
@@ -111,16 +111,12 @@ async def _metrics(_request: web.Request) -> web.Response:
 LOGGED = web.RequestKey("logged", bool)
 """Set by a handler whose own line says it all: one line for each piece of work."""
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 # Looked up once: a lookup costs as much as counting.
 _requests = cache(metrics.HTTP_REQUESTS.labels)
 _seconds = cache(metrics.HTTP_SECONDS.labels)
 
 
-def _middleware(
-    access: Access, page: ProblemPage | None
-) -> Callable[..., Awaitable[web.StreamResponse]]:
+def _middleware(access: Access, page: ProblemPage | None) -> Middleware:
     """Everything around a handler, in one function: each one more costs every request."""
 
     @web.middleware

@@ -27,7 +27,7 @@ SETTLED_AT_ONCE = 5000
 """Entries looked at in one turn; what is left is looked at in the next ones."""
 
 UNPROMISED_AT_ONCE = 500
-"""Entries looked at beside those of which nobody was promised anything: they may arrive yet."""
+"""Unpromised entries looked at in one turn, beside the others: they may be stored yet."""
 
 DELETED_AT_ONCE = 5000
 """Old publications that are forgotten in one turn."""
@@ -199,6 +199,9 @@ IS_UNPROMISED = "(unpromised AND spans_offset IS NOT DISTINCT FROM stream_offset
 Not where a release that knows no spans has read another one since, and moved the offset alone.
 """
 
+IS_MISSING = f"(outcome IS NULL AND rejected IS NULL AND NOT {IS_UNPROMISED})"
+"""Whether an entry may be lost: as the index of these entries says it, word by word."""
+
 
 # Of an incident that is open already no second one is made: a restored database is read in many
 # batches, by several readers, each of which knows how far it was read before.
@@ -215,9 +218,7 @@ INSERT_INCIDENT = f"""
       FROM ledger_positions AS position,
            LATERAL (SELECT count(*) AS number
                       FROM ledger_entries
-                     WHERE outcome IS NULL
-                       AND rejected IS NULL
-                       AND NOT {IS_UNPROMISED}) AS missing
+                     WHERE {IS_MISSING}) AS missing
      WHERE position.stream = $1
        AND NOT EXISTS (SELECT
                          FROM ledger_incidents AS known
@@ -237,10 +238,7 @@ FORGET_SPANS = [
            unpromised = false
      WHERE {which}
 """  # noqa: S608 - nothing of it comes from outside
-    for which in (
-        f"outcome IS NULL AND rejected IS NULL AND NOT {IS_UNPROMISED}",
-        IS_UNPROMISED,
-    )
+    for which in (IS_MISSING, IS_UNPROMISED)
 ]
 
 
@@ -601,9 +599,7 @@ WAS_KNOWN = """
 """Read before the database was restored, so long ago, however late it was read again."""
 
 MISSING_FOR_LONG = f"""
-    outcome IS NULL
-    AND rejected IS NULL
-    AND NOT {IS_UNPROMISED}
+    {IS_MISSING}
     AND ((accepted_at <= now() - $1::interval AND read_at <= now() - $1::interval) OR {WAS_KNOWN})
 """
 
@@ -620,11 +616,7 @@ COUNT_MISSING_FOR_LONG = f"""
 """  # noqa: S608 - nothing of it comes from outside
 
 COUNT_MISSING = f"""
-    SELECT count(*)
-      FROM ledger_entries
-     WHERE outcome IS NULL
-       AND rejected IS NULL
-       AND NOT {IS_UNPROMISED}
+    SELECT count(*) FROM ledger_entries WHERE {IS_MISSING}
 """  # noqa: S608 - nothing of it comes from outside
 
 COUNT_UNPROMISED = f"""

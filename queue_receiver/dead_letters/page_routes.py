@@ -52,7 +52,7 @@ from queue_receiver.dead_letters.pages import (
     render_problem,
     render_redrive,
 )
-from queue_receiver.dead_letters.routes import ADMIN, REDRIVES
+from queue_receiver.dead_letters.routes import ADMIN, QUEUES_AND_RECORDS, REDRIVES
 
 MAX_FORM_BYTES = 256 * 1024
 """A body of 64 KiB, each of its bytes written as three."""
@@ -176,11 +176,7 @@ async def confirm_discard_page(request: web.Request, *, query: KindForm) -> web.
     "/dead-letters/discard",
     form=DiscardManyForm,
     returns={303: None},
-    raises=(
-        ConflictError,
-        BrokerUnavailableError,
-        DatabaseServiceUnavailableError,
-    ),
+    raises=QUEUES_AND_RECORDS,
 )
 async def discard_many_by_form(request: web.Request, *, form: DiscardManyForm) -> web.Response:
     """Remove letters of a kind for good."""
@@ -248,11 +244,7 @@ async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> we
     "/dead-letters/dry-run",
     form=SelectionForm,
     returns={200: "text/html"},
-    raises=(
-        ConflictError,
-        BrokerUnavailableError,
-        DatabaseServiceUnavailableError,
-    ),
+    raises=QUEUES_AND_RECORDS,
 )
 async def dry_run_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
     """Say what would become of letters."""
@@ -287,12 +279,7 @@ async def resend_by_form(
     path=DeadLetterPath,
     form=DiscardForm,
     returns={303: None},
-    raises=(
-        NotFoundError,
-        ConflictError,
-        BrokerUnavailableError,
-        DatabaseServiceUnavailableError,
-    ),
+    raises=(NotFoundError, *QUEUES_AND_RECORDS),
 )
 async def discard_by_form(
     request: web.Request, *, path: DeadLetterPath, form: DiscardForm

@@ -38,6 +38,9 @@ REDRIVES = web.AppKey("redrives", Redrives)
 MAX_EDITED_BYTES = 128 * 1024
 """A body of 64 KiB with what surrounds it."""
 
+QUEUES_AND_RECORDS = (ConflictError, BrokerUnavailableError, DatabaseServiceUnavailableError)
+"""What may be raised where letters are read and database_service is asked about them."""
+
 api = Api()
 
 
@@ -107,11 +110,7 @@ async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Respon
     "/api/dead-letters/dry-run",
     body=DryRunRequest,
     returns={200: DryRun},
-    raises=(
-        ConflictError,
-        BrokerUnavailableError,
-        DatabaseServiceUnavailableError,
-    ),
+    raises=QUEUES_AND_RECORDS,
 )
 async def dry_run(request: web.Request, *, body: DryRunRequest) -> web.Response:
     """Say what would become of letters; stores, sends and moves nothing."""
@@ -122,11 +121,7 @@ async def dry_run(request: web.Request, *, body: DryRunRequest) -> web.Response:
     "/api/dead-letters/discard",
     body=DiscardManyRequest,
     returns={200: DiscardedMany},
-    raises=(
-        ConflictError,
-        BrokerUnavailableError,
-        DatabaseServiceUnavailableError,
-    ),
+    raises=QUEUES_AND_RECORDS,
 )
 async def discard_dead_letters(request: web.Request, *, body: DiscardManyRequest) -> web.Response:
     """Remove letters of a kind for good; the reason is kept with each."""
@@ -167,12 +162,7 @@ async def resend_dead_letter(
     path=DeadLetterPath,
     body=DiscardRequest,
     returns={200: DiscardedDeadLetter},
-    raises=(
-        NotFoundError,
-        ConflictError,
-        BrokerUnavailableError,
-        DatabaseServiceUnavailableError,
-    ),
+    raises=(NotFoundError, *QUEUES_AND_RECORDS),
 )
 async def discard_dead_letter(
     request: web.Request, *, path: DeadLetterPath, body: DiscardRequest

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import random
 import signal
 import subprocess
 from collections import Counter
@@ -18,7 +17,7 @@ import aiohttp
 import asyncpg
 
 from tests.amqp import eventually
-from tools.testing.ephemeral_stack import remove_folder
+from tools.testing.ephemeral_stack import free_offset, remove_folder
 
 PROJECT = Path(__file__).parents[2]
 
@@ -194,9 +193,7 @@ def running(data: Path, **settings: str) -> Iterator[Stack]:
 def _started(data: Path, settings: Mapping[str, str]) -> Stack:
     failures = []
     for _ in range(START_ATTEMPTS):
-        # Steps of ten: offsets next to each other never share a port.
-        offset = random.randrange(300, 1000) * 10  # noqa: S311
-        options = ["--port-offset", str(offset), "--data", str(data)]
+        options = ["--port-offset", str(free_offset()), "--data", str(data)]
         up = subprocess.run(
             [str(PROJECT / "userstream"), "up", "--detach", "--json", *options],
             env={**os.environ, **settings},

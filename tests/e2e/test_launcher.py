@@ -20,11 +20,9 @@ import pytest
 from tests.backends import TestPostgres
 from tests.e2e.stack import PROJECT
 from tools.launcher.ports import is_free, ports
+from tools.testing.ephemeral_stack import free_offset
 
 SERVICES = {"frontend", "queue_receiver", "sender", "database_service", "report_generator"}
-
-FIRST_OFFSET = 3000
-"""Offsets of the tests' own stacks; a person's begin at 0 and go up by 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +72,10 @@ class Launched:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """A stack of these tests' own, not started yet; stopped when they are done."""
     # A name that shell scripts and encodings have trouble with.
-    launched = Launched(data=tmp_path_factory.mktemp("a stäck'"), offset=_free_offset())
+    launched = Launched(data=tmp_path_factory.mktemp("a stäck'"), offset=free_offset())
     yield launched
     launched.down()
     shutil.rmtree((launched.data / "postgres").resolve(), ignore_errors=True)
-
-
-def _free_offset() -> int:
-    for step in range(70):
-        # Test runs side by side begin at different places.
-        offset = FIRST_OFFSET + (os.getpid() + step) % 70 * 100 + 50
-        if all(is_free(port) for port in ports(offset).values()):
-            return offset
-    raise AssertionError("no port offset is free")
 
 
 def test_up_prints_one_json_object_that_says_where_everything_is(stack: Launched) -> None:
@@ -265,7 +254,7 @@ def test_database_named_in_the_environment_replaces_the_launchers_own(
 
 
 def test_parts_of_others_that_are_away_stop_nobody_and_are_named(tmp_path: Path) -> None:
-    stack = Launched(data=tmp_path / "new", offset=_free_offset())
+    stack = Launched(data=tmp_path / "new", offset=free_offset())
     nobody = "127.0.0.1:9"  # discard: nothing listens there
 
     try:

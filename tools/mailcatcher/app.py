@@ -2,15 +2,15 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from common.errors import UserStreamError
 from common.http.access import Access
-from common.http.app import Handler
 from common.http.server import Runner
 from tools.mailcatcher import api, pages
 from tools.mailcatcher.settings import Settings
@@ -57,7 +57,7 @@ async def _static_file(request: web.Request) -> web.StreamResponse:
     raise web.HTTPNotFound
 
 
-def _refusing(access: Access) -> Callable[..., Awaitable[web.StreamResponse]]:
+def _refusing(access: Access) -> Middleware:
     """Refuse foreign names and pages as the services do, in plain text as Mailpit speaks."""
 
     @web.middleware

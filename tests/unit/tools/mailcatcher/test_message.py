@@ -82,10 +82,14 @@ def test_strip_html_leaves_out_scripts_styles_and_titles() -> None:
     ["<!--", "<a ", "<", "</a ", "</", "<!a", "<?", "<![CDATA[", "<head>", "<a href='", "&"],
 )
 def test_strip_html_takes_ten_times_as_long_for_ten_times_as_much(piece: str) -> None:
-    def seconds(count: int) -> float:
+    def once(count: int) -> float:
         begun = time.thread_time()
         strip_html(piece * count)
         return time.thread_time() - begun
+
+    def seconds(count: int) -> float:
+        """The fastest of three: the garbage of other tests may be collected in one of them."""
+        return min(once(count) for _ in range(3))
 
     # Squared, it would be a hundred times; a page of these stood still for minutes.
     assert seconds(100_000) < 40 * max(seconds(10_000), 0.005)
