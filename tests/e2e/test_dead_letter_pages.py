@@ -36,7 +36,7 @@ from tests.services import build
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one browser for all
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 HOSTILE = "<img src=x onerror=document.title='hacked'>" + "w" * 150
 ROUTE = "user.registration"

@@ -41,7 +41,7 @@ from tests.browser import assert_accessible, open_browser
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one browser for all
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 SECRET = "a secret of the tests, long enough"
 REGISTRATION = Identities(SECRET).identify(
