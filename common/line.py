@@ -40,9 +40,10 @@ class Line:
 
     @property
     def waiting_since(self) -> float:
-        """When the oldest message left that the broker has said nothing of, by the loop's clock.
+        """When the oldest message left that the broker has not taken, by the loop's clock.
 
-        Infinite where there is none; also where aiormq has forgotten it at its deadline.
+        It has said nothing of that one, or has refused it and confirmed none since. Infinite where
+        there is none; also where aiormq has forgotten it at its deadline.
         """
         return math.inf
 

@@ -45,6 +45,9 @@ OVERDUE_SECONDS = 30.0
 
 Nobody waits for it any more, but the same id can not be published until the broker has spoken
 (``Line.turn``): were its word never to come, that message would never get through.
+
+Also after so long with nothing but refusals: where the limit of a queue that was full is taken
+away, RabbitMQ (at least 3.10) goes on refusing what comes on channels that it has refused before.
 """
 
 Setup = Callable[[AbstractChannel, Wire | PlainWire], Awaitable[None]]
