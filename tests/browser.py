@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 """Names a system's package manager gives Chromium or its sibling, best first."""
@@ -27,6 +27,8 @@ WIDTHS = (320, 1280)
 """Pixels: the narrowest screen WCAG 2.2 asks for (1.4.10, Reflow), and a desktop."""
 
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+
+expect.set_options(timeout=60_000)  # milliseconds; a busy machine draws slowly
 
 
 @asynccontextmanager

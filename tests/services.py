@@ -74,6 +74,21 @@ class _Server(TestServer):
 
 
 @asynccontextmanager
+async def listening(app: web.Application, *, port: int = 0) -> AsyncIterator[str]:
+    """Run the app on a port of its own, as ``common.runtime`` does; its base URL.
+
+    aiohttp's own test server cancels handlers whose client has gone; this one lets them run on.
+    """
+    runner = Runner(app, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[TestClient[Any, Any]]:
     """A client of the app, which is served as ``common.http.runtime`` serves it."""
     server = _Server(app)

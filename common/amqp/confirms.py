@@ -31,14 +31,15 @@ class ConfirmTracker:
         self._ended = ended
         self._published = 0
         self._unconfirmed: dict[int, tuple[str, Confirmation, float]] = {}
+        self._refused_since = math.inf
         self._deadlines: deque[tuple[float, Confirmation]] = deque()
         self._timer_is_set = False
 
     @property
     def waiting_since(self) -> float:
-        """When the oldest left of which nothing was heard; those past their deadline count."""
+        """When the oldest left that was not taken; those past their deadline count."""
         _, _, since = next(iter(self._unconfirmed.values()), (None, None, math.inf))
-        return since
+        return min(since, self._refused_since)
 
     def expect(self, message_id: str) -> Confirmation:
         """The confirmation of the message that is published next."""
@@ -57,7 +58,8 @@ class ConfirmTracker:
         else:
             numbers = [last] if last in unconfirmed else []
         for number in numbers:
-            message_id, confirmation, _ = unconfirmed.pop(number)
+            message_id, confirmation, since = unconfirmed.pop(number)
+            self._refused_since = math.inf if failure is None else min(self._refused_since, since)
             self._settle(message_id, confirmation, failure)
 
     def end(self, failure: UserStreamError) -> None:

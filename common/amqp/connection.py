@@ -44,7 +44,10 @@ OVERDUE_SECONDS = 30.0
 """After so long without the broker's word on a message the connection is opened anew.
 
 Nobody waits for it any more, but the same id can not be published until the broker has spoken
-(``Line.turn``): were its word never to come, that message would never get through.
+(``Wire.turn``): were its word never to come, that message would never get through.
+
+Also after so long with nothing but refusals: where the limit of a queue that was full is taken
+away, RabbitMQ (at least 3.10) goes on refusing what comes on channels that it has refused before.
 """
 
 Setup = Callable[[AbstractChannel, Wire], Awaitable[None]]

@@ -74,7 +74,7 @@ class Access:
         """
         if not isinstance(error, web.HTTPMethodNotAllowed) or request.method != hdrs.METH_OPTIONS:
             return None
-        if not self._is_shared(request):
+        if not (self._shares(request.path) and self._is_listed(request)):
             return None
         return web.Response(
             status=204,
@@ -87,10 +87,10 @@ class Access:
 
     def share(self, request: web.Request, response: web.StreamResponse) -> None:
         """Let pages of the listed origins read the answer; also refusals and streams."""
-        if not self._shared_origins or not _SHARED_PATH.fullmatch(request.path):
+        if not self._shares(request.path):
             return
         vary(response, hdrs.ORIGIN)
-        if self._is_shared(request):
+        if self._is_listed(request):
             # Never "*", and never with credentials: there are none.
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = request.headers[hdrs.ORIGIN]
             response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _ANSWER_HEADERS
@@ -153,10 +153,13 @@ class Access:
             "of ours, or with a program. Behind a proxy, PUBLIC_URL has to be set."
         )
 
-    def _is_shared(self, request: web.Request) -> bool:
-        """Whether a page of a listed origin asks for what is shared with it."""
-        origin = request.headers.get(hdrs.ORIGIN, "").lower()
-        return origin in self._shared_origins and bool(_SHARED_PATH.fullmatch(request.path))
+    def _shares(self, path: str) -> bool:
+        """Whether pages of listed origins may read what is there; of none where none is listed."""
+        return bool(self._shared_origins and _SHARED_PATH.fullmatch(path))
+
+    def _is_listed(self, request: web.Request) -> bool:
+        """Whether a page of a listed origin asks."""
+        return request.headers.get(hdrs.ORIGIN, "").lower() in self._shared_origins
 
 
 def vary(response: web.StreamResponse, name: str) -> None:

@@ -180,18 +180,22 @@ INSERT_UNPROMISED = """
     SELECT count(*) FROM added
 """
 
-UPDATE_UNPROMISED = """
+ALL_ARE_UNPROMISED = """(
+           cardinality(entry.spans) =
+           (SELECT count(*)
+              FROM unpromised_publications AS known
+             WHERE known.registration_id = entry.registration_id
+               AND known.span = ANY (entry.spans)))"""
+"""Whether each of an entry's spans is that of a publication which was answered with 503."""
+
+UPDATE_UNPROMISED = f"""
     UPDATE ledger_entries AS entry
        SET unpromised = true
      WHERE entry.registration_id = ANY ($1::uuid[])
        AND entry.outcome IS NULL
        AND entry.rejected IS NULL
-       AND cardinality(entry.spans) =
-           (SELECT count(*)
-              FROM unpromised_publications AS known
-             WHERE known.registration_id = entry.registration_id
-               AND known.span = ANY (entry.spans))
-"""
+       AND {ALL_ARE_UNPROMISED}
+"""  # noqa: S608 - nothing of it comes from outside
 
 IS_UNPROMISED = "(unpromised AND spans_offset IS NOT DISTINCT FROM stream_offset)"
 """Whether every message of the entry's id was answered with 503.
@@ -265,7 +269,7 @@ async def _note_incidents(connection: Connection, batch: LedgerBatch) -> None:
 # as many were answered with 503. Not with one that has no span, then, nor with two that have the
 # same: somebody has copied the message. Of whoever was stored or discarded before, and of more
 # messages than anybody would look through, it keeps no spans, and gets none again.
-INSERT_ENTRIES = """
+INSERT_ENTRIES = f"""
     WITH item AS (
              SELECT registration_id,
                     max(stream_offset) AS stream_offset,
@@ -313,17 +317,13 @@ INSERT_ENTRIES = """
                     (registration_id, accepted_at, stream_offset, outcome, mail, settled,
                      spans, spans_offset, unpromised)
              SELECT registration_id, accepted_at, stream_offset, outcome, mail, settled,
-                    CASE WHEN cardinality(spans) <= 64 THEN spans END,
-                    CASE WHEN cardinality(spans) <= 64 THEN stream_offset END,
-                    CASE WHEN cardinality(spans) <= 64
-                             THEN cardinality(spans) =
-                                  (SELECT count(*)
-                                     FROM unpromised_publications AS known
-                                    WHERE known.registration_id = looked.registration_id
-                                      AND known.span = ANY (looked.spans))
-                         ELSE false
-                    END
-               FROM looked
+                    spans,
+                    CASE WHEN spans IS NOT NULL THEN stream_offset END,
+                    CASE WHEN spans IS NULL THEN false ELSE {ALL_ARE_UNPROMISED} END
+               FROM (SELECT registration_id, accepted_at, stream_offset, outcome, mail, settled,
+                            CASE WHEN cardinality(spans) <= 64 THEN spans END AS spans
+                       FROM looked
+                    ) AS entry
         ON CONFLICT (registration_id) DO UPDATE
                 SET stream_offset = excluded.stream_offset,
                     accepted_at = excluded.accepted_at,
@@ -346,7 +346,7 @@ INSERT_ENTRIES = """
            CASE WHEN count(outcome) FILTER (WHERE known_offset IS NULL) > 0 THEN now() END
                AS stored_up_to
       FROM looked
-"""
+"""  # noqa: S608 - nothing of it comes from outside
 
 
 async def _insert(connection: Connection, batch: LedgerBatch) -> asyncpg.Record:

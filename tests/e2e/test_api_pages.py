@@ -13,8 +13,6 @@ from tests.services import SERVICES, build, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one browser for all
 
-expect.set_options(timeout=60_000)
-
 CLICK = "element => element.click()"
 BROKEN_BUTTONS = """[...document.querySelectorAll(".try-out__btn")].filter((button) => {
   const text = document.createRange();
@@ -53,6 +51,7 @@ async def test_the_page_fits_a_narrow_screen_and_starts_with_what_is_accepted(
             # One at a time: Swagger UI draws all that is open anew at each click.
             await operation.locator(".opblock-summary-control").evaluate(CLICK)
             await operation.locator(".try-out__btn").evaluate(CLICK)
+            await expect(operation.locator(".try-out__btn.cancel")).to_be_visible()
             sample = operation.locator(".body-param textarea")
             if await operation.locator(".body-param").count():
                 await expect(sample).to_be_visible()

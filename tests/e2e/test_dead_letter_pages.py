@@ -36,8 +36,6 @@ from tests.services import build
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one browser for all
 
-expect.set_options(timeout=60_000)
-
 HOSTILE = "<img src=x onerror=document.title='hacked'>" + "w" * 150
 ROUTE = "user.registration"
 MOMENT = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)

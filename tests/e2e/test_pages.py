@@ -41,8 +41,6 @@ from tests.browser import assert_accessible, open_browser
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one browser for all
 
-expect.set_options(timeout=60_000)
-
 SECRET = "a secret of the tests, long enough"
 REGISTRATION = Identities(SECRET).identify(
     RegistrationRequest(name="Ada", surname="Lovelace", email="ada@example.org"), None

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 
 from common.contracts.notifications import (
     Claim,
@@ -21,6 +21,7 @@ from common.contracts.registrations import RegistrationToStore
 from database_service.app import build_app
 from database_service.repositories.notifications import NotificationRepository
 from database_service.settings import Settings
+from tests.services import listening
 
 
 def settings_for(dsn: str, *, pool_min: int = 1, pool_max: int = 10) -> Settings:
@@ -96,21 +97,9 @@ async def recorded(
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[ClientSession]:
-    """The service on a port of its own, run as in production, and a client of it.
-
-    aiohttp's own test server cancels handlers whose client has gone; ours runs on.
-    """
-    runner = web.AppRunner(
-        build_app(settings), access_log=None, auto_decompress=False, shutdown_timeout=1
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        async with ClientSession(f"http://{host}:{port}") as client:
-            yield client
-    finally:
-        await runner.cleanup()
+    """The service on a port of its own, run as in production, and a client of it."""
+    async with listening(build_app(settings)) as url, ClientSession(url) as client:
+        yield client
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], *, seconds: float = 30) -> None:

@@ -212,6 +212,27 @@ async def test_an_id_whose_confirm_never_came_can_be_published_again(
     assert await depth(empty_broker.admin_url, QUEUE) >= 2
 
 
+async def test_a_queue_that_was_full_takes_messages_again_though_its_limit_was_taken_away(
+    publisher: Publisher, empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "OVERDUE_SECONDS", 2.0)
+    policy = "/api/policies/%2F/full"
+    definition = {"max-length": 1, "overflow": "reject-publish"}
+    body = {"pattern": f"^{QUEUE}$", "definition": definition, "priority": 9, "apply-to": "queues"}
+
+    async def is_refused() -> bool:
+        return not await _published(publisher)
+
+    await eventually(lambda: _published(publisher), "publishing")
+    empty_broker.management("PUT", policy, body)
+    try:
+        await eventually(is_refused, "refusing")
+    finally:
+        empty_broker.management("DELETE", policy)
+
+    await eventually(lambda: _published(publisher), "publishing again")
+
+
 async def test_many_publishes_at_once_are_all_confirmed(
     publisher: Publisher, empty_broker: TestBroker
 ) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 
 from queue_receiver.app import build_app
 from queue_receiver.settings import Settings
 from tests.amqp import eventually
 from tests.backends import TestBroker
+from tests.services import listening
 
 
 @asynccontextmanager
@@ -28,15 +29,8 @@ async def a_receiver(
         "max_retry_attempts": 0,
     }
     app = build_app(Settings.model_validate(given | settings))
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        async with ClientSession(f"http://{host}:{port}") as client:
-            yield client
-    finally:
-        await runner.cleanup()
+    async with listening(app) as url, ClientSession(url) as client:
+        yield client
 
 
 async def is_ready(client: ClientSession) -> bool:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import aio_pika
 import asyncpg
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 
 from common.amqp.dead_letter_queue import DeadLetter, LockedQueue
 from common.contracts.topology import EMAIL_NOTIFICATIONS, USER_REGISTRATION
@@ -20,6 +20,7 @@ from queue_receiver.settings import Settings
 from tests.amqp import depth, eventually, opened, take
 from tests.backends import TestBroker
 from tests.integration.database_service.builders import serving, settings_for
+from tests.services import listening
 
 DEAD = USER_REGISTRATION.dead_letter_queue
 
@@ -88,18 +89,13 @@ async def hospital(empty_broker: TestBroker, database_dsn: str) -> AsyncIterator
                 "retry_delay_ms": 50,
             }
         )
-        runner = web.AppRunner(build_app(settings), access_log=None, shutdown_timeout=1)
-        await runner.setup()
         sql = await asyncpg.connect(database_dsn)
         try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            host, port = runner.addresses[0][:2]
-            async with ClientSession(f"http://{host}:{port}") as client:
+            async with listening(build_app(settings)) as url, ClientSession(url) as client:
                 await _ready(client)
                 yield Hospital(empty_broker, client, sql)
         finally:
             await sql.close()
-            await runner.cleanup()
 
 
 async def _ready(client: ClientSession) -> None:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 
 from common.contracts.topology import USER_REGISTRATION
 from frontend.app import build_app
@@ -18,6 +18,7 @@ from tests.integration.queue_receiver.receivers import (
     the_ledger,
     until_stored,
 )
+from tests.services import listening
 
 NAME = USER_REGISTRATION.name
 POLICY = "/api/policies/%2F/full"
@@ -36,16 +37,9 @@ async def a_frontend(broker: TestBroker, database_url: str) -> AsyncIterator[Cli
             }
         )
     )
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        async with ClientSession(f"http://{host}:{port}") as client:
-            await eventually(lambda: is_ready(client), "being ready")
-            yield client
-    finally:
-        await runner.cleanup()
+    async with listening(app) as url, ClientSession(url) as client:
+        await eventually(lambda: is_ready(client), "being ready")
+        yield client
 
 
 async def registered(frontend: ClientSession, person: dict[str, Any], key: str) -> int:

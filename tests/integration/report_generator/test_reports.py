@@ -15,7 +15,6 @@ from uuid import UUID, uuid4
 import aiohttp
 import asyncpg
 import pytest
-from aiohttp import web
 
 from common.contracts.reports import ReportRequested
 from common.contracts.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS
@@ -25,6 +24,7 @@ from report_generator.app import build_app
 from report_generator.settings import Settings
 from tests.amqp import depth, eventually, publish, take
 from tests.backends import TestBroker
+from tests.services import listening
 
 NAMES = [
     "Ada",
@@ -37,18 +37,6 @@ NAMES = [
     "a\nb",
 ]
 """People, and what somebody may have put into the database by other ways."""
-
-
-@asynccontextmanager
-async def serving(app: web.Application, port: int = 0) -> AsyncIterator[str]:
-    """The service on a port of its own; its base URL."""
-    runner = web.AppRunner(app, access_log=None, auto_decompress=False)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 class Stack:
@@ -73,7 +61,7 @@ class Stack:
             db_password=parts.password or "",
             db_ssl="disable",
         )
-        async with serving(build_database_service(settings), port) as self.database_url:
+        async with listening(build_database_service(settings), port=port) as self.database_url:
             await self.ready(self.database_url)
             yield self.database_url
 
@@ -87,7 +75,7 @@ class Stack:
             "public_url": "http://reports.example.org",
             "retry_delay_ms": 50,
         }
-        async with serving(build_app(Settings(**values | changes))) as url:
+        async with listening(build_app(Settings(**values | changes))) as url:
             yield url
 
     async def ready(self, url: str) -> None:

@@ -434,6 +434,23 @@ async def test_the_oldest_without_the_brokers_word_is_known_though_its_deadline_
     assert paper.wire.waiting_since == math.inf
 
 
+async def test_refusals_count_as_waiting_until_one_is_confirmed(paper: Paper) -> None:
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    refused = paper.publish("refused")
+    between = loop.time()
+    paper.publish("refused, too")
+
+    paper.says(commands.Basic.Nack(2), commands.Basic.Nack(1))
+
+    with pytest.raises(BrokerUnavailableError, match="full"):
+        await refused
+    assert start <= paper.wire.waiting_since <= between
+    paper.publish("taken")
+    paper.says(commands.Basic.Ack(3))
+    assert paper.wire.waiting_since == math.inf
+
+
 # -- the same id twice ----------------------------------------------------------------------
 
 
