@@ -62,9 +62,10 @@ class Wire:
 
     @property
     def waiting_since(self) -> float:
-        """When the oldest message left that the broker has said nothing of, by the loop's clock.
+        """When the oldest message left that the broker has not taken, by the loop's clock.
 
-        Infinite where there is none. Those that are past their deadline count, too.
+        It has said nothing of that one, or has refused it and confirmed none since. Infinite where
+        there is none. Those that are past their deadline count, too.
         """
         return self._confirms.waiting_since
 
