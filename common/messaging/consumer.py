@@ -215,7 +215,7 @@ class Consumer:
         def alone() -> bool:
             return self._is_current(wire) and len(self._in_hand) == 1
 
-        dispatch = partial(self._suspects.dispatch, alone=alone, deferrals=deferrals)
+        dispatch = partial(self._suspects.dispatch, alone=alone, defer=deferrals)
         if self._is_current(wire) and not self._stopping:
             await self._settle(wire, tag, delivery, dispatch)
 

@@ -71,23 +71,23 @@ class Quarantine:
         self._marker: CrashMarker | None = None
 
     async def dispatch(
-        self, delivery: Delivery, *, alone: Callable[[], bool], deferrals: bool = False
+        self, delivery: Delivery, *, alone: Callable[[], bool], defer: bool = False
     ) -> Outcome:
         """As ``Dispatcher.dispatch``, unless the message has killed too many processes.
 
         Args:
             delivery: The suspect.
             alone: Whether nothing else is in hand, and nothing else can begin.
-            deferrals: Whether it is to be put aside, because something slow is still in hand.
+            defer: Whether it is to be put aside, because something slow is still in hand.
         """
         deaths = self._markers.count(delivery.id)
         if (verdict := _check_limits(delivery, deaths)) is not None:
             outcome = await self._dispatcher.give_up(delivery, verdict)
-        elif deferrals:
+        elif defer:
             outcome = await self._dispatcher.defer(
                 delivery,
                 max(HELD_UP_LASTS, timedelta(seconds=DEFER_FACTOR * exclusive_wait(delivery))),
-                code="deferrals",
+                code="busy_consumer",
                 deferrals=delivery.deferrals + 1,
             )
         else:

@@ -7,9 +7,9 @@ import pytest
 from aiohttp.test_utils import TestClient
 from structlog.testing import capture_logs
 
+from common import readiness
 from common.database_client.circuit import Circuit
 from common.errors import DatabaseUnavailableError
-from common.http import health
 from common.http.api import Api
 from common.http.app import base_app
 from common.readiness import HealthNote, Readiness
@@ -78,7 +78,7 @@ async def test_a_service_is_not_ready_while_a_dependency_is_away_and_says_which(
 async def test_a_check_that_never_ends_counts_as_away(
     client: TestClient[Any, Any], postgres: Dependency, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.01)
     postgres.silent = True
 
     status, report = await get(client, "/health/ready")

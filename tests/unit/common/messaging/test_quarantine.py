@@ -26,7 +26,7 @@ from common.messaging.quarantine import (
     is_suspect,
 )
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 DIE_WITH_A_NOTE = """
 import os, signal, sys
@@ -190,11 +190,11 @@ async def test_who_is_held_up_is_put_aside_unhandled_and_longer_each_time(
     delivery.headers[DEFERRALS] = before
 
     outcome = await suspects(tmp_path, dispatcher).dispatch(
-        delivery, alone=lambda: False, deferrals=True
+        delivery, alone=lambda: False, defer=True
     )
 
     assert outcome is Outcome.DEFERRED
-    assert dispatcher.put_asides == [("deferrals", before + 1, seconds)]
+    assert dispatcher.put_asides == [("busy_consumer", before + 1, seconds)]
     assert dispatcher.handled == 0
 
 
@@ -204,7 +204,7 @@ async def test_who_is_held_up_is_given_up_all_the_same_when_it_has_killed_too_of
     delivery, dispatcher = a_suspect(), FakeDispatcher()
     die_with(delivery.id, tmp_path, times=CRASH_LIMIT)
 
-    await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: False, deferrals=True)
+    await suspects(tmp_path, dispatcher).dispatch(delivery, alone=lambda: False, defer=True)
 
     assert [error.code for error in dispatcher.given_up] == ["process_killed"]
     assert dispatcher.put_asides == []

@@ -54,7 +54,7 @@ def test_it_runs_from_a_folder_with_a_blank_in_its_name(tmp_path: Path, stack: P
     copy = tmp_path / "a copy"
     copy.mkdir()
     shutil.copy(PROJECT / "userstream", copy / "userstream")
-    for package in ("launcher", "bench", "chaos", "common", "rabbitmq"):
+    for package in ("tools", "common", "rabbitmq"):
         (copy / package).symlink_to(PROJECT / package)
 
     done = run([str(copy / "userstream"), "logs", "--data", str(stack)])
