@@ -96,7 +96,7 @@ class PermanentError(UserStreamError):
 
     code = "rejected"
     http_status = 400
-    title = "The request can not be accepted"
+    title = "The request cannot be accepted"
 
 
 class BrokerUnavailableError(UnavailableError):
@@ -127,7 +127,7 @@ class TopologyMissingError(UnavailableError):
 
 
 class DatabaseServiceUnavailableError(UnavailableError):
-    """database_service did not answer, or said that it can not."""
+    """database_service did not answer, or said that it cannot."""
 
     code = "database_service_unavailable"
     title = "The database service is not available right now"
@@ -174,10 +174,10 @@ class RowLockedError(TransientError):
 
 
 class StorageError(TransientError):
-    """A file can not be written or read; the system's reason is in the detail."""
+    """A file cannot be written or read; the system's reason is in the detail."""
 
     code = "storage_failed"
-    title = "A file can not be written or read"
+    title = "A file cannot be written or read"
 
 
 class NoSpaceError(StorageError):
@@ -203,7 +203,7 @@ class MalformedError(PermanentError):
     """The bytes are not what they should be: not JSON, not HTTP as we speak it."""
 
     code = "malformed"
-    title = "The body can not be read"
+    title = "The body cannot be read"
 
 
 class InvalidError(PermanentError):
@@ -319,7 +319,7 @@ class ConflictError(PermanentError):
 
     code = "conflict"
     http_status = 409
-    title = "That can not be done in the present state"
+    title = "That cannot be done in the present state"
 
 
 class IdReusedError(PermanentError):

@@ -115,7 +115,7 @@ LEDGER_TRUNCATED = Gauge(
 )
 LEDGER_INCIDENTS = Gauge(
     "userstream_ledger_incidents",
-    "What the ledger can not account for and nobody has taken note of.",
+    "What the ledger cannot account for and nobody has taken note of.",
 )
 LEDGER_AGE = Gauge(
     "userstream_ledger_age_seconds", "Time since the ledger was last reconciled here."

@@ -87,7 +87,7 @@ class SecretFiles(PydanticBaseSettingsSource):
         """The file's content without its last line break and without a byte order mark.
 
         Raises:
-            SettingError: The file can not be read.
+            SettingError: The file cannot be read.
         """
         variable = f"{field_name.upper()}_FILE"
         path = os.environ.get(variable)
@@ -95,7 +95,7 @@ class SecretFiles(PydanticBaseSettingsSource):
             text = _decode(Path(path).read_bytes()).rstrip("\r\n") if path else None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "It is not UTF-8."
-            raise SettingError(f"{variable}: {path} can not be read. {reason}") from error
+            raise SettingError(f"{variable}: {path} cannot be read. {reason}") from error
         return text, field_name, False
 
     def __call__(self) -> dict[str, Any]:

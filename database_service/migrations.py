@@ -25,7 +25,7 @@ _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
 
 class MigrationError(Exception):
-    """The tables can not be brought up to date; a person must act, waiting does not help."""
+    """The tables cannot be brought up to date; a person must act, waiting does not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ async def migrate(connection: Connection, migrations: list[Migration]) -> int:
         How many were applied.
 
     Raises:
-        MigrationError: An applied file was changed since, or one can not be applied.
+        MigrationError: An applied file was changed since, or one cannot be applied.
     """
     # Another instance may be migrating for as long as this one may.
     await connection.execute("SET lock_timeout = 0")
@@ -134,7 +134,7 @@ async def _apply(connection: Connection, migration: Migration) -> None:
         raise
     except asyncpg.PostgresError as error:
         raise MigrationError(
-            f"sql/{migration.name} can not be applied: {_said(error)}. Nothing of it was."
+            f"sql/{migration.name} cannot be applied: {_said(error)}. Nothing of it was."
         ) from error
     log.info("migration.applied", name=migration.name)
 

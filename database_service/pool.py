@@ -118,7 +118,7 @@ class Database:
                     await self._connect()
             except _UNREACHABLE as error:
                 cause = error.__cause__ or error
-                self._waiting_for = f"PostgreSQL can not be reached: {reason(cause)}."
+                self._waiting_for = f"PostgreSQL cannot be reached: {reason(cause)}."
                 log.warning("database.unavailable", reason=reason(cause), attempt=attempt + 1)
             else:
                 return
@@ -179,7 +179,7 @@ class Database:
 
         Raises:
             DatabaseUnavailableError: PostgreSQL is away, or no connection became free in time.
-            InvalidError: A value can not be stored.
+            InvalidError: A value cannot be stored.
             SerializationConflictError: Rolled back in favour of another transaction.
             RowLockedError: Somebody holds a row for long; other rows can be written.
         """

@@ -46,7 +46,7 @@ def translated() -> Iterator[None]:
 
     Raises:
         DatabaseUnavailableError: PostgreSQL is away, full or shutting down.
-        InvalidError: A value can not be stored.
+        InvalidError: A value cannot be stored.
         SerializationConflictError: The transaction was rolled back in favour of another.
     """
     try:
@@ -55,11 +55,11 @@ def translated() -> Iterator[None]:
         raise SerializationConflictError from error
     except AWAY as error:
         raise DatabaseUnavailableError(
-            f"PostgreSQL can not do it right now: {reason(error)}. Nothing of a request that "
+            f"PostgreSQL cannot do it right now: {reason(error)}. Nothing of a request that "
             "gets this answer is promised; ask again."
         ) from error
     except UNSTORABLE as error:
-        raise InvalidError("PostgreSQL can not store one of the values; nothing was.") from error
+        raise InvalidError("PostgreSQL cannot store one of the values; nothing was.") from error
 
 
 def reason(error: BaseException) -> str:

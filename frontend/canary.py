@@ -205,7 +205,7 @@ class Canary:
         since = f"A canary was accepted {flight.seconds:.0f} s ago"
         if unreadable:
             self._record_failure(
-                f"unreadable.{unreadable}", f"{since}; its journey can not be read."
+                f"unreadable.{unreadable}", f"{since}; its journey cannot be read."
             )
         elif flight.status is JourneyStatus.STORED:
             self._record_failure("not_mailed", f"{since} and is stored; its mail is not settled.")
@@ -226,7 +226,7 @@ class Canary:
         self._trouble = None
 
     async def _remove(self, flight: _Trip) -> None:
-        """Leave nothing behind; what can not be removed now is stale in an hour."""
+        """Leave nothing behind; what cannot be removed now is stale in an hour."""
         try:
             await self._registrations.delete_canary(flight.canary_id)
         except UserStreamError as error:

@@ -100,7 +100,7 @@ class Watchers:
             watched.wake()
 
     async def watch(self, request: web.Request, registration_id: UUID) -> web.StreamResponse:
-        """Send a ``journey`` event for every change, ``unavailable`` when it can not be read.
+        """Send a ``journey`` event for every change, ``unavailable`` when it cannot be read.
 
         Raises:
             TooManyWatchersError: There is no room for this client, or for anybody.

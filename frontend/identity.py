@@ -25,7 +25,7 @@ REMEMBERED_KEYS = 100_000
 
 
 class Identities:
-    """Makes registration ids; an id can not be guessed without ``secret``."""
+    """Makes registration ids; an id cannot be guessed without ``secret``."""
 
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode()

@@ -30,7 +30,7 @@ UNCONFIRMED_NOTICE = (
 """For the form that comes back with a 503, and for its script when it gives up."""
 
 NOT_READABLE_NOTICE = (
-    "The current state can not be read right now. Nothing is lost: what was accepted is kept safe "
+    "The current state cannot be read right now. Nothing is lost: what was accepted is kept safe "
     "and goes on by itself, and so does this page."
 )
 """For the status page while the database is away."""
@@ -163,7 +163,7 @@ def render_form(
 def render_status(
     journey: Journey | None, registration_id: UUID, notice: str = "", *, accepted: bool = True
 ) -> str:
-    """The journey of a registration; ``None``: it can not be read now.
+    """The journey of a registration; ``None``: it cannot be read now.
 
     ``accepted`` says whether it was promised at all, which can be told without reading it.
     """

@@ -21,7 +21,7 @@ from common.http.idempotency import IDEMPOTENCY_KEY
 from frontend.identity import Identities
 
 ANSWER_SECONDS = 10.0
-"""Longest wait for an answer; one that can not publish says so within 6 s."""
+"""Longest wait for an answer; one that cannot publish says so within 6 s."""
 
 
 class OwnDoorError(TransientError):

@@ -117,7 +117,7 @@ def as_text(report: Report) -> str:
         lines.append(f"    → {remedy}")
     lines += [f"  · {note}" for note in report.notes]
     lines.append(
-        "Everything is as common/contracts/topology.py says. rabbitmq.conf can not be seen from"
+        "Everything is as common/contracts/topology.py says. rabbitmq.conf cannot be seen from"
         " here."
         if report.alike
         else f"{len(report.differences)} differences. Nothing was changed."

@@ -25,7 +25,7 @@ _REMEDIES = {
     "missing": f"Import the topology: {IMPORT}",
     "exchanges": "Delete it, which keeps every message in the queues, and at once import the "
     f"topology: {IMPORT}",
-    "queues": "A queue can not be changed. Stop its consumer, move its messages away (shovel), "
+    "queues": "A queue cannot be changed. Stop its consumer, move its messages away (shovel), "
     f"delete it and import the topology: {IMPORT}",
     "policies": f"Importing the topology replaces it: {IMPORT}",
     "users": "Make users and rights as rabbitmq/README.md says, step 2, and import users.json.",
@@ -139,7 +139,7 @@ def _policy_for(queue: str, policies: Rows) -> Mapping[str, Any]:
 
 
 def _exchanges_with_a_policy(wanted: Rows, present: Rows) -> Iterator[Difference]:
-    """An alternate exchange, for one, would make the broker confirm what it can not route."""
+    """An alternate exchange, for one, would make the broker confirm what it cannot route."""
     names = {exchange["name"] for exchange in wanted}
     for exchange in present:
         if exchange["name"] in names and exchange.get("policy"):

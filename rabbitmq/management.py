@@ -16,7 +16,7 @@ REFUSED = (401, 403)
 
 
 class ManagementError(Exception):
-    """The management API can not be asked; says what to look at."""
+    """The management API cannot be asked; says what to look at."""
 
 
 class Management:

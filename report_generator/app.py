@@ -75,7 +75,7 @@ def build_app(settings: Settings) -> web.Application:
 
 
 async def _prepare(directory: ReportDirectory) -> None:
-    # A directory that can not be made does not stop the start: /health/ready says what is
+    # A directory that cannot be made does not stop the start: /health/ready says what is
     # wrong with it, and goes green when it is put right.
     with suppress(StorageError):
         removed = await asyncio.to_thread(directory.prepare)

@@ -58,9 +58,9 @@ class ReportDirectory:
         """Make the directory and remove what crashed processes left; returns how many files.
 
         Raises:
-            StorageError: It can not be made.
+            StorageError: It cannot be made.
         """
-        with _translated("The output directory can not be prepared"):
+        with _translated("The output directory cannot be prepared"):
             self.path.mkdir(parents=True, exist_ok=True)
             return sum(_removed(path) for path in self.path.glob(f"*{DRAFT_MARK}*"))
 
@@ -73,7 +73,7 @@ class ReportDirectory:
         # The same steps as for a report: not every network file system knows links.
         probe = self.path / f"probe{DRAFT_MARK}{secrets.token_hex(8)}"
         linked = probe.with_name(f"{probe.name}-linked")
-        with _translated("The output directory can not be written"):
+        with _translated("The output directory cannot be written"):
             try:
                 probe.touch(mode=0o600, exist_ok=False)
                 os.link(probe, linked)
@@ -95,7 +95,7 @@ class ReportDirectory:
 
         Raises:
             NoSpaceError: The disk is full; the draft is deleted.
-            StorageError: The directory can not be written.
+            StorageError: The directory cannot be written.
         """
         final = self._final(report_id)
         if not self.has(report_id):
@@ -121,7 +121,7 @@ class ReportDirectory:
             GoneError: The file was removed.
         """
         path = self._inside(name)
-        with _translated("The file can not be read"):
+        with _translated("The file cannot be read"):
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError as error:
@@ -179,18 +179,18 @@ class _Draft:
         self._final = final
         self._path = final.with_name(f"{final.name}{DRAFT_MARK}{secrets.token_hex(8)}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with _translated("The report can not be written"):
+        with _translated("The report cannot be written"):
             self._file = os.fdopen(os.open(self._path, flags, 0o600), "wb")
 
     def write(self, block: bytes) -> None:
         """Append a block."""
-        with _translated("The report can not be written"):
+        with _translated("The report cannot be written"):
             self._file.write(block)
         self.measure.feed(block)
 
     def finish(self) -> bool:
         """Put the content on disk, then give it its final name; False: another was faster."""
-        with _translated("The report can not be written"):
+        with _translated("The report cannot be written"):
             self._file.flush()
             os.fsync(self._file.fileno())
             try:
@@ -211,7 +211,7 @@ class _Draft:
 def _examined(path: Path, style: CsvStyle) -> FinishedFile:
     """Measure a file that another process finished."""
     measure = _Measure(style)
-    with _translated("The report can not be read back"), path.open("rb") as file:
+    with _translated("The report cannot be read back"), path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
             measure.feed(block)
         # It may have died between the link and this.

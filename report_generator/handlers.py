@@ -69,7 +69,7 @@ async def generate_report(
     and its id derives from the report's, so the sender recognises the request.
 
     Raises:
-        StorageError: The file can not be written; NoSpaceError if the disk is full.
+        StorageError: The file cannot be written; NoSpaceError if the disk is full.
     """
     # A message that did not come through our own endpoint has no record yet.
     record = await database.insert_report(_new_record(request))

@@ -84,7 +84,7 @@ def mail_server(settings: Settings) -> Server:
     """The mail server of the settings.
 
     Raises:
-        SettingError: The certificates can not be read.
+        SettingError: The certificates cannot be read.
     """
     return Server(
         host=settings.smtp_host,
@@ -102,4 +102,4 @@ def _tls(ca_file: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # unreadable, or no PEM
-        raise SettingError(f"SMTP_CA_FILE can not be used: {error}.") from error
+        raise SettingError(f"SMTP_CA_FILE cannot be used: {error}.") from error

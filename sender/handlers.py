@@ -95,7 +95,7 @@ async def send_email(
         Whether the mail server has taken or refused it.
 
     Raises:
-        TemplateDataMissingError: The request can not be made into a mail.
+        TemplateDataMissingError: The request cannot be made into a mail.
         InProgressError: Another sender has the lease.
         MailServerUnavailableError: No mail would be accepted now.
         DestinationBusyError: Too many slow mails to the same domain are under way.

@@ -306,11 +306,11 @@ def _without_words(answer: Answer) -> Refusal:
 
 def _unavailable(reason: str) -> MailServerUnavailableError:
     return MailServerUnavailableError(
-        f"The mail server can not be used: {reason}. Nothing is lost; mails wait until it can."
+        f"The mail server cannot be used: {reason}. Nothing is lost; mails wait until it can."
     )
 
 
 _NO_UTF8 = (
-    "The address has characters that the mail server can not take: "
+    "The address has characters that the mail server cannot take: "
     "it does not offer SMTPUTF8 (RFC 6531)."
 )

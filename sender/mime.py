@@ -1,4 +1,4 @@
-"""Writes a mail as it travels: headers that can not be broken out of, a body encoded once."""
+"""Writes a mail as it travels: headers that cannot be broken out of, a body encoded once."""
 
 import base64
 import binascii
@@ -17,7 +17,7 @@ from sender.smtp.connection import Mail
 from sender.template_data import TemplateData, read_data
 
 BOUNDARY = "=_userstream"
-"""Can not occur in a part: quoted-printable writes ``=`` before hexadecimal digits only."""
+"""Cannot occur in a part: quoted-printable writes ``=`` before hexadecimal digits only."""
 
 KEPT_BODIES = 256
 """Encoded bodies kept, about 10 kB each. Two of three templates say the same to everybody."""
@@ -47,7 +47,7 @@ class MailWriter:
         """The mail that was asked for.
 
         Raises:
-            TemplateDataMissingError: The template can not be filled in.
+            TemplateDataMissingError: The template cannot be filled in.
         """
         data = read_data(request.template, request.data)
         subject, body = self._body(request.template, data)

@@ -14,7 +14,7 @@ from common.errors import FieldError, PermanentError
 
 
 class TemplateDataMissingError(PermanentError):
-    """The request lacks a value that its template needs, or gives one that can not be used."""
+    """The request lacks a value that its template needs, or gives one that cannot be used."""
 
     code = "template_data_missing"
     http_status = 422
@@ -98,5 +98,5 @@ def read_data(template: Template, data: Mapping[str, Any]) -> TemplateData:
         )
     names = ", ".join(problem.pointer.removeprefix("/data/") for problem in problems)
     raise TemplateDataMissingError(
-        f"The template {template.value} can not be filled in: look at {names}.", errors=problems
+        f"The template {template.value} cannot be filled in: look at {names}.", errors=problems
     )

@@ -50,7 +50,7 @@ async def database_dsn(postgres: TestPostgres) -> AsyncIterator[str]:
     yield postgres.dsn_of(name)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        # An autovacuum that is at work there can not be ended by us; it ends soon by itself.
+        # An autovacuum that is at work there cannot be ended by us; it ends soon by itself.
         try:
             await _execute(postgres, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         except asyncpg.InsufficientPrivilegeError:

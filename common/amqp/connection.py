@@ -43,7 +43,7 @@ WATCH_SECONDS = 0.2
 OVERDUE_SECONDS = 30.0
 """After so long without the broker's word on a message the connection is opened anew.
 
-Nobody waits for it any more, but the same id can not be published until the broker has spoken
+Nobody waits for it any more, but the same id cannot be published until the broker has spoken
 (``Wire.turn``): were its word never to come, that message would never get through.
 
 Also after so long with nothing but refusals: where the limit of a queue that was full is taken
@@ -113,15 +113,15 @@ class Link:
                 self._fail(error)
             except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
                 # aiormq raises RuntimeErrors of its own for channels that went away.
-                self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
+                self._fail(BrokerUnavailableError(f"Cannot reach the broker: {_reason(error)}"))
             except asyncio.CancelledError as error:
                 # One of aiormq's own tasks was cancelled, not this one.
                 if (task := asyncio.current_task()) and task.cancelling():
                     raise
-                self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
+                self._fail(BrokerUnavailableError(f"Cannot reach the broker: {_reason(error)}"))
             except Exception as error:  # noqa: BLE001 - were this to end, nobody would connect again
                 # A broker that goes away amid the greeting: aiormq lets a StopAsyncIteration out.
-                self._fail(BrokerUnavailableError(f"Can not reach the broker: {_reason(error)}"))
+                self._fail(BrokerUnavailableError(f"Cannot reach the broker: {_reason(error)}"))
             if (task := asyncio.current_task()) and task.cancelling():
                 # It was to end, and somebody below took the cancellation for a lost connection.
                 raise asyncio.CancelledError

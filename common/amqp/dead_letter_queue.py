@@ -423,6 +423,6 @@ def _translated() -> Iterator[None]:
         ) from error
     except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
         raise BrokerUnavailableError(
-            f"The dead letters can not be read: {type(error).__name__}. Nothing has changed; "
+            f"The dead letters cannot be read: {type(error).__name__}. Nothing has changed; "
             "ask again when RabbitMQ is there."
         ) from error

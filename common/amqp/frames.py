@@ -178,7 +178,7 @@ def read_confirm(data: bytes, at: int) -> tuple[int, bool]:
 
 
 def read_content_header(data: bytes) -> Content:
-    """The content header that ``data`` is, no byte more; what can not be read is left out.
+    """The content header that ``data`` is, no byte more; what cannot be read is left out.
 
     Any program may have written it, see ``common.amqp.lenient``.
     """

@@ -33,7 +33,7 @@ def timestamp(value: bytes) -> tuple[int, FieldValue]:
 
 
 def table(value: bytes) -> tuple[int, FieldTable]:
-    """Four bytes of length, then pairs; empty where they can not be read."""
+    """Four bytes of length, then pairs; empty where they cannot be read."""
     try:
         return decode.field_table(value)
     except (ValueError, OverflowError, RecursionError):

@@ -18,7 +18,7 @@ class Remedy(StrEnum):
     """As it is, it fails again; with another body it may pass."""
 
     DISCARD = "discard"
-    """It can not pass under its id, whatever its body."""
+    """It cannot pass under its id, whatever its body."""
 
 
 @dataclass(frozen=True, slots=True)

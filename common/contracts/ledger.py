@@ -231,7 +231,7 @@ class LedgerTotals(Answer):
 
 
 class IncidentKind(StrEnum):
-    """Why something can not be accounted for."""
+    """Why something cannot be accounted for."""
 
     REPLACED = "replaced"
     """Another stream stands under the name: what the old one had and nobody had read is gone."""
@@ -247,7 +247,7 @@ class IncidentKind(StrEnum):
 
 
 class Incident(Answer):
-    """Something that the ledger can not account for."""
+    """Something that the ledger cannot account for."""
 
     incident_id: int
     kind: IncidentKind
@@ -380,7 +380,7 @@ class Ledger(Answer):
 
     work_binding: WorkBinding
     incidents: list[Incident] = []
-    """What can not be accounted for, and nobody has taken note of yet; oldest first."""
+    """What cannot be accounted for, and nobody has taken note of yet; oldest first."""
 
 
 class MailChoice(StrEnum):
@@ -415,4 +415,4 @@ class Repair(Answer):
     """Of those: brought back without a mail."""
 
     not_in_stream: list[UUID]
-    """Those that the stream has forgotten: they can not be brought back from here."""
+    """Those that the stream has forgotten: they cannot be brought back from here."""

@@ -311,7 +311,7 @@ _SPECIAL_DOMAINS = tuple(f"{dot}{name}" for name in SPECIAL_USE_DOMAIN_NAMES for
 
 
 def check_text(value: str) -> str:
-    """Refuse what PostgreSQL can not store as text, and control characters.
+    """Refuse what PostgreSQL cannot store as text, and control characters.
 
     Raises:
         ValueError: There is a control character or a lone surrogate.

@@ -59,7 +59,7 @@ def _finite(text: str) -> float:
 
 
 def _refuse_lone_surrogates(value: object) -> None:
-    """Raise UnicodeEncodeError for what can not be written as UTF-8 again."""
+    """Raise UnicodeEncodeError for what cannot be written as UTF-8 again."""
     json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 

@@ -70,7 +70,7 @@ class Route:
 
     @property
     def dead_letter_queue(self) -> str:
-        """Where a message ends that can not be handled; redriven by a person."""
+        """Where a message ends that cannot be handled; redriven by a person."""
         return f"{self.name}.dlq"
 
     def retry_step(self, attempt: int) -> str:
@@ -228,7 +228,7 @@ def _any_of(names: list[str]) -> str:
 
 
 def _policies(route: Route) -> list[dict[str, object]]:
-    """Policies rather than queue arguments: arguments can not be changed without a new queue."""
+    """Policies rather than queue arguments: arguments cannot be changed without a new queue."""
     never_drop = {"overflow": "reject-publish"}
     at_least_once = {**never_drop, "dead-letter-strategy": "at-least-once"}
     name = re.escape(route.name)

@@ -201,7 +201,7 @@ class DatabaseClient:
         return await self._send_bulk("api/ledger/settlements", request, Settlement)
 
     async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
-        """Keep who has taken note of what the ledger can not account for."""
+        """Keep who has taken note of what the ledger cannot account for."""
         return await self._send_bulk("api/ledger/acknowledgements", request, Acknowledged)
 
     async def record_unpromised(self, unpromised: UnpromisedPublications) -> int:
@@ -323,7 +323,7 @@ class DatabaseClient:
             ) from error
         except OSError as error:
             away = DatabaseServiceUnavailableError(
-                f"database_service can not be reached: {type(error).__name__}."
+                f"database_service cannot be reached: {type(error).__name__}."
             )
             await self._is_away(away)
             raise away from error

@@ -118,7 +118,7 @@ class Access:
     def allows(self, host: str) -> bool:
         """Whether a value of ``Host`` names this service.
 
-        Addresses always do: a page that was loaded from one can not move to another, so there
+        Addresses always do: a page that was loaded from one cannot move to another, so there
         is nothing to rebind. Which address it is depends on how containers and forwarded ports
         are laid out, and a check would refuse scrapes and health checks for no gain.
         """

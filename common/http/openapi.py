@@ -133,7 +133,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _fields(model: type[BaseModel], kind: str, url: str) -> list[dict[str, Any]]:
-    # Inline: a parameter can not be one schema of several names.
+    # Inline: a parameter cannot be one schema of several names.
     schema = model.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
     inlined = _inline(schema["properties"], schema.get("$defs", {}))
     names = {field.alias or name: name for name, field in model.model_fields.items()}

@@ -106,7 +106,7 @@ async def _listen(runner: Runner, settings: ServiceSettings) -> None:
         await web.TCPSite(runner, settings.bind_address, settings.port).start()
     except OSError as error:
         raise SettingError(
-            f"can not listen on {settings.bind_address}:{settings.port}: "
+            f"cannot listen on {settings.bind_address}:{settings.port}: "
             f"{error.strerror or error}. Set PORT to another port, or stop what holds this one."
         ) from error
 

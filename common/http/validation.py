@@ -115,7 +115,7 @@ async def read_form_fields(request: web.Request) -> dict[str, str]:
             max_num_fields=MAX_FORM_FIELDS,
         )
     except ValueError as error:
-        raise MalformedError("The form can not be read.") from error
+        raise MalformedError("The form cannot be read.") from error
     if len(dict(pairs)) != len(pairs):
         raise MalformedError("A field of the form comes twice.")
     return dict(pairs)

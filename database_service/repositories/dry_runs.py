@@ -22,7 +22,7 @@ async def dry_run_registrations(
 
     Raises:
         DatabaseUnavailableError: PostgreSQL is away.
-        InvalidError: A value can not be stored.
+        InvalidError: A value cannot be stored.
     """
 
     async def work(connection: Connection) -> list[StoredRegistration]:

@@ -247,7 +247,7 @@ FORGET_SPANS = [
 
 
 async def _note_incidents(connection: Connection, batch: LedgerBatch) -> None:
-    """Keep what can not be accounted for any more, with the ledger as it stands before."""
+    """Keep what cannot be accounted for any more, with the ledger as it stands before."""
     stream = batch.stream
     if batch.restarted or batch.unread:
         for statement in FORGET_SPANS:

@@ -151,7 +151,7 @@ class NotificationRepository:
 def _turns(items: Sequence[Item]) -> list[list[tuple[int, Item]]]:
     """The items with their places, split so that no turn names a message twice.
 
-    One statement can not change a row twice, and who comes second must see what the first did.
+    One statement cannot change a row twice, and who comes second must see what the first did.
     """
     turns: list[list[tuple[int, Item]]] = []
     seen: dict[UUID, int] = {}

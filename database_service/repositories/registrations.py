@@ -39,7 +39,7 @@ class RegistrationRepository:
         Raises:
             DatabaseUnavailableError: Not stored, or stored and not told: ask again.
             IdReusedError: One of the ids stands for other content; nothing was stored.
-            InvalidError: A value can not be stored; nothing was.
+            InvalidError: A value cannot be stored; nothing was.
         """
         distinct: dict[UUID, RegistrationToStore] = {}
         for item in registrations:

@@ -129,7 +129,7 @@ class ReportRepository:
             place = await connection.fetchrow(self.SELECT_PLACE, after)
             if place is None:
                 wrong = FieldError("after", "There is no report with this id.")
-                raise InvalidError("The page can not be found: after.", errors=(wrong,))
+                raise InvalidError("The page cannot be found: after.", errors=(wrong,))
             rows = await connection.fetch(
                 self.SELECT_REPORTS_AFTER, place["requested_at"], place["id"], limit
             )

@@ -232,7 +232,7 @@ class UserRepository:
                 if gathered:
                     await hand_over()
             except BaseException:
-                # asyncpg can not use a connection again whose COPY was left half-way.
+                # asyncpg cannot use a connection again whose COPY was left half-way.
                 connection.terminate()
                 raise
 

@@ -151,7 +151,7 @@ class DeadLetterAdmin:
 
         Raises:
             NotFoundError: There is none with that id.
-            DatabaseServiceUnavailableError: The reason can not be kept; the letter stays.
+            DatabaseServiceUnavailableError: The reason cannot be kept; the letter stays.
         """
         for queue in self._queues:
             async with queue.held(lambda one: False if one.id == letter_id else None) as held:
@@ -181,7 +181,7 @@ class DeadLetterAdmin:
 
         Raises:
             ConflictError: There are more than were seen; nothing was discarded.
-            DatabaseServiceUnavailableError: A reason can not be kept. What was discarded by then
+            DatabaseServiceUnavailableError: A reason cannot be kept. What was discarded by then
                 stays so; the rest is still there.
         """
 
@@ -247,7 +247,7 @@ class DeadLetterAdmin:
         """What would become of letters that are sent back; stores, sends and moves nothing.
 
         Raises:
-            DatabaseServiceUnavailableError: It can not be tried now.
+            DatabaseServiceUnavailableError: It cannot be tried now.
         """
         return await dry_run(request, queues=self._queues, records=self._records)
 

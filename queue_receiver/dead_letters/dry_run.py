@@ -36,7 +36,7 @@ async def dry_run(
     """What would become of letters; stores, sends and moves nothing.
 
     Raises:
-        DatabaseServiceUnavailableError: It can not be tried now.
+        DatabaseServiceUnavailableError: It cannot be tried now.
     """
     letters, left_out = await _chosen(request, queues)
     results = {id(letter): _checked(letter) for letter in letters}
@@ -118,7 +118,7 @@ def _as_result(
             detail = "Would be stored as a second registration of a known address."
     else:
         passes, outcome = True, "valid"
-        detail = "Its service can read it; the rest can not be tried without doing it."
+        detail = "Its service can read it; the rest cannot be tried without doing it."
     return DryRunLetter(
         id=letter.id,
         route=letter.route.name,

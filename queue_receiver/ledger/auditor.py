@@ -74,7 +74,7 @@ class Accounts(LedgerStore, Protocol):
         ...
 
     async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
-        """Keep who has taken note of what can not be accounted for."""
+        """Keep who has taken note of what cannot be accounted for."""
         ...
 
 
@@ -180,7 +180,7 @@ class Auditor:
         return VERIFIED_IN_BACKGROUND if is_idle else VERIFIED_BESIDE_WORK
 
     async def take_note(self, request: AcknowledgeRequest) -> Acknowledged:
-        """Let a person take note of what can not be accounted for; it is no longer red then.
+        """Let a person take note of what cannot be accounted for; it is no longer red then.
 
         Raises:
             DatabaseServiceUnavailableError: Nothing has changed, or it is not known; ask again.
@@ -372,7 +372,7 @@ class Auditor:
             try:
                 ledger = await self.reconcile(most=MOST_IN_BACKGROUND, throttled=True)
             except UserStreamError as error:
-                failure = f"The ledger can not be read: {error.detail.rstrip('.')}."
+                failure = f"The ledger cannot be read: {error.detail.rstrip('.')}."
                 if failure != self._failure:
                     log.warning("ledger.unreadable", code=error.code, reason=error.detail)
                 self._failure = failure
@@ -409,7 +409,7 @@ def _suspects(
 
 
 def _incident_text(incident: Incident) -> str:
-    """What can not be accounted for, in words."""
+    """What cannot be accounted for, in words."""
     noticed = f"{incident.noticed_at:%Y-%m-%d %H:%M:%S} UTC"
     read = f"{incident.last_read_at:%Y-%m-%d %H:%M:%S} UTC" if incident.last_read_at else "never"
     match incident.kind:
@@ -418,12 +418,12 @@ def _incident_text(incident: Incident) -> str:
                 f"The stream was made anew (noticed {noticed}; last read {read}): of "
                 f"{incident.accepted_before} accepted before, {incident.stored_by_then} were "
                 f"stored by then; what became of {incident.not_provable} others, and of what was "
-                "accepted and not read by then, can not be proved from it."
+                "accepted and not read by then, cannot be proved from it."
             )
         case IncidentKind.TRUNCATED:
             return (
                 f"The stream dropped {incident.not_provable} messages before they were read "
-                f"(noticed {noticed}; last read {read}): what became of them can not be proved."
+                f"(noticed {noticed}; last read {read}): what became of them cannot be proved."
             )
         case IncidentKind.RESTORED:
             return (

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 class Mark:
     """The furthest position; kept in a file, where there is a folder that outlives the process.
 
-    A file that can not be read or written costs nothing but that memory: the next restoration
+    A file that cannot be read or written costs nothing but that memory: the next restoration
     is then only noticed by a process that was up before it.
     """
 

@@ -55,5 +55,5 @@ async def repair_ledger(request: web.Request, *, query: RepairRequest) -> web.St
     raises=(DatabaseServiceUnavailableError,),
 )
 async def acknowledge(request: web.Request, *, body: AcknowledgeRequest) -> web.StreamResponse:
-    """Take note of everything that can not be accounted for; who and why is kept."""
+    """Take note of everything that cannot be accounted for; who and why is kept."""
     return answer(await request.app[AUDITOR].take_note(body))

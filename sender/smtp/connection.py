@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
     @property
     def refuses(self) -> bool:
-        """Whether the mail can not go on after it."""
+        """Whether the mail cannot go on after it."""
         if self.phase is Phase.DATA:
             return self.reply.code != START_TEXT
         return not self.reply.positive
@@ -128,7 +128,7 @@ class Connection:
 
         Raises:
             LinkDroppedError: With phase ``TEXT`` the mail may have been accepted, else not.
-            Utf8AddressError: The server can not be told this address.
+            Utf8AddressError: The server cannot be told this address.
         """
         if not self._can_say(mail):
             raise Utf8AddressError("the server does not offer SMTPUTF8")

@@ -48,7 +48,7 @@ class Transport:
                 )
         except TimeoutError as error:
             raise NotConnectedError(f"no connection within {SECONDS[Phase.CONNECT]:g} s") from error
-        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that can not be one
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             raise NotConnectedError(f"no connection: {_reason(error)}") from error
         return cls(protocol, transport)
 
@@ -87,7 +87,7 @@ class Transport:
         """Pass if what is written now may arrive, and what comes then be the answer to it.
 
         Raises:
-            LinkDroppedError: It can not; or a reply lies here that nobody has asked for, which
+            LinkDroppedError: It cannot; or a reply lies here that nobody has asked for, which
                 would be taken for the answer: a 250 that came before the text is none to it.
         """
         if self._protocol.ended:

@@ -1,4 +1,4 @@
-"""What a JSON schema can not say of our values, for ``schemathesis``."""
+"""What a JSON schema cannot say of our values, for ``schemathesis``."""
 
 import json
 import unicodedata
@@ -18,7 +18,7 @@ BEYOND_SCHEMAS = (
     ("/api/registrations", "A registration with this key was accepted before"),
     ("/api/submit", "A registration with this key was accepted before"),
     ("/api/reports", "There is no report with this id."),  # of `after`, the place to go on
-    ("/api/reports", "The page can not be found: after."),
+    ("/api/reports", "The page cannot be found: after."),
     ("/api/notifications/send", "template_data_missing"),
     ("/api/bounces", "no part message/delivery-status in it"),
     ("/api/dead-letters/discard", "Name ids, a route or a code"),
@@ -31,8 +31,8 @@ BEYOND_SCHEMAS = (
     ("/api/users/report", "The end date lies before the start date."),
     ("/api/users/report", "Columns are: id, name, surname"),  # that each stands once is no pattern
     ("/api/canaries/{canary_id}", "This is not the id of a canary"),
-    ("/api/notifications/claims", "PostgreSQL can not store"),  # a user that there is not
-    ("/api/ledger/entries", "PostgreSQL can not store"),  # a sum beyond 64 bits
+    ("/api/notifications/claims", "PostgreSQL cannot store"),  # a user that there is not
+    ("/api/ledger/entries", "PostgreSQL cannot store"),  # a sum beyond 64 bits
 )
 """Operation, and its words for what is right by the schema and wrong beside another value."""
 

@@ -1,4 +1,4 @@
-"""A message that can not be handled, from the queue to its end, by the command that people type."""
+"""A message that cannot be handled, from the queue to its end, by the command that people type."""
 
 import json
 import subprocess

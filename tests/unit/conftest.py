@@ -1,4 +1,4 @@
-"""Property tests that a busy machine can not fail, and that leave time for the others."""
+"""Property tests that a busy machine cannot fail, and that leave time for the others."""
 
 from hypothesis import HealthCheck, settings
 

@@ -103,7 +103,7 @@ def _measured(running: Harness, given: Namespace) -> dict[str, Comparison]:
     except UNREACHABLE as error:
         deaths = [death for system in running.systems for death in system.deaths()]
         raise LauncherError(
-            "Something that was to be measured can not be reached any more, so there are no"
+            "Something that was to be measured cannot be reached any more, so there are no"
             f" results: {error!r}\n" + "\n".join(f"  {death}" for death in deaths)
         ) from error
 

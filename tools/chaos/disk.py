@@ -21,7 +21,7 @@ class SmallDisk:
 
     folder: Path
     why_not: str = ""
-    """Why it can not be filled on this machine."""
+    """Why it cannot be filled on this machine."""
 
     @classmethod
     def made(cls, folder: Path) -> Self:
@@ -36,7 +36,7 @@ class SmallDisk:
         return cls(folder)
 
     def fill(self) -> bool:
-        """Leave no room at all; False where that can not be done."""
+        """Leave no room at all; False where that cannot be done."""
         if self.why_not:
             return False
         try:

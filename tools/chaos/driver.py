@@ -33,7 +33,7 @@ EVERY_REUSED = 60
 """Every so manieth foreign one comes under the id of another person, who was there before."""
 
 EVERY_MALFORMED = 5
-"""One message that can not be handled for so many registrations."""
+"""One message that cannot be handled for so many registrations."""
 
 EVERY_REPORT = 250
 """One report for so many registrations."""

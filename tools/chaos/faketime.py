@@ -22,7 +22,7 @@ class Clock:
     file: Path
     environment: dict[str, str]
     why_not: str = ""
-    """Why it can not be set on this machine."""
+    """Why it cannot be set on this machine."""
 
     @classmethod
     def made(cls, file: Path) -> Self:
@@ -47,7 +47,7 @@ class Clock:
         return clock
 
     def jump(self, seconds: int) -> bool:
-        """Set it so far ahead (or back) of the machine's; False where that can not be done."""
+        """Set it so far ahead (or back) of the machine's; False where that cannot be done."""
         if self.why_not:
             return False
         self.file.write_text(f"{seconds:+d}\n", "utf-8")

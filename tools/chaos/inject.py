@@ -207,7 +207,7 @@ class Injector:
         """Delete the stream of registrations and make it anew, as somebody who tidies up does.
 
         A broker that is killed soon after may lose a new queue (docs/reliability.md, W8), so it
-        is made again until that can not be.
+        is made again until that cannot be.
         """
         until = time.monotonic() + fault.lasts
         is_deleted = False

@@ -19,7 +19,7 @@ class Journal:
     repeated: int = 0
     """Registrations sent twice on purpose, with the same key or the same message id."""
     malformed: dict[UUID, str] = field(default_factory=dict)
-    """Message that can not be handled to the reason with which it must be dead-lettered."""
+    """Message that cannot be handled to the reason with which it must be dead-lettered."""
     poisoned: dict[UUID, str] = field(default_factory=dict)
     """The same with those that the broker never confirmed: they may be there, or not."""
     reused: set[UUID] = field(default_factory=set)

@@ -350,7 +350,7 @@ class _Trial:
         wanted = {*self._promises.registrations.values(), *self._promises.reports.values()}
         broken += [f"{address}: no mail" for address in wanted if address not in by_address]
         self._result.duplicate_mails = len(mails) - len(set(mails))
-        # SMTP can not prevent it there: RFC 5321, 4.5.3.2.6.
+        # SMTP cannot prevent it there: RFC 5321, 4.5.3.2.6.
         allowed = self._lone.deaths if self._window == "w24" else 0
         if self._result.duplicate_mails > allowed:
             broken.append(f"{self._result.duplicate_mails} mails sent twice, {allowed} explained")

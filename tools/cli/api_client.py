@@ -121,7 +121,7 @@ class Addresses:
         """The address of a service, without a slash at its end.
 
         Raises:
-            LauncherError: It can not be told; what to name.
+            LauncherError: It cannot be told; what to name.
         """
         if service in self.named:
             return self.named[service]

@@ -77,7 +77,7 @@ def run(given: Namespace, terminal: Terminal) -> bool:
     """Do what was asked and print the result; False if letters could not be sent back.
 
     Raises:
-        LauncherError: It can not be done, in the service's words.
+        LauncherError: It cannot be done, in the service's words.
     """
     result, lines = _ACTIONS[given.action or LIST](given)
     if given.json:
@@ -206,7 +206,7 @@ def _resend(given: Namespace) -> tuple[Any, list[str]]:
     try:
         body = json.loads(given.body.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise LauncherError(f"{given.body} can not be read as JSON: {error}") from error
+        raise LauncherError(f"{given.body} cannot be read as JSON: {error}") from error
     sent = _ask(given, "POST", f"/{given.id}/resend", {"body": body})
     return sent, [f"Sent back to {sent['route']}. If it fails again, it comes back."]
 

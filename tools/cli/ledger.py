@@ -41,17 +41,17 @@ def add_arguments(command: ArgumentParser, _options: ArgumentParser) -> None:
     command.add_argument(
         "--acknowledge",
         metavar="REASON",
-        help="take note of what can not be accounted for; who and why is kept",
+        help="take note of what cannot be accounted for; who and why is kept",
     )
 
 
 def run(given: Namespace, terminal: Terminal) -> bool:
     """Show the ledger, after a repair if one is wanted.
 
-    False if something is lost or can not be accounted for, or if that is not known.
+    False if something is lost or cannot be accounted for, or if that is not known.
 
     Raises:
-        LauncherError: It can not be read, in the service's words.
+        LauncherError: It cannot be read, in the service's words.
     """
     repair = _repair(given) if given.repair else None
     if given.acknowledge is not None:
@@ -112,7 +112,7 @@ def repair_lines(repair: Mapping[str, Any]) -> list[str]:
             " same."
         )
     if forgotten := repair["notInStream"]:
-        lines.append("The stream has forgotten these, so they can not be brought back from here:")
+        lines.append("The stream has forgotten these, so they cannot be brought back from here:")
         lines += [f"  {registration_id}" for registration_id in forgotten]
     return lines
 
@@ -184,7 +184,7 @@ def _conclude(ledger: Mapping[str, Any], terminal: Terminal, invocation: Invocat
         )
     if not ledger["caughtUp"]:
         terminal.fail(
-            "The stream can not be read to its end yet, so nobody knows of what is behind: is the"
+            "The stream cannot be read to its end yet, so nobody knows of what is behind: is the"
             " broker just starting, or was the stream made anew? Ask again in half a minute."
         )
     for incident in _incidents(ledger):
@@ -206,12 +206,12 @@ def _conclude(ledger: Mapping[str, Any], terminal: Terminal, invocation: Invocat
 
 
 def _incidents(ledger: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What can not be accounted for; a receiver of an older release names none."""
+    """What cannot be accounted for; a receiver of an older release names none."""
     return list(ledger.get("incidents", ()))
 
 
 def _incident(incident: Mapping[str, Any]) -> str:
-    """What can not be accounted for, as a person reads it."""
+    """What cannot be accounted for, as a person reads it."""
     before, stored = f"{incident['acceptedBefore']:,}", f"{incident['storedByThen']:,}"
     number, noticed = f"{incident['notProvable']:,}", _time(incident)
     read = incident["lastReadAt"][:19].replace("T", " ") if incident["lastReadAt"] else "never"

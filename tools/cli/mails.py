@@ -69,7 +69,7 @@ def run(given: Namespace, terminal: Terminal) -> None:
     """Do what was asked and print the result.
 
     Raises:
-        LauncherError: It can not be done, in the service's words.
+        LauncherError: It cannot be done, in the service's words.
     """
     result, lines = _ACTIONS[given.action](given)
     if given.json:

@@ -59,7 +59,7 @@ def _run(given: Namespace) -> int:
         if not _lies_in(error.filename, given.data):
             raise
         STDERR.fail(
-            f"{error.filename}: {error.strerror}. Data and logs can not be kept there;"
+            f"{error.filename}: {error.strerror}. Data and logs cannot be kept there;"
             " take another folder with --data."
         )
         return FAILED

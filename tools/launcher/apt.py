@@ -45,7 +45,7 @@ def unpack(packages: list[str], target: Path) -> None:
 
 def _options(scratch: Path) -> list[str]:
     """Options with which apt-get works as an ordinary user; with lists of our own if need be."""
-    # Root's apt-get would hand the download to the user _apt, who can not write here.
+    # Root's apt-get would hand the download to the user _apt, who cannot write here.
     options = [
         "-q",
         "-o",
@@ -73,7 +73,7 @@ def _with_missing_dependencies(packages: list[str], options: list[str]) -> list[
     try:
         plan = run_briefly([*simulate, *packages], environment=environment)
     except LauncherError as error:
-        raise LauncherError(f"apt-get can not provide {' '.join(packages)}: {error}") from error
+        raise LauncherError(f"apt-get cannot provide {' '.join(packages)}: {error}") from error
     return sorted({*packages, *planned_packages(plan)})
 
 

@@ -137,7 +137,7 @@ class Broker:
         if missing:
             raise LauncherError(
                 "RabbitMQ started without a part of its definitions (it ignores in silence what it"
-                " can not import): " + ", ".join(missing) + f".\nSee {self.node().log}"
+                " cannot import): " + ", ".join(missing) + f".\nSee {self.node().log}"
             )
         self._wait_for_a_confirm()
         marker = self.directory / "flushed"
@@ -237,7 +237,7 @@ class Broker:
             except (OSError, http.client.HTTPException, LauncherError) as error:
                 if time.monotonic() > deadline:
                     raise LauncherError(
-                        f"RabbitMQ's management API can not be used: {error}\nA failed login means"
+                        f"RabbitMQ's management API cannot be used: {error}\nA failed login means"
                         " that it did not import its users; it ignores in silence what it can"
                         f" not import.\n{tail(self.node().log)}"
                     ) from error

@@ -23,8 +23,8 @@ def cache_directory() -> Path:
 def choose(environment: Mapping[str, str]) -> Path:
     """``userstream`` below ``XDG_CACHE_HOME``, or below ``~/.cache``, made if it is missing.
 
-    Where the home can not be written, or is somebody else's, ``.run`` of the project; where that
-    can not be written either, a folder of this user's own below the one for temporary files.
+    Where the home cannot be written, or is somebody else's, ``.run`` of the project; where that
+    cannot be written either, a folder of this user's own below the one for temporary files.
 
     Raises:
         LauncherError: None of them can be used.

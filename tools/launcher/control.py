@@ -31,7 +31,7 @@ def status(invocation: Invocation) -> dict[str, Any] | None:
     """Each part with address, process, readiness, restarts and notes; None if nothing runs.
 
     Raises:
-        LauncherError: A service that ``--url`` should name can not be told.
+        LauncherError: A service that ``--url`` should name cannot be told.
     """
     return _elsewhere(invocation) if invocation.urls else _here(invocation)
 

@@ -1,4 +1,4 @@
-"""What the launcher says when it can not go on."""
+"""What the launcher says when it cannot go on."""
 
 
 class LauncherError(Exception):

@@ -1,6 +1,6 @@
-"""Becomes another program that can not outlive the process that started it.
+"""Becomes another program that cannot outlive the process that started it.
 
-Started by path, as ``python -I guard.py PARENT SIGNAL UID:GID PROGRAM ARGUMENT…``.
+Started by path, as ``python -I exec_guard.py PARENT SIGNAL UID:GID PROGRAM ARGUMENT…``.
 ``UID:GID`` is ``-`` where the user stays. A program of its own, because code that runs
 between fork and exec of a process with threads (``preexec_fn``) may deadlock.
 """

@@ -18,7 +18,7 @@ def open_data(data: Path) -> None:
     A folder that holds other things as well stays as it is: only what is ours in it is closed.
 
     Raises:
-        LauncherError: It can not be written.
+        LauncherError: It cannot be written.
     """
     try:
         fresh = not data.exists()
@@ -31,7 +31,7 @@ def open_data(data: Path) -> None:
         (data / "secrets").mkdir(exist_ok=True, mode=0o700)
     except PermissionError as error:
         raise LauncherError(
-            f"{error.filename} can not be written by this user. Take another folder with --data,"
+            f"{error.filename} cannot be written by this user. Take another folder with --data,"
             " or change its owner."
         ) from error
 

@@ -1,4 +1,4 @@
-"""Paths for programs that can not take every path.
+"""Paths for programs that cannot take every path.
 
 RabbitMQ's scripts split them at blanks, and so does the loader with ``LD_PRELOAD``.
 """
@@ -35,7 +35,7 @@ def plain(path: Path) -> Path:
             continue
         return link
     raise LauncherError(
-        f"RabbitMQ can not run below {path}: its scripts split paths at blanks and quotes, and no"
+        f"RabbitMQ cannot run below {path}: its scripts split paths at blanks and quotes, and no"
         " folder for a link without them can be written. Take another folder with --data, or name"
         " one with XDG_CACHE_HOME."
     )

@@ -165,7 +165,7 @@ class Postgres:
         return self.directory.resolve()
 
     def _make_reachable(self) -> None:
-        """Put the data elsewhere where the user that root drops to can not come here.
+        """Put the data elsewhere where the user that root drops to cannot come here.
 
         The folder becomes a link to it, so that it is found again.
         """

@@ -15,7 +15,7 @@ from pathlib import Path
 from tools.launcher.errors import LauncherError
 from tools.launcher.logs import last_lines
 
-GUARD = Path(__file__).with_name("guard.py")
+GUARD = Path(__file__).with_name("exec_guard.py")
 
 POLL_INTERVAL = 0.05
 """Seconds between two looks at something that is about to happen."""

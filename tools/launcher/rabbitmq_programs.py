@@ -36,7 +36,7 @@ def find_or_fetch(tools: Path) -> RabbitPrograms:
     """RabbitMQ from the system, from Homebrew, or unpacked below ``tools``.
 
     Raises:
-        LauncherError: There is none and it can not be fetched; with the line to type.
+        LauncherError: There is none and it cannot be fetched; with the line to type.
     """
     if found := installed():
         return found

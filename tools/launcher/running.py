@@ -246,7 +246,7 @@ def detach(invocation: Invocation, terminal: Terminal) -> dict[str, Any]:
         log.parent.mkdir(exist_ok=True, mode=0o700)
         output = os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
     except PermissionError as error:
-        raise LauncherError(f"{error.filename} can not be written by this user.") from error
+        raise LauncherError(f"{error.filename} cannot be written by this user.") from error
     shown = Tail(log)
     options = ["--port-offset", str(invocation.offset), "--data", str(data)]
     with output:

@@ -187,7 +187,7 @@ def build_stack(*, offset: int, data: Path, given: Mapping[str, str], terminal: 
     """Fetch what is missing on this machine and lay out the parts. Starts nothing.
 
     Raises:
-        LauncherError: Something can not be had, or the environment names half of something.
+        LauncherError: Something cannot be had, or the environment names half of something.
     """
     numbers = ports(offset)
     open_data(data)

@@ -28,7 +28,7 @@ class StateFile:
         return holder(self._lock)
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace the state in one step; it holds passwords, so others can not read it."""
+        """Replace the state in one step; it holds passwords, so others cannot read it."""
         fresh = self._file.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         with os.fdopen(

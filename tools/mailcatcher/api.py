@@ -178,7 +178,7 @@ def _ids_in(body: bytes) -> list[str]:
             case {"IDs": [*ids]}:
                 return [mail_id for mail_id in ids if isinstance(mail_id, str)]
     except (ValueError, RecursionError):
-        pass  # Mailpit takes a body it can not read for none
+        pass  # Mailpit takes a body it cannot read for none
     return []
 
 

@@ -77,7 +77,7 @@ async def catching(settings: Settings) -> AsyncIterator[MailStore]:
 
     Raises:
         PortTakenError: One of the two ports is in use.
-        OSError: The folder of the mails can not be made or written.
+        OSError: The folder of the mails cannot be made or written.
     """
     store = MailStore(settings.mailcatcher_dir, keep=settings.mailcatcher_keep)
     store.open()

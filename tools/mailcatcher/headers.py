@@ -105,7 +105,7 @@ def starts_with_header(raw: bytes) -> bool:
 
 
 def decode_words(value: str) -> str:
-    """Read encoded words (RFC 2047); what can not be read stays as it came."""
+    """Read encoded words (RFC 2047); what cannot be read stays as it came."""
     if "=?" not in value:
         return value
     try:

@@ -72,7 +72,7 @@ class MailStore:
         """Find the mails of earlier runs; what a crash left half written is removed.
 
         Raises:
-            OSError: The folder can not be made or written.
+            OSError: The folder cannot be made or written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         names = os.listdir(self._folder)  # noqa: PTH208 - 100,000 paths would be slow to make

@@ -58,14 +58,14 @@ def make_folder(parent: Path, *, prefix: str) -> Path:
     """A new folder for the data of one run.
 
     Raises:
-        LauncherError: ``parent`` can not be written.
+        LauncherError: ``parent`` cannot be written.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     except PermissionError as error:
         raise LauncherError(
-            f"{parent} can not be written by this user. Take another folder with --data."
+            f"{parent} cannot be written by this user. Take another folder with --data."
         ) from error
 
 
@@ -86,7 +86,7 @@ def remove_folder(folder: Path, *, keep_logs: bool) -> None:
 def own_mounts() -> list[str]:
     """What to put before a command so that its mounts are its own and end with it.
 
-    Empty where this user or this system can not do that.
+    Empty where this user or this system cannot do that.
     """
     prefix = ["unshare", "--mount", "--propagation", "private"]
     if shutil.which(prefix[0]) is None:

@@ -324,7 +324,7 @@ async def test_the_ledger_is_kept_current_after_the_broker_was_killed(
 
         settle(fresh_broker)
         fresh_broker.kill()
-        await eventually(lambda: _ledger_says(receiver, "can not be read"), "noticing")
+        await eventually(lambda: _ledger_says(receiver, "cannot be read"), "noticing")
         fresh_broker.start()
         ids += list(await accepted(fresh_broker, 3))
 

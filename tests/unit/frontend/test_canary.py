@@ -155,7 +155,7 @@ async def test_an_unreadable_journey_is_no_end_of_it(pipeline: FakePipeline) -> 
     with capture_logs() as lines:
         async with run(pipeline) as bird:
             await until(lambda: bird.note().warning, "the warning")
-            assert "can not be read" in bird.note().detail
+            assert "cannot be read" in bird.note().detail
             pipeline.unreadable = None
             await until(lambda: not bird.note().warning, "the end of the warning")
 

@@ -85,7 +85,7 @@ async def test_a_refusal_keeps_its_reason(
 async def test_a_503_says_that_nothing_was_promised_and_what_to_do(
     frontend: TestClient[Any, Any], publisher: FakePublisher
 ) -> None:
-    publisher.error = BrokerUnavailableError("Can not reach the broker: Connection refused")
+    publisher.error = BrokerUnavailableError("Cannot reach the broker: Connection refused")
     person = {"name": "Ada", "surname": "Lovelace", "email": "ada@example.org"}
 
     for _ in range(2):
@@ -93,7 +93,7 @@ async def test_a_503_says_that_nothing_was_promised_and_what_to_do(
             said = await answer.json()
 
             assert (answer.status, said["code"]) == (503, "broker_unavailable")
-            assert said["detail"].startswith("Can not reach the broker: Connection refused. ")
+            assert said["detail"].startswith("Cannot reach the broker: Connection refused. ")
             assert said["detail"].count("Nothing was promised: send it again") == 1
 
 

@@ -250,14 +250,14 @@ async def test_what_could_not_be_republished_is_not_settled(
 
 
 async def test_a_dead_letter_says_why_from_where_and_by_whom() -> None:
-    bench = Bench(PermanentError("It can not be stored."))
+    bench = Bench(PermanentError("It cannot be stored."))
 
     await bench.dispatch(headers={"x-attempt": 2, "x-first-seen": "2026-01-31T09:30:00.000+00:00"})
 
     assert bench.sent.headers == {
         "x-attempt": 2,
         "x-error-code": "rejected",
-        "x-error-detail": "It can not be stored.",
+        "x-error-detail": "It cannot be stored.",
         "x-failed-attempts": 2,
         "x-failed-service": "queue_receiver",
         "x-first-seen": "2026-01-31T09:30:00.000+00:00",

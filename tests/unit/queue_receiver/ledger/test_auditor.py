@@ -139,7 +139,7 @@ class FakeQueues:
 
 @dataclass
 class FakeLetters:
-    """The dead letters, some of which can not be read."""
+    """The dead letters, some of which cannot be read."""
 
     ids: list[UUID] = field(default_factory=list)
     unlisted: int = 0

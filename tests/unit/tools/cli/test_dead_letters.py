@@ -133,7 +133,7 @@ def test_nothing_is_sent_back_by_mistake(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_file_that_is_no_json_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LauncherError, match="can not be read as JSON"):
+    with pytest.raises(LauncherError, match="cannot be read as JSON"):
         said("resend x --body README.md", FakeService(), monkeypatch)
 
 

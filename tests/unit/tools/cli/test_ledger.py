@@ -153,7 +153,7 @@ def test_a_stream_that_can_not_be_read_is_told_and_not_waited_for(
 
     assert not is_whole
     assert len(receiver.asked) == 2
-    assert any("can not be read to its end" in line for line in lines)
+    assert any("cannot be read to its end" in line for line in lines)
     assert lines[-1] != "Nothing is lost."
 
 
