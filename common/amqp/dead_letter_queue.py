@@ -46,16 +46,16 @@ from common.errors import (
 from common.failpoints import failpoint
 
 MAX_MESSAGES = 10_000
-"""Most letters that are read of one queue at once; also the prefetch."""
+"""Most messages that are read of one queue at once; also the prefetch."""
 
 MAX_KEPT_BYTES = 32 * 1024 * 1024
-"""Most bytes of bodies that are kept of one queue; of further letters only the headers are."""
+"""Most bytes of bodies that are kept of one queue; of further messages only the headers are."""
 
 READ_SECONDS = 5.0
 """Longest time to read one queue; what has not come by then is said to be missing."""
 
 QUIET_SECONDS = 2.0
-"""Longest wait for the next letter."""
+"""Longest wait for the next message."""
 
 TURN_SECONDS = 5.0
 """Longest wait for another reader to put back what it holds."""
@@ -69,10 +69,10 @@ MAX_TEXT = 500
 """Characters of a header that is shown; ours are shorter."""
 
 MAX_CODE = 100
-"""Characters of a code; the record of a discarded letter takes no more."""
+"""Characters of a code; the record of a discarded message takes no more."""
 
 UNKNOWN = "unknown"
-"""Code of a letter that names none: published there by hand."""
+"""Code of a message that names none: published there by hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class DeadLetter:
         return "".join(filter(str.isprintable, code))[:MAX_CODE] or UNKNOWN
 
     def id_when_sent_back(self, body: bytes | None = None) -> UUID:
-        """Its own id, said anew: of a letter without one, it follows from its first body.
+        """Its own id, said anew: of a message without one, it follows from its first body.
 
         One whose id is somebody else's gets another, which follows from the id and its body: a
         crash between publishing and removing it makes two copies of the same message.
@@ -144,15 +144,15 @@ class DeadLetter:
 
 
 Wanted = Callable[[DeadLetter], bool | None]
-"""What to keep of a letter: all of it (True), its headers (False), or nothing (None)."""
+"""What to keep of a message: all of it (True), its headers (False), or nothing (None)."""
 
 
 class LockedQueue:
-    """The letters of one queue, in hand until the block is left."""
+    """The messages of one queue, in hand until the block is left."""
 
     def __init__(self, route: Route, wire: Wire, *, ready: int, elsewhere: bool) -> None:
         self.route = route
-        self.letters: list[DeadLetter] = []
+        self.messages: list[DeadLetter] = []
         """Those that are kept, oldest first."""
         self.read_count = 0
         """How many were read."""
@@ -173,15 +173,15 @@ class LockedQueue:
         return self.read_count >= self.ready and not self.is_locked_by_another_reader
 
     async def send_back(
-        self, letter: DeadLetter, *, body: bytes | None = None, **properties: Any
+        self, message: DeadLetter, *, body: bytes | None = None, **properties: Any
     ) -> None:
-        """Publish a letter into its work queue, confirmed, and only then take it from here.
+        """Publish a message into its work queue, confirmed, and only then take it from here.
 
         By the return exchange: nothing else that is bound to the route sees it twice. A crash in
         between leaves it in both queues with the same id; handlers know it again.
 
         Args:
-            letter: One of ``letters``, with its body.
+            message: One of ``messages``, with its body.
             body: Instead of its own.
             properties: Instead of its own.
 
@@ -189,25 +189,25 @@ class LockedQueue:
             BrokerUnavailableError: Not confirmed; it is still a dead letter.
             UnroutableError: The way back is missing; it is still a dead letter.
         """
-        if body is None and not letter.has_body:
+        if body is None and not message.has_body:
             raise ValueError("The body was not kept.")
         await self._wire.publish(
-            letter.route.return_exchange,
-            short_text(letter.routing_key),
-            letter.delivery.body if body is None else body,
+            message.route.return_exchange,
+            short_text(message.routing_key),
+            message.delivery.body if body is None else body,
             properties={
-                **republish_properties(letter.delivery),
-                "message_id": str(letter.id_when_sent_back(body)),
+                **republish_properties(message.delivery),
+                "message_id": str(message.id_when_sent_back(body)),
                 **properties,
             },
-            headers={**republish_headers(letter.delivery), ATTEMPT: 1},
+            headers={**republish_headers(message.delivery), ATTEMPT: 1},
         )
         failpoint("w44")
-        self.remove(letter)
+        self.remove(message)
 
-    def remove(self, letter: DeadLetter) -> None:
-        """Take a letter out of the queue for good."""
-        self._wire.acknowledge(letter.tag)
+    def remove(self, message: DeadLetter) -> None:
+        """Take a message out of the queue for good."""
+        self._wire.acknowledge(message.tag)
         self.gone += 1
 
     async def read(
@@ -237,7 +237,7 @@ class LockedQueue:
     def _keep(
         self, tag: int, delivery: Delivery, wanted: Wanted, until: Callable[[DeadLetter], bool]
     ) -> None:
-        letter = DeadLetter(
+        message = DeadLetter(
             tag=tag,
             route=self.route,
             delivery=delivery,
@@ -245,14 +245,14 @@ class LockedQueue:
             size=len(delivery.body),
             has_body=True,
         )
-        is_wanted = wanted(letter)
-        self._is_found = until(letter)
-        if is_wanted and self._kept_bytes + letter.size <= MAX_KEPT_BYTES:
-            self._kept_bytes += letter.size
+        is_wanted = wanted(message)
+        self._is_found = until(message)
+        if is_wanted and self._kept_bytes + message.size <= MAX_KEPT_BYTES:
+            self._kept_bytes += message.size
         else:
-            letter = replace(letter, delivery=replace(delivery, body=b""), has_body=False)
+            message = replace(message, delivery=replace(delivery, body=b""), has_body=False)
         if is_wanted is not None:
-            self.letters.append(letter)
+            self.messages.append(message)
         self.read_count += 1
         self._arrived.set()
 
@@ -289,8 +289,8 @@ class DeadLetterQueue:
         """Read the queue, oldest first; what is not moved goes back, in order.
 
         Args:
-            wanted: What to keep of each letter; called with its body, in order.
-            until: The letter behind which nothing needs to be read.
+            wanted: What to keep of each message; called with its body, in order.
+            until: The message behind which nothing needs to be read.
             limit: Read so many at most. The broker sends them all at once, whatever ``until`` says.
 
         Raises:

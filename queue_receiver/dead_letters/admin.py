@@ -111,7 +111,7 @@ class DeadLetterAdmin:
         """
         for queue in self._queues:
             async with _up_to(queue, letter_id) as held:
-                for letter in held.letters:
+                for letter in held.messages:
                     if reveal:
                         log.info("dead_letter.revealed", dead_letter_id=str(letter_id))
                     return view(letter, reveal=reveal)
@@ -130,7 +130,7 @@ class DeadLetterAdmin:
             raise TooLargeError(f"{len(data)} bytes; at most {MAX_BODY_BYTES} are read.")
         for queue in self._queues:
             async with _up_to(queue, letter_id) as held:
-                for letter in held.letters:
+                for letter in held.messages:
                     contract = _contract_of(letter)
                     validate(contract, body, prefix="/body/")
                     await held.send_back(
@@ -155,7 +155,7 @@ class DeadLetterAdmin:
         """
         for queue in self._queues:
             async with queue.held(lambda one: False if one.id == letter_id else None) as held:
-                if letters := held.letters:
+                if letters := held.messages:
                     discarded = await self._records.record_discard(
                         DeadLetterDiscard(
                             message_id=letter_id,
@@ -195,16 +195,16 @@ class DeadLetterAdmin:
                 for queue in self._queues
                 if request.route in (None, queue.route.name)
             ]
-            found = sum(len(one.letters) for one in held)
+            found = sum(len(one.messages) for one in held)
             if request.expected is not None and found > request.expected:
                 raise ConflictError(
                     f"There are {found} by now, not {request.expected}. Nothing was discarded; "
                     "look at them again."
                 )
             for one in held:
-                for start in range(0, len(one.letters), DISCARDS_AT_ONCE):
+                for start in range(0, len(one.messages), DISCARDS_AT_ONCE):
                     await self._discard_some(
-                        one, one.letters[start : start + DISCARDS_AT_ONCE], request
+                        one, one.messages[start : start + DISCARDS_AT_ONCE], request
                     )
         return DiscardedMany(discarded=found)
 
@@ -351,7 +351,7 @@ async def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AsyncIterator[Locke
         return True if is_it(letter) else None
 
     async with queue.held(wanted, until=is_it, limit=LOOKED_AT_FIRST) as held:
-        if held.letters or held.read_count >= held.ready:
+        if held.messages or held.read_count >= held.ready:
             yield held
             return
     async with queue.held(wanted, until=is_it) as held:

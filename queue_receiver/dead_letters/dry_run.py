@@ -64,7 +64,7 @@ async def _chosen(
     meant: list[DeadLetter] = []
     for queue in queues:
         async with queue.held(is_meant) as held:
-            meant += filter(is_meant, held.letters)
+            meant += filter(is_meant, held.messages)
     letters = [letter for letter in meant if letter.has_body][:MAX_DRY_RUN]
     return letters, len(meant) - len(letters)
 

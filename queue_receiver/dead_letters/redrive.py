@@ -189,7 +189,7 @@ class Redrives:
         for queue in self._queues:
             if request.route in (None, queue.route.name):
                 async with queue.held(lambda _: False) as held:
-                    for letter in held.letters:
+                    for letter in held.messages:
                         if request.matches(letter.id, letter.route.name, letter.code):
                             meant[_key(letter)] = None
         return list(meant)
@@ -213,7 +213,7 @@ class Redrives:
         sent: set[Key] = set()
         async with queue.held(lambda letter: _key(letter) in waiting) as held:
             until = loop.time() + HOLD_SECONDS
-            for letter in held.letters:
+            for letter in held.messages:
                 if _key(letter) not in waiting or not letter.has_body or loop.time() > until:
                     continue
                 if _key(letter) not in sent:
@@ -277,7 +277,7 @@ class _Returned:
                 count = await queue.count()
                 if count and count != self._counted.get(queue.route.name):
                     async with queue.held(lambda _: False) as held:
-                        found |= self._sent & {_key(letter) for letter in held.letters}
+                        found |= self._sent & {_key(letter) for letter in held.messages}
                 self._counted[queue.route.name] = count
         return found
 

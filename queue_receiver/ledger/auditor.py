@@ -302,8 +302,8 @@ class Auditor:
         known = self._letters
         try:
             async with self._dead_letters.held(lambda _: False) as held:
-                codes = {letter.id: letter.code for letter in held.letters}
-                unlisted = max(0, held.ready - len(held.letters))
+                codes = {letter.id: letter.code for letter in held.messages}
+                unlisted = max(0, held.ready - len(held.messages))
                 if held.is_locked_by_another_reader:
                     codes = {**known.codes, **codes}
         except ConflictError:  # somebody decides on them just now; what was known stays so

@@ -38,7 +38,7 @@ async def fill(broker: TestBroker, count: int, **headers: Any) -> list[UUID]:
 
 
 def ids_of(held: LockedQueue) -> list[UUID]:
-    return [letter.id for letter in held.letters]
+    return [message.id for message in held.messages]
 
 
 async def in_queue(broker: TestBroker, count: int) -> list[UUID]:
@@ -84,7 +84,7 @@ async def test_a_reader_that_stays_is_reported(
     queue = a_queue(empty_broker)
 
     async with a_queue(empty_broker).held(), queue.held() as held:
-        assert (held.letters, held.is_locked_by_another_reader, held.is_complete) == (
+        assert (held.messages, held.is_locked_by_another_reader, held.is_complete) == (
             [],
             True,
             False,
@@ -107,7 +107,7 @@ async def test_what_goes_back_keeps_its_id_and_starts_anew(empty_broker: TestBro
     )
 
     async with a_queue(empty_broker).held() as held:
-        await held.send_back(held.letters[1])
+        await held.send_back(held.messages[1])
     message = await take(empty_broker.admin_url, USER_REGISTRATION.queue)
 
     assert message.message_id == str(second)
@@ -127,13 +127,13 @@ async def test_what_goes_back_passes_by_whatever_else_is_bound(empty_broker: Tes
         await spy.bind(USER_REGISTRATION.name, "#")
 
         async with a_queue(empty_broker).held() as held:
-            await held.send_back(held.letters[0])
+            await held.send_back(held.messages[0])
         await take(empty_broker.admin_url, USER_REGISTRATION.queue)
 
         assert await spy.get(fail=False) is None
 
 
-async def test_a_letter_stays_until_its_way_back_is_confirmed(
+async def test_a_dead_letter_stays_until_its_way_back_is_confirmed(
     empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await fill(empty_broker, 2)
@@ -142,7 +142,7 @@ async def test_a_letter_stays_until_its_way_back_is_confirmed(
         async with a_queue(empty_broker).held() as held:
             # Between the confirm and the ack, as a kill would.
             monkeypatch.setattr(held, "remove", _dies)
-            await held.send_back(held.letters[0])
+            await held.send_back(held.messages[0])
 
     message = await take(empty_broker.admin_url, USER_REGISTRATION.queue)
     assert message.message_id == str(ids[0])  # in both, with one id: handlers know it again
@@ -161,8 +161,8 @@ async def test_bodies_beyond_what_is_kept_are_left_out(
 
     async with a_queue(empty_broker).held() as held:
         assert ids_of(held) == ids
-        assert [letter.has_body for letter in held.letters] == [True, True, False, False, False]
-        assert {letter.size for letter in held.letters} == {13}
+        assert [message.has_body for message in held.messages] == [True, True, False, False, False]
+        assert {message.size for message in held.messages} == {13}
 
 
 async def test_more_than_is_read_at_once_is_said(
@@ -181,18 +181,18 @@ async def test_what_is_looked_for_ends_the_reading(empty_broker: TestBroker) -> 
     ids = await fill(empty_broker, 30)
 
     async with a_queue(empty_broker).held(
-        lambda letter: True if letter.id == ids[3] else None,
-        until=lambda letter: letter.id == ids[3],
+        lambda message: True if message.id == ids[3] else None,
+        until=lambda message: message.id == ids[3],
         limit=10,
     ) as held:
-        assert (ids_of(held), held.read_count, held.letters[0].has_body) == ([ids[3]], 4, True)
+        assert (ids_of(held), held.read_count, held.messages[0].has_body) == ([ids[3]], 4, True)
     async with a_queue(empty_broker).held(lambda _: None, limit=10) as held:
         assert (ids_of(held), held.read_count, held.is_complete) == ([], 10, False)
 
     assert await in_queue(empty_broker, 30) == ids
 
 
-async def test_a_letter_of_the_brokers_own_says_why(empty_broker: TestBroker) -> None:
+async def test_a_dead_letter_of_the_brokers_own_says_why(empty_broker: TestBroker) -> None:
     death = {"reason": "delivery_limit", "queue": "user.registration", "count": 1}
     await publish(
         empty_broker.admin_url,
@@ -202,8 +202,8 @@ async def test_a_letter_of_the_brokers_own_says_why(empty_broker: TestBroker) ->
     )
 
     async with a_queue(empty_broker).held() as held:
-        [letter] = held.letters
-        assert (letter.code, letter.detail, letter.failed_service) == ("delivery_limit", "", "")
+        [message] = held.messages
+        assert (message.code, message.detail, message.failed_service) == ("delivery_limit", "", "")
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
@@ -214,7 +214,7 @@ async def test_the_receiver_may_read_and_send_back_on_every_route(
     queue = DeadLetterQueue(empty_broker.url("queue_receiver"), route, service="queue_receiver")
 
     async with queue.held() as held:
-        await held.send_back(held.letters[0])
+        await held.send_back(held.messages[0])
 
     assert (await take(empty_broker.admin_url, route.queue)).body == b"{}"
     assert await queue.count() == 0

@@ -186,13 +186,13 @@ def at(offset: int, _delivery: Delivery) -> int:
 
 
 async def test_dead_letters_are_read_and_sent_back(url: str, empty_broker: TestBroker) -> None:
-    letter = uuid4()
+    message_id = uuid4()
     await publish(
         empty_broker.admin_url,
         USER_REGISTRATION.dead_letter_exchange,
         b"{}",
         routing_key="user.registration.submitted.v1",
-        message_id=str(letter),
+        message_id=str(message_id),
     )
     management = ManagementApi(empty_broker.monitor_url)
     queue = DeadLetterQueue(url, USER_REGISTRATION, service=SERVICE, management=management)
@@ -204,8 +204,8 @@ async def test_dead_letters_are_read_and_sent_back(url: str, empty_broker: TestB
 
     await eventually(lambda: counts(1), "counting")
     async with queue.held() as held:
-        assert [each.id for each in held.letters] == [letter]
-        await held.send_back(held.letters[0])
+        assert [each.id for each in held.messages] == [message_id]
+        await held.send_back(held.messages[0])
 
     await eventually(lambda: counts(0), "counting")
 

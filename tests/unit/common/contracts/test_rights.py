@@ -62,7 +62,7 @@ async def test_the_receiver_may_count_and_read_what_it_accounts_for(rules: str) 
         for route in BROKER_USERS["queue_receiver"].redrives:
             letters = DeadLetterQueue(url, route, service="queue_receiver")
             async with letters.held() as held:
-                assert held.letters == []
+                assert held.messages == []
 
         assert broker.refused == set()
 

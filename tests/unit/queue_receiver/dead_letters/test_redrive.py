@@ -36,7 +36,7 @@ def a_letter(code: str = "upstream_error", body: bytes = b"{}") -> DeadLetter:
 class FakeHeld:
     def __init__(self, queue: "FakeQueue") -> None:
         self._queue = queue
-        self.letters = list(queue.letters)
+        self.messages = list(queue.letters)
 
     async def send_back(self, letter: DeadLetter) -> None:
         if self._queue.error:

@@ -153,7 +153,7 @@ class FakeLetters:
             raise ConflictError
         letters = [SimpleNamespace(id=key, code="malformed") for key in self.ids]
         ready = len(self.ids) + self.unlisted
-        yield SimpleNamespace(letters=letters, ready=ready, is_locked_by_another_reader=False)
+        yield SimpleNamespace(messages=letters, ready=ready, is_locked_by_another_reader=False)
 
 
 @dataclass
