@@ -108,7 +108,7 @@ def content_header(
 
     Args:
         size: Bytes of the body.
-        properties: Short strings by name, ``timestamp`` and ``priority``.
+        properties: Short strings by name, ``timestamp`` and ``priority``; None is left out.
         headers: The header table.
         expiration: How long the message may wait in a queue.
     """
@@ -122,7 +122,7 @@ def content_header(
             values[name] = short_text(value)
         elif isinstance(value, datetime):
             values[name] = _SECONDS.pack(int(value.timestamp()))
-        else:
+        elif value is not None:
             values[name] = bytes((value,))
     flags, names = _order(frozenset(values))
     return _CONTENT.pack(60, 0, size, flags) + b"".join([values[name] for name in names])

@@ -127,7 +127,7 @@ async def test_a_redrive_stops_at_the_poison_and_leaves_the_rest(hospital: Hospi
 
     redrive = await hospital.redrive(all=True)
 
-    assert (redrive["state"], redrive["failedAgain"]) == ("failed", 1)
+    assert (redrive["state"], redrive["failed"]) == ("failed", 1)
     assert redrive["firstFailed"] == str(ids[5])
     await eventually(_held(hospital, 10), "the good ones being stored")
     assert await hospital.stored() == {*ids[:5], *ids[6:11]}

@@ -114,7 +114,8 @@ async def running(
             await eventually(ready, "the receiver of the copy being ready")
             yield client
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
 
 

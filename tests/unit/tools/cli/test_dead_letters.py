@@ -99,7 +99,7 @@ def test_one_is_shown_as_a_person_reads_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 def a_redrive(state: str) -> dict[str, Any]:
     return {
-        "redriveId": "r", "state": state, "total": 3, "sent": 2, "settled": 1, "failedAgain": 1,
+        "redriveId": "r", "state": state, "total": 3, "sent": 2, "settled": 1, "failed": 1,
         "detail": "Said by the service.",
     }  # fmt: skip
 
