@@ -79,9 +79,11 @@ def build_app(settings: Settings) -> web.Application:
             app[ADMIN] = DeadLetterAdmin(queues=queues, records=database)
             app[REDRIVES] = Redrives(queues=queues, outcomes=OutcomeTracker(database))
             stack.push_async_callback(app[REDRIVES].close)
-            letters = next(queue for queue in queues if queue.route is USER_REGISTRATION)
+            dead_letters = next(queue for queue in queues if queue.route is USER_REGISTRATION)
             auditor, log = await stack.enter_async_context(
-                _auditing(settings, accounts=database, letters=letters, readiness=readiness)
+                _auditing(
+                    settings, accounts=database, dead_letters=dead_letters, readiness=readiness
+                )
             )
             app[AUDITOR] = auditor
             app[REPAIRS] = Repairs(auditor=auditor, log_=log, publisher=publisher)
@@ -102,7 +104,7 @@ def build_app(settings: Settings) -> web.Application:
 
 @asynccontextmanager
 async def _auditing(
-    settings: Settings, *, accounts: Accounts, letters: DeadLetterQueue, readiness: Readiness
+    settings: Settings, *, accounts: Accounts, dead_letters: DeadLetterQueue, readiness: Readiness
 ) -> AsyncIterator[tuple[Auditor, StreamReader]]:
     """The ledger, kept current until the block is left, and the stream that it reads."""
     url, management = str(settings.queue_url), settings.queue_management_url
@@ -115,7 +117,7 @@ async def _auditing(
                 management=ManagementApi(management) if management else None,
                 route=USER_REGISTRATION,
             ),
-            dead_letters=letters,
+            dead_letters=dead_letters,
             lost_after=timedelta(seconds=settings.ledger_lost_after_seconds),
             mark=Mark(settings.crash_marker_dir, STREAM),
         )

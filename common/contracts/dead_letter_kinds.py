@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Remedy(StrEnum):
-    """What helps a letter of a kind."""
+    """What helps a message of a kind."""
 
     SEND_BACK = "send_back"
     """It may pass as it is, once its cause is gone."""
@@ -23,7 +23,7 @@ class Remedy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Letters of one code."""
+    """Messages of one code."""
 
     meaning: str
     advice: str
@@ -107,10 +107,10 @@ KINDS: Mapping[str, Kind] = {
 
 UNKNOWN_KIND = Kind(
     "Nothing is known of this code: another program may have put it here.",
-    "Look at it, and dry_run it before you send it back.",
+    "Look at it, and make a dry run before you send it back.",
 )
 
 
 def kind_of(code: str) -> Kind:
-    """What letters of a code are."""
+    """What messages of a code are."""
     return KINDS.get(code, UNKNOWN_KIND)

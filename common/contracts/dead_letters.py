@@ -27,7 +27,7 @@ MAX_IDS = 1000
 """Ids that one request may name."""
 
 MAX_DRY_RUN = 100
-"""Letters of one dry_run."""
+"""Messages that one dry run tries."""
 
 
 def _is_route(value: str) -> str:
@@ -54,7 +54,7 @@ class Coded(Answer):
 
     @property
     def kind(self) -> Kind:
-        """What letters of this code are."""
+        """What messages of this code are."""
         return kind_of(self.code)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -80,7 +80,7 @@ class DeadLetterView(Coded):
     """One dead letter, as a person sees it."""
 
     id: UUID
-    """The message's id; it stays the same when the letter is sent back."""
+    """The message's id; it stays the same when the message is sent back."""
 
     route: str
     detail: str
@@ -93,17 +93,17 @@ class DeadLetterView(Coded):
 
     size_bytes: int
     headers: dict[str, str]
-    """Our own; those of others with their values only when asked to reveal."""
+    """Our own; those of others with their values only when asked to unmask."""
 
     body: str | None
-    """Its fields with the values covered, or all of it when asked to reveal; null where there
-    are too many large letters to keep: ask for this one alone."""
+    """Its fields with the values covered, or all of it when asked to unmask; null where there
+    are too many large messages to keep: ask for this one alone."""
 
-    revealed: bool
+    unmasked: bool
 
 
 class DeadLetterGroup(Coded):
-    """How many letters there are of one route with one code."""
+    """How many messages there are of one route with one code."""
 
     route: str
     count: int
@@ -113,7 +113,7 @@ class DeadLetterQueueLook(Answer):
     """How far one queue could be read."""
 
     route: str
-    letters: int
+    messages: int
     """How many there are, without those that somebody else holds."""
 
     read: int
@@ -129,25 +129,25 @@ class DeadLetters(Answer):
 
     queues: list[DeadLetterQueueLook]
     groups: list[DeadLetterGroup]
-    letters: list[DeadLetterView]
+    messages: list[DeadLetterView]
     next_after: UUID | None
     """Pass it as ``after`` for the next page; also as ``Link: rel="next"``."""
 
 
 class DeadLetterQuery(Body):
-    """Which letters are shown."""
+    """Which messages are shown."""
 
     route: RouteName | None = None
     code: ErrorCode | None = None
     after: UUID | None = None
     limit: Annotated[int, Field(ge=1, le=500)] = 50
-    reveal: bool = False
+    unmask: bool = False
 
 
 class OneDeadLetterQuery(Body):
-    """How one letter is shown."""
+    """How one message is shown."""
 
-    reveal: bool = False
+    unmask: bool = False
 
 
 class DeadLetterPath(Body):
@@ -157,13 +157,13 @@ class DeadLetterPath(Body):
 
 
 class Selection(Body):
-    """Which letters something is done with; what is named must all be true of a letter."""
+    """Which messages something is done with; what is named must all be true of a message."""
 
     ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_IDS)] | None = None
     route: RouteName | None = None
     code: ErrorCode | None = None
     all: bool = False
-    """Said by whoever means every letter of every route."""
+    """Said by whoever means every message of every route."""
 
     @model_validator(mode="after")
     def _says_which(self) -> Self:
@@ -173,20 +173,20 @@ class Selection(Body):
 
     @cached_property
     def named(self) -> frozenset[UUID]:
-        """The ids, to be looked up for each of thousands of letters."""
+        """The ids, to be looked up for each of thousands of messages."""
         return frozenset(self.ids or ())
 
-    def matches(self, letter_id: UUID, route: str, code: str) -> bool:
-        """Whether a letter is meant."""
+    def matches(self, message_id: UUID, route: str, code: str) -> bool:
+        """Whether a message is meant."""
         return (
-            (self.ids is None or letter_id in self.named)
+            (self.ids is None or message_id in self.named)
             and self.route in (None, route)
             and self.code in (None, code)
         )
 
 
 class RedriveRequest(Selection):
-    """Send letters back: 1, then 10, then 100, then 1,000 at a time."""
+    """Send messages back: 1, then 10, then 100, then 1,000 at a time."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         "route": "user.registration",
@@ -206,12 +206,12 @@ class RedriveState(StrEnum):
 
     RUNNING = "running"
     DONE = "done"
-    """All letters were sent back, and none has failed again."""
+    """All messages were sent back, and none has failed again."""
 
     FAILED = "failed"
-    """A letter failed again; the rest was left where it is."""
+    """A message failed again; the rest was left where it is."""
 
-    TIMED_OUT = "unsettled"
+    TIMED_OUT = "timed_out"
     """The last step was not settled in time; the rest was left where it is."""
 
     STOPPED = "stopped"
@@ -227,7 +227,7 @@ class Redrive(Answer):
     redrive_id: UUID
     state: RedriveState
     total: int
-    """Letters that were meant when it began."""
+    """Messages that were meant when it began."""
 
     sent: int
     """Sent back so far, each confirmed by the broker."""
@@ -239,7 +239,7 @@ class Redrive(Answer):
     """Of these, back among the dead letters or refused by the mail server once more."""
 
     step: int
-    """Letters of the present step."""
+    """Messages of the present step."""
 
     detail: str
     """What it does, or why it ended; in words."""
@@ -256,7 +256,7 @@ class RedrivePath(Body):
 
 
 class ResendRequest(Body):
-    """A letter with another body."""
+    """A message with another body."""
 
     sample: ClassVar[Mapping[str, Any]] = {"body": PERSON}
 
@@ -265,14 +265,14 @@ class ResendRequest(Body):
 
 
 class SentBack(Answer):
-    """A letter is in its work queue again, confirmed by the broker."""
+    """A message is in its work queue again, confirmed by the broker."""
 
     id: UUID
     route: str
 
 
 class DiscardRequest(Body):
-    """A letter is to go for good."""
+    """A message is to go for good."""
 
     sample: ClassVar[Mapping[str, Any]] = {"reason": "Published by mistake.", "discardedBy": "ada"}
 
@@ -284,7 +284,7 @@ class DiscardRequest(Body):
 
 
 class DiscardManyRequest(Selection):
-    """Letters are to go for good."""
+    """Messages are to go for good."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         "route": "user.registration",
@@ -304,19 +304,19 @@ class DiscardManyRequest(Selection):
 
 
 class DiscardedMany(Answer):
-    """Letters that were discarded; the reason is kept with each."""
+    """Messages that were discarded; the reason is kept with each."""
 
     discarded: int
 
 
 class DryRunRequest(Selection):
-    """What would become of letters that are sent back; at most 100 of them."""
+    """What would become of messages that are sent back; at most 100 of them."""
 
     sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "upstream_error"}
 
 
-class DryRunLetter(Answer):
-    """What would become of one letter."""
+class DryRunMessage(Answer):
+    """What would become of one message."""
 
     id: UUID
     route: str
@@ -332,15 +332,15 @@ class DryRunLetter(Answer):
 
 
 class DryRun(Answer):
-    """What would become of letters; nothing was stored, sent or moved."""
+    """What would become of messages; nothing was stored, sent or moved."""
 
-    letters: list[DryRunLetter]
+    messages: list[DryRunMessage]
     left_out: int
-    """Letters that were meant beyond the first 100."""
+    """Messages that were meant beyond the first 100."""
 
 
 class DeadLetterDiscard(Body):
-    """A letter that was discarded; holds nothing of its body."""
+    """A message that was discarded; holds nothing of its body."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         "messageId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
@@ -358,13 +358,13 @@ class DeadLetterDiscard(Body):
 
 
 class DiscardedDeadLetter(DeadLetterDiscard, Answer):
-    """A discarded letter on record."""
+    """A discarded message on record."""
 
     discarded_at: Instant
 
 
 class DiscardedDeadLetters(Answer):
-    """A page of discarded letters, newest first."""
+    """A page of discarded messages, newest first."""
 
     discards: list[DiscardedDeadLetter]
     next_before: int | None
@@ -372,7 +372,7 @@ class DiscardedDeadLetters(Answer):
 
 
 class DiscardQuery(Body):
-    """Which discarded letters."""
+    """Which discarded messages."""
 
     before: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     limit: Annotated[int, Field(ge=1, le=500)] = 50

@@ -47,7 +47,7 @@ DISCARDS_AT_ONCE = 20
 """Reasons that are on their way to database_service at the same time."""
 
 LOOKED_AT_FIRST = 100
-"""Letters among which one is looked for before all are read."""
+"""Messages among which one is looked for before all are read."""
 
 MAX_PAGE_CHARACTERS = 4 * 1024 * 1024
 """Characters of bodies in one answer."""
@@ -57,11 +57,11 @@ class Records(Store, Protocol):
     """What is asked and kept: ``common.database_client.client`` in production."""
 
     async def record_discard(self, discard: DeadLetterDiscard) -> DiscardedDeadLetter:
-        """Keep why a letter was discarded."""
+        """Keep why a message was discarded."""
         ...
 
     async def select_discards(self, query: DiscardQuery) -> DiscardedDeadLetters:
-        """Letters that were discarded."""
+        """Messages that were discarded."""
         ...
 
 
@@ -72,27 +72,27 @@ class DeadLetterAdmin:
         self._queues = queues
         self._records = records
 
-    async def list_letters(self, query: DeadLetterQuery) -> DeadLetters:
-        """A page of letters, and how many there are of which kind; moves nothing.
+    async def list_messages(self, query: DeadLetterQuery) -> DeadLetters:
+        """A page of messages, and how many there are of which kind; moves nothing.
 
         Raises:
             BrokerUnavailableError: Nothing could be read.
         """
         page = _Page(query, after=query.after)
         looks = await self._read_page(page)
-        if page.is_still_to_begin:  # the letter behind which it begins is gone
+        if page.is_still_to_begin:  # the message behind which it begins is gone
             page = _Page(query, after=None)
             looks = await self._read_page(page)
-        for letter in page.letters if query.reveal else ():
-            log.info("dead_letter.revealed", dead_letter_id=str(letter.id))
+        for message in page.messages if query.unmask else ():
+            log.info("dead_letter.unmasked", dead_letter_id=str(message.id))
         return DeadLetters(
             queues=looks,
             groups=[
                 DeadLetterGroup(route=route, code=code, count=count)
                 for (route, code), count in page.kinds.most_common()
             ],
-            letters=page.letters,
-            next_after=page.letters[-1].id if page.has_more else None,
+            messages=page.messages,
+            next_after=page.messages[-1].id if page.has_more else None,
         )
 
     async def _read_page(self, page: "_Page") -> list[DeadLetterQueueLook]:
@@ -103,22 +103,22 @@ class DeadLetterAdmin:
             if page.query.route in (None, queue.route.name)
         ]
 
-    async def select_letter(self, letter_id: UUID, *, reveal: bool) -> DeadLetterView:
-        """One letter; moves nothing.
+    async def select_message(self, message_id: UUID, *, unmask: bool) -> DeadLetterView:
+        """One message; moves nothing.
 
         Raises:
             NotFoundError: There is none with that id.
         """
         for queue in self._queues:
-            async with _up_to(queue, letter_id) as held:
-                for letter in held.messages:
-                    if reveal:
-                        log.info("dead_letter.revealed", dead_letter_id=str(letter_id))
-                    return view(letter, reveal=reveal)
-        raise _no_letter(letter_id)
+            async with _up_to(queue, message_id) as held:
+                for message in held.messages:
+                    if unmask:
+                        log.info("dead_letter.unmasked", dead_letter_id=str(message_id))
+                    return view(message, unmask=unmask)
+        raise _no_message(message_id)
 
-    async def resend(self, letter_id: UUID, body: Mapping[str, object]) -> SentBack:
-        """Send a letter back with another body; it keeps its id, if that is its own.
+    async def resend(self, message_id: UUID, body: Mapping[str, object]) -> SentBack:
+        """Send a message back with another body; it keeps its id, if that is its own.
 
         Raises:
             NotFoundError: There is none with that id.
@@ -129,55 +129,55 @@ class DeadLetterAdmin:
         if len(data) > MAX_BODY_BYTES:
             raise TooLargeError(f"{len(data)} bytes; at most {MAX_BODY_BYTES} are read.")
         for queue in self._queues:
-            async with _up_to(queue, letter_id) as held:
-                for letter in held.messages:
-                    contract = _contract_of(letter)
+            async with _up_to(queue, message_id) as held:
+                for message in held.messages:
+                    contract = _contract_of(message)
                     validate(contract, body, prefix="/body/")
                     await held.send_back(
-                        letter,
+                        message,
                         body=data,
                         type=contract.type_name,
                         content_type="application/json",
                         content_encoding=None,
                     )
-                    log.info("dead_letter.resent", dead_letter_id=str(letter_id))
-                    return SentBack(id=letter_id, route=queue.route.name)
-        raise _no_letter(letter_id)
+                    log.info("dead_letter.resent", dead_letter_id=str(message_id))
+                    return SentBack(id=message_id, route=queue.route.name)
+        raise _no_message(message_id)
 
     async def discard(
-        self, letter_id: UUID, *, reason: str, discarded_by: str
+        self, message_id: UUID, *, reason: str, discarded_by: str
     ) -> DiscardedDeadLetter:
-        """Keep the reason, and only then remove the letter. A crash in between: do it again.
+        """Keep the reason, and only then remove the message. A crash in between: do it again.
 
         Raises:
             NotFoundError: There is none with that id.
-            DatabaseServiceUnavailableError: The reason cannot be kept; the letter stays.
+            DatabaseServiceUnavailableError: The reason cannot be kept; the message stays.
         """
         for queue in self._queues:
-            async with queue.held(lambda one: False if one.id == letter_id else None) as held:
-                if letters := held.messages:
+            async with queue.held(lambda one: False if one.id == message_id else None) as held:
+                if messages := held.messages:
                     discarded = await self._records.record_discard(
                         DeadLetterDiscard(
-                            message_id=letter_id,
+                            message_id=message_id,
                             route=queue.route.name,
-                            error_code=letters[0].code,
+                            error_code=messages[0].code,
                             reason=reason,
                             discarded_by=discarded_by,
                         )
                     )
-                    for letter in letters:
-                        held.remove(letter)
+                    for message in messages:
+                        held.remove(message)
                     log.info(
                         "dead_letter.discarded",
-                        dead_letter_id=str(letter_id),
+                        dead_letter_id=str(message_id),
                         queue=queue.route.dead_letter_queue,
-                        code=letters[0].code,
+                        code=messages[0].code,
                     )
                     return discarded
-        raise _no_letter(letter_id)
+        raise _no_message(message_id)
 
     async def discard_many(self, request: DiscardManyRequest) -> DiscardedMany:
-        """Discard all that are meant, each as ``discard`` does: first the reason, then the letter.
+        """Discard all that are meant, each as ``discard`` does: first the reason, then the message.
 
         Raises:
             ConflictError: There are more than were seen; nothing was discarded.
@@ -185,8 +185,8 @@ class DeadLetterAdmin:
                 stays so; the rest is still there.
         """
 
-        def is_meant(letter: DeadLetter) -> bool | None:
-            is_so = request.matches(letter.id, letter.route.name, letter.code)
+        def is_meant(message: DeadLetter) -> bool | None:
+            is_so = request.matches(message.id, message.route.name, message.code)
             return False if is_so else None  # headers are enough
 
         async with AsyncExitStack() as stack:
@@ -209,42 +209,42 @@ class DeadLetterAdmin:
         return DiscardedMany(discarded=found)
 
     async def _discard_some(
-        self, held: LockedQueue, letters: Sequence[DeadLetter], request: DiscardManyRequest
+        self, held: LockedQueue, messages: Sequence[DeadLetter], request: DiscardManyRequest
     ) -> None:
         recorded = await asyncio.gather(
             *(
                 self._records.record_discard(
                     DeadLetterDiscard(
-                        message_id=letter.id,
-                        route=letter.route.name,
-                        error_code=letter.code,
+                        message_id=message.id,
+                        route=message.route.name,
+                        error_code=message.code,
                         reason=request.reason,
                         discarded_by=request.discarded_by,
                     )
                 )
-                for letter in letters
+                for message in messages
             ),
             return_exceptions=True,
         )
         failures = [result for result in recorded if isinstance(result, BaseException)]
-        for letter, result in zip(letters, recorded, strict=True):
+        for message, result in zip(messages, recorded, strict=True):
             if not isinstance(result, BaseException):
-                held.remove(letter)
+                held.remove(message)
                 log.info(
                     "dead_letter.discarded",
-                    dead_letter_id=str(letter.id),
-                    queue=letter.route.dead_letter_queue,
-                    code=letter.code,
+                    dead_letter_id=str(message.id),
+                    queue=message.route.dead_letter_queue,
+                    code=message.code,
                 )
         if failures:
             raise failures[0]
 
     async def list_discards(self, query: DiscardQuery) -> DiscardedDeadLetters:
-        """Letters that were discarded, and why."""
+        """Messages that were discarded, and why."""
         return await self._records.select_discards(query)
 
     async def dry_run(self, request: DryRunRequest) -> DryRun:
-        """What would become of letters that are sent back; stores, sends and moves nothing.
+        """What would become of messages that are sent back; stores, sends and moves nothing.
 
         Raises:
             DatabaseServiceUnavailableError: It cannot be tried now.
@@ -252,39 +252,39 @@ class DeadLetterAdmin:
         return await dry_run(request, queues=self._queues, records=self._records)
 
 
-def view(letter: DeadLetter, *, reveal: bool) -> DeadLetterView:
-    """A letter as a person sees it."""
+def view(message: DeadLetter, *, unmask: bool) -> DeadLetterView:
+    """A message as a person sees it."""
     body = None
-    if letter.has_body:
-        show = unmasked_body if reveal else redacted_body
-        body = show(letter.delivery.body)
-    kind = letter.delivery.type
+    if message.has_body:
+        show = unmasked_body if unmask else redacted_body
+        body = show(message.delivery.body)
+    kind = message.delivery.type
     return DeadLetterView(
-        id=letter.id,
-        route=letter.route.name,
-        code=letter.code,
-        detail=letter.detail,
-        attempts=letter.attempts,
-        first_seen=letter.first_seen,
-        failed_service=letter.failed_service,
-        routing_key=letter.routing_key,
+        id=message.id,
+        route=message.route.name,
+        code=message.code,
+        detail=message.detail,
+        attempts=message.attempts,
+        first_seen=message.first_seen,
+        failed_service=message.failed_service,
+        routing_key=message.routing_key,
         type=kind[:255] if isinstance(kind, str) else "",
-        size_bytes=letter.size,
-        headers=shown_headers(letter.delivery, reveal=reveal),
+        size_bytes=message.size,
+        headers=shown_headers(message.delivery, unmask=unmask),
         body=body,
-        revealed=reveal and letter.has_body,
+        unmasked=unmask and message.has_body,
     )
 
 
 class _Page:
-    """Letters of one page, made while the queues are read; of all others only how many there are.
+    """Messages of one page, made while the queues are read; of all others only how many there are.
 
     What is read may be hundreds of megabytes, what is shown of it is little.
     """
 
     def __init__(self, query: DeadLetterQuery, *, after: UUID | None) -> None:
         self.query = query
-        self.letters: list[DeadLetterView] = []
+        self.messages: list[DeadLetterView] = []
         self.kinds: Counter[tuple[str, str]] = Counter()
         self.has_more = False
         self._after = after
@@ -292,26 +292,26 @@ class _Page:
 
     @property
     def is_still_to_begin(self) -> bool:
-        """Whether the letter behind which it begins has not come."""
+        """Whether the message behind which it begins has not come."""
         return self._after is not None
 
-    def take(self, letter: DeadLetter) -> None:
-        """Count a letter, and show it if it is one of the page."""
-        self.kinds[letter.route.name, letter.code] += 1
-        if self.query.code not in (None, letter.code):
+    def take(self, message: DeadLetter) -> None:
+        """Count a message, and show it if it is one of the page."""
+        self.kinds[message.route.name, message.code] += 1
+        if self.query.code not in (None, message.code):
             return
         if self._after is not None:
-            if letter.id == self._after:
+            if message.id == self._after:
                 self._after = None
-        elif len(self.letters) == self.query.limit:
+        elif len(self.messages) == self.query.limit:
             self.has_more = True
         else:
-            self.letters.append(self._view(letter))
+            self.messages.append(self._view(message))
 
-    def _view(self, letter: DeadLetter) -> DeadLetterView:
-        seen = view(letter, reveal=self.query.reveal)
+    def _view(self, message: DeadLetter) -> DeadLetterView:
+        seen = view(message, unmask=self.query.unmask)
         self._bytes += len(seen.body or "")
-        # Of what would make the answer too large, the body is shown on the letter's own page.
+        # Of what would make the answer too large, the body is shown on the message's own page.
         return seen if self._bytes <= MAX_PAGE_CHARACTERS else view_without_body(seen)
 
 
@@ -321,34 +321,34 @@ async def _look(queue: DeadLetterQueue, page: _Page) -> DeadLetterQueueLook:
         async with queue.held(page.take) as held:
             return DeadLetterQueueLook(
                 route=name,
-                letters=max(held.ready, held.read_count),
+                messages=max(held.ready, held.read_count),
                 read=held.read_count,
                 complete=held.is_complete,
                 locked_by_another_reader=held.is_locked_by_another_reader,
             )
     except ConflictError:  # a redrive of our own is at it
         return DeadLetterQueueLook(
-            route=name, letters=0, read=0, complete=False, locked_by_another_reader=True
+            route=name, messages=0, read=0, complete=False, locked_by_another_reader=True
         )
 
 
-def view_without_body(letter: DeadLetterView) -> DeadLetterView:
-    """The letter as it is shown where there is no room for its body."""
-    return letter.model_copy(update={"body": None, "revealed": False})
+def view_without_body(message: DeadLetterView) -> DeadLetterView:
+    """The message as it is shown where there is no room for its body."""
+    return message.model_copy(update={"body": None, "unmasked": False})
 
 
 @asynccontextmanager
-async def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AsyncIterator[LockedQueue]:
-    """Hold a queue as far as a letter, and keep that one alone.
+async def _up_to(queue: DeadLetterQueue, message_id: UUID) -> AsyncIterator[LockedQueue]:
+    """Hold a queue as far as a message, and keep that one alone.
 
     First among the oldest, which are those that a page shows; only then among all.
     """
 
-    def is_it(letter: DeadLetter) -> bool:
-        return letter.id == letter_id
+    def is_it(message: DeadLetter) -> bool:
+        return message.id == message_id
 
-    def wanted(letter: DeadLetter) -> bool | None:
-        return True if is_it(letter) else None
+    def wanted(message: DeadLetter) -> bool | None:
+        return True if is_it(message) else None
 
     async with queue.held(wanted, until=is_it, limit=LOOKED_AT_FIRST) as held:
         if held.messages or held.read_count >= held.ready:
@@ -358,15 +358,15 @@ async def _up_to(queue: DeadLetterQueue, letter_id: UUID) -> AsyncIterator[Locke
         yield held
 
 
-def _contract_of(letter: DeadLetter) -> type[Contract]:
-    """What a letter is sent back as: what it names, if that travels on its route."""
-    contracts = Contract.by_route(letter.route)
-    named = Contract.by_type(letter.delivery.type)
+def _contract_of(message: DeadLetter) -> type[Contract]:
+    """What a message is sent back as: what it names, if that travels on its route."""
+    contracts = Contract.by_route(message.route)
+    named = Contract.by_type(message.delivery.type)
     return named if named in contracts else contracts[0]
 
 
-def _no_letter(letter_id: UUID) -> NotFoundError:
+def _no_message(message_id: UUID) -> NotFoundError:
     return NotFoundError(
-        f"There is no dead letter {letter_id}: it was sent back or discarded, or somebody holds "
+        f"There is no dead letter {message_id}: it was sent back or discarded, or somebody holds "
         "it just now. Look at the list again."
     )

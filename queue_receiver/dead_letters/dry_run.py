@@ -12,7 +12,7 @@ from common.contracts.base import Contract
 from common.contracts.dead_letters import (
     MAX_DRY_RUN,
     DryRun,
-    DryRunLetter,
+    DryRunMessage,
     DryRunRegistration,
     DryRunRequest,
 )
@@ -33,13 +33,13 @@ class Store(Protocol):
 async def dry_run(
     request: DryRunRequest, *, queues: Sequence[DeadLetterQueue], records: Store
 ) -> DryRun:
-    """What would become of letters; stores, sends and moves nothing.
+    """What would become of messages; stores, sends and moves nothing.
 
     Raises:
         DatabaseServiceUnavailableError: It cannot be tried now.
     """
-    letters, left_out = await _chosen(request, queues)
-    results = {id(letter): _checked(letter) for letter in letters}
+    messages, left_out = await _chosen(request, queues)
+    results = {id(message): _checked(message) for message in messages}
     registrations = {
         key: _to_store(result)
         for key, result in results.items()
@@ -48,8 +48,9 @@ async def dry_run(
     stored = await _stored(list(registrations.values()), records)
     outcomes = dict(zip(registrations, stored, strict=True))
     return DryRun(
-        letters=[
-            _as_result(letter, outcomes.get(id(letter), results[id(letter)])) for letter in letters
+        messages=[
+            _as_result(message, outcomes.get(id(message), results[id(message)]))
+            for message in messages
         ],
         left_out=left_out,
     )
@@ -58,15 +59,15 @@ async def dry_run(
 async def _chosen(
     request: DryRunRequest, queues: Sequence[DeadLetterQueue]
 ) -> tuple[list[DeadLetter], int]:
-    def is_meant(letter: DeadLetter) -> bool:
-        return request.matches(letter.id, letter.route.name, letter.code)
+    def is_meant(message: DeadLetter) -> bool:
+        return request.matches(message.id, message.route.name, message.code)
 
     meant: list[DeadLetter] = []
     for queue in queues:
         async with queue.held(is_meant) as held:
             meant += filter(is_meant, held.messages)
-    letters = [letter for letter in meant if letter.has_body][:MAX_DRY_RUN]
-    return letters, len(meant) - len(letters)
+    messages = [message for message in meant if message.has_body][:MAX_DRY_RUN]
+    return messages, len(meant) - len(messages)
 
 
 async def _stored(
@@ -86,10 +87,10 @@ async def _stored(
     return results
 
 
-def _checked(letter: DeadLetter) -> Envelope[Contract] | UserStreamError:
+def _checked(message: DeadLetter) -> Envelope[Contract] | UserStreamError:
     try:
-        envelope = read(letter.delivery, Contract.by_route(letter.route), 0)
-        return replace(envelope, id=letter.id_when_sent_back())
+        envelope = read(message.delivery, Contract.by_route(message.route), 0)
+        return replace(envelope, id=message.id_when_sent_back())
     except PermanentError as error:
         return error
 
@@ -108,8 +109,8 @@ def _to_store(envelope: Envelope[Contract]) -> RegistrationToStore:
 
 
 def _as_result(
-    letter: DeadLetter, result: Envelope[Contract] | DryRunRegistration | UserStreamError
-) -> DryRunLetter:
+    message: DeadLetter, result: Envelope[Contract] | DryRunRegistration | UserStreamError
+) -> DryRunMessage:
     if isinstance(result, UserStreamError):
         passes, outcome, detail = False, result.code, result.detail
     elif isinstance(result, DryRunRegistration):
@@ -119,10 +120,10 @@ def _as_result(
     else:
         passes, outcome = True, "valid"
         detail = "Its service can read it; the rest cannot be tried without doing it."
-    return DryRunLetter(
-        id=letter.id,
-        route=letter.route.name,
-        code=letter.code,
+    return DryRunMessage(
+        id=message.id,
+        route=message.route.name,
+        code=message.code,
         would_succeed=passes,
         outcome=outcome,
         detail=detail,

@@ -69,10 +69,10 @@ def unmasked_body(body: bytes) -> str:
     return f"{text}\n… and {cut} bytes more" if cut > 0 else text
 
 
-def shown_headers(delivery: Delivery, *, reveal: bool) -> dict[str, str]:
+def shown_headers(delivery: Delivery, *, unmask: bool) -> dict[str, str]:
     """All headers; those of others with their values covered."""
     return {
-        str(name)[:100]: _text(value) if reveal or name in _PLAIN_HEADERS else REDACTED
+        str(name)[:100]: _text(value) if unmask or name in _PLAIN_HEADERS else REDACTED
         for name, value in list(delivery.headers.items())[:_MAX_FIELDS]
     }
 

@@ -47,8 +47,8 @@ from queue_receiver.dead_letters.pages import (
     render_confirmation,
     render_discards,
     render_dry_run,
-    render_letter,
-    render_letters,
+    render_message,
+    render_messages,
     render_problem,
     render_redrive,
 )
@@ -61,7 +61,7 @@ api = Api()
 
 
 class PageQuery(Body):
-    """Which letters the page shows, and what has just been done."""
+    """Which messages the page shows, and what has just been done."""
 
     route: RouteName | None = None
     code: ErrorCode | None = None
@@ -70,7 +70,7 @@ class PageQuery(Body):
 
 
 class KindForm(Body):
-    """Which kind of letters a button means."""
+    """Which kind of messages a button means."""
 
     sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "upstream_error"}
 
@@ -85,7 +85,7 @@ class KindForm(Body):
 
 
 class SelectionForm(KindForm):
-    """Which letters a button means: a kind, or one."""
+    """Which messages a button means: a kind, or one."""
 
     id: UUID | None = None
 
@@ -96,7 +96,7 @@ class SelectionForm(KindForm):
 
 
 class BodyForm(Body):
-    """Another body for a letter, as it was typed."""
+    """Another body for a message, as it was typed."""
 
     sample: ClassVar[Mapping[str, Any]] = {"body": json.dumps(PERSON)}
 
@@ -104,7 +104,7 @@ class BodyForm(Body):
 
 
 class DiscardManyForm(KindForm):
-    """Why letters of a kind are to go, and how many were seen."""
+    """Why messages of a kind are to go, and how many were seen."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         **KindForm.sample,
@@ -118,7 +118,7 @@ class DiscardManyForm(KindForm):
 
 
 class DiscardForm(Body):
-    """Why a letter is to go."""
+    """Why a message is to go."""
 
     sample: ClassVar[Mapping[str, Any]] = DiscardRequest.sample
 
@@ -135,9 +135,9 @@ class DiscardForm(Body):
 async def dead_letters_page(request: web.Request, *, query: PageQuery) -> web.Response:
     """All dead letters as a page."""
     chosen = DeadLetterQuery(route=query.route, code=query.code, after=query.after)
-    found = await request.app[ADMIN].list_letters(chosen)
+    found = await request.app[ADMIN].list_messages(chosen)
     latest = request.app[REDRIVES].latest
-    return _page(render_letters(found, chosen, latest=latest, done=query.done))
+    return _page(render_messages(found, chosen, latest=latest, done=query.done))
 
 
 @api.get(
@@ -179,7 +179,7 @@ async def confirm_discard_page(request: web.Request, *, query: KindForm) -> web.
     raises=QUEUES_AND_RECORDS,
 )
 async def discard_many_by_form(request: web.Request, *, form: DiscardManyForm) -> web.Response:
-    """Remove letters of a kind for good."""
+    """Remove messages of a kind for good."""
     wish = {
         **form.selection,
         "reason": form.reason,
@@ -212,8 +212,8 @@ async def dead_letter_page(
     request: web.Request, *, path: DeadLetterPath, query: OneDeadLetterQuery
 ) -> web.Response:
     """One dead letter as a page."""
-    letter = await request.app[ADMIN].select_letter(path.id, reveal=query.reveal)
-    return _page(render_letter(letter))
+    message = await request.app[ADMIN].select_message(path.id, unmask=query.unmask)
+    return _page(render_message(message))
 
 
 @api.post(
@@ -223,7 +223,7 @@ async def dead_letter_page(
     raises=(ConflictError, BrokerUnavailableError),
 )
 async def redrive_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
-    """Begin to send letters back."""
+    """Begin to send messages back."""
     begun = request.app[REDRIVES].start(validate(RedriveRequest, form.selection))
     return _see(f"/dead-letters/redrives/{begun.redrive_id}")
 
@@ -235,7 +235,7 @@ async def redrive_by_form(request: web.Request, *, form: SelectionForm) -> web.R
     raises=(NotFoundError, BrokerUnavailableError),
 )
 async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> web.Response:
-    """Let a redrive end before its next letter."""
+    """Let a redrive end before its next message."""
     request.app[REDRIVES].stop(path.redrive_id)
     return _see(f"/dead-letters/redrives/{path.redrive_id}")
 
@@ -247,7 +247,7 @@ async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> we
     raises=QUEUES_AND_RECORDS,
 )
 async def dry_run_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
-    """Say what would become of letters."""
+    """Say what would become of messages."""
     wanted = validate(DryRunRequest, form.selection)
     return _page(render_dry_run(await request.app[ADMIN].dry_run(wanted)))
 
@@ -263,14 +263,14 @@ async def dry_run_by_form(request: web.Request, *, form: SelectionForm) -> web.R
 async def resend_by_form(
     request: web.Request, *, path: DeadLetterPath, form: BodyForm
 ) -> web.Response:
-    """Send a letter back with the body that was typed."""
+    """Send a message back with the body that was typed."""
     admin = request.app[ADMIN]
     try:
         edited = validate(ResendRequest, {"body": _read(form.body)})
         await admin.resend(path.id, edited.body)
     except InvalidError as error:
-        letter = await admin.select_letter(path.id, reveal=True)
-        return _page(render_letter(letter, errors=error.errors, typed=form.body), status=422)
+        message = await admin.select_message(path.id, unmask=True)
+        return _page(render_message(message, errors=error.errors, typed=form.body), status=422)
     return _see("/dead-letters", done="resent")
 
 
@@ -284,7 +284,7 @@ async def resend_by_form(
 async def discard_by_form(
     request: web.Request, *, path: DeadLetterPath, form: DiscardForm
 ) -> web.Response:
-    """Remove a letter for good."""
+    """Remove a message for good."""
     wish = DiscardRequest(reason=form.reason, discarded_by=form.discarded_by)
     await request.app[ADMIN].discard(path.id, reason=wish.reason, discarded_by=wish.discarded_by)
     return _see("/dead-letters", done="discarded")
@@ -296,10 +296,10 @@ def problem_page(error: UserStreamError) -> str:
 
 
 async def _groups(request: web.Request, wanted: KindForm) -> list[DeadLetterGroup]:
-    """The kinds that are meant, and how many letters there are of each."""
+    """The kinds that are meant, and how many messages there are of each."""
     validate(Selection, wanted.selection)
     query = DeadLetterQuery(route=wanted.route, code=wanted.code, limit=1)
-    found = await request.app[ADMIN].list_letters(query)
+    found = await request.app[ADMIN].list_messages(query)
     return [
         group
         for group in found.groups

@@ -36,16 +36,16 @@ HEADLINES: Mapping[RedriveState, str] = {
     RedriveState.FAILED: "Stopped: it failed again",
     RedriveState.TIMED_OUT: "Stopped: not handled in time",
     RedriveState.STOPPED: "Stopped",
-    RedriveState.ABORTED: "Broken off",
+    RedriveState.ABORTED: "Aborted",
 }
 
 
-def render_letters(
+def render_messages(
     found: DeadLetters, query: DeadLetterQuery, *, latest: Redrive | None, done: str
 ) -> str:
     """All dead letters, or those of one kind."""
     return PAGES.render(
-        "letters.html",
+        "messages.html",
         found=found,
         query=query,
         total=sum(group.count for group in found.groups),
@@ -55,17 +55,17 @@ def render_letters(
     )
 
 
-def render_letter(
-    letter: DeadLetterView, *, errors: Sequence[FieldError] = (), typed: str | None = None
+def render_message(
+    message: DeadLetterView, *, errors: Sequence[FieldError] = (), typed: str | None = None
 ) -> str:
     """One dead letter and what can be done with it; with what was typed, if that is wrong."""
-    return PAGES.render("letter.html", letter=letter, errors=errors, typed=typed)
+    return PAGES.render("message.html", message=message, errors=errors, typed=typed)
 
 
 def render_confirmation(
     action: Literal["redrive", "discard"], wanted: BaseModel, groups: Sequence[DeadLetterGroup]
 ) -> str:
-    """What is about to be done with letters, and a form that does it."""
+    """What is about to be done with messages, and a form that does it."""
     return PAGES.render(
         "confirm.html",
         action=action,
@@ -82,7 +82,7 @@ def render_redrive(redrive: Redrive) -> str:
 
 
 def render_dry_run(dry_run: DryRun) -> str:
-    """What would become of letters."""
+    """What would become of messages."""
     return PAGES.render("dry_run.html", dry_run=dry_run)
 
 

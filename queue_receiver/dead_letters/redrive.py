@@ -18,13 +18,13 @@ from queue_receiver.dead_letters.outcomes import MessageOutcome, OutcomeTracker
 log = structlog.get_logger()
 
 STEPS = (1, 10, 100, 1000)
-"""Letters of each step; the last one goes on."""
+"""Messages of each step; the last one goes on."""
 
 HOLD_SECONDS = 5.0
 """Longest time that a queue is held for sending; others want to look at it, too."""
 
 POLL_SECONDS = 0.25
-"""Between two looks at what became of the letters of a step."""
+"""Between two looks at what became of the messages of a step."""
 
 GRACE_SECONDS = 1.0
 """A step lasts at least so long: one that was handled before would count as settled at once."""
@@ -33,7 +33,7 @@ KEPT_REDRIVES = 20
 """Ended redrives whose outcome can still be asked for."""
 
 Key: TypeAlias = tuple[str, UUID]
-"""A letter: its route's name and its id."""
+"""A message: its route's name and its id."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class _Job:
 
 
 class _RedriveEndedError(Exception):
-    """The redrive ends before all letters were sent."""
+    """The redrive ends before all messages were sent."""
 
     def __init__(self, state: RedriveState, detail: str) -> None:
         super().__init__(detail)
@@ -125,7 +125,7 @@ class Redrives:
         return self._job(redrive_id).progress
 
     def stop(self, redrive_id: UUID) -> Redrive:
-        """Let a redrive end before its next letter; one that has ended stays as it is."""
+        """Let a redrive end before its next message; one that has ended stays as it is."""
         job = self._job(redrive_id)
         job.is_to_stop = True
         return job.progress
@@ -136,7 +136,7 @@ class Redrives:
         return next((job.progress for job in reversed(self._jobs.values())), None)
 
     async def close(self) -> None:
-        """End what runs; the rest of its letters stays where it is."""
+        """End what runs; the rest of its messages stays where it is."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -184,18 +184,18 @@ class Redrives:
             await self._settle(job, sent)
 
     async def _select(self, request: RedriveRequest) -> list[Key]:
-        """The letters that are there now; those that come later are not meant."""
+        """The messages that are there now; those that come later are not meant."""
         meant: dict[Key, None] = {}
         for queue in self._queues:
             if request.route in (None, queue.route.name):
                 async with queue.held(lambda _: False) as held:
-                    for letter in held.messages:
-                        if request.matches(letter.id, letter.route.name, letter.code):
-                            meant[_key(letter)] = None
+                    for message in held.messages:
+                        if request.matches(message.id, message.route.name, message.code):
+                            meant[_key(message)] = None
         return list(meant)
 
     async def _send(self, job: _Job, step: set[Key]) -> set[Key]:
-        """Send a step's letters back; those that somebody else took meanwhile are left out."""
+        """Send a step's messages back; those that somebody else took meanwhile are left out."""
         sent: set[Key] = set()
         for queue in self._queues:
             waiting = {key for key in step if key[0] == queue.route.name}
@@ -211,22 +211,22 @@ class Redrives:
     async def _send_batch(self, job: _Job, queue: DeadLetterQueue, waiting: set[Key]) -> set[Key]:
         loop = asyncio.get_running_loop()
         sent: set[Key] = set()
-        async with queue.held(lambda letter: _key(letter) in waiting) as held:
+        async with queue.held(lambda message: _key(message) in waiting) as held:
             until = loop.time() + HOLD_SECONDS
-            for letter in held.messages:
-                if _key(letter) not in waiting or not letter.has_body or loop.time() > until:
+            for message in held.messages:
+                if _key(message) not in waiting or not message.has_body or loop.time() > until:
                     continue
-                if _key(letter) not in sent:
+                if _key(message) not in sent:
                     _check_cancelled(job)
-                    job.detail = f"Sending {_letters(job.step)} back."
+                    job.detail = f"Sending {_messages(job.step)} back."
                     await asyncio.sleep(1 / job.request.rate)
-                await held.send_back(letter)
-                job.sent += _key(letter) not in sent
-                sent.add(_key(letter))
+                await held.send_back(message)
+                job.sent += _key(message) not in sent
+                sent.add(_key(message))
         return sent
 
     async def _settle(self, job: _Job, sent: set[Key]) -> None:
-        """Wait until a step's letters are handled.
+        """Wait until a step's messages are handled.
 
         Raises:
             _RedriveEndedError: One has failed again, or they are not handled in time.
@@ -238,7 +238,7 @@ class Redrives:
         while open_ or loop.time() < begun + GRACE_SECONDS:
             _check_cancelled(job)
             job.detail = (
-                f"Waiting for {len(open_)} of {_letters(len(sent))} to be handled."
+                f"Waiting for {len(open_)} of {_messages(len(sent))} to be handled."
                 if open_
                 else "Making sure that none comes back."
             )
@@ -254,14 +254,14 @@ class Redrives:
             if open_ and loop.time() > begun + job.request.wait_seconds:
                 raise _RedriveEndedError(
                     RedriveState.TIMED_OUT,
-                    f"{len(open_)} of {_letters(len(sent))} not handled within "
+                    f"{len(open_)} of {_messages(len(sent))} not handled within "
                     f"{job.request.wait_seconds} s: they wait in the queue or in a retry step, "
                     "and are not lost. The rest was left here; begin again when they are done.",
                 )
 
 
 class _Returned:
-    """Which of some letters are dead letters once more."""
+    """Which of some messages are dead letters once more."""
 
     def __init__(self, queues: Sequence[DeadLetterQueue], sent: set[Key]) -> None:
         routes = {route for route, _ in sent}
@@ -277,7 +277,7 @@ class _Returned:
                 count = await queue.count()
                 if count and count != self._counted.get(queue.route.name):
                     async with queue.held(lambda _: False) as held:
-                        found |= self._sent & {_key(letter) for letter in held.messages}
+                        found |= self._sent & {_key(message) for message in held.messages}
                 self._counted[queue.route.name] = count
         return found
 
@@ -290,8 +290,8 @@ def _steps(meant: Sequence[Key]) -> Iterator[Sequence[Key]]:
         start += size
 
 
-def _key(letter: DeadLetter) -> Key:
-    return letter.route.name, letter.id
+def _key(message: DeadLetter) -> Key:
+    return message.route.name, message.id
 
 
 def _check_cancelled(job: _Job) -> None:
@@ -304,17 +304,17 @@ def _end_with_failure(job: _Job, failed: set[Key]) -> None:
     _, job.first_failed = min(failed)
     raise _RedriveEndedError(
         RedriveState.FAILED,
-        f"{len(failed)} of {_letters(job.step)} failed again. The rest was left here; look at why "
+        f"{len(failed)} of {_messages(job.step)} failed again. The rest was left here; look at why "
         "before you begin again.",
     )
 
 
 def _all_settled(job: _Job) -> str:
-    return f"Handled: {_letters(job.sent)}." if job.sent else "There was nothing to send."
+    return f"Handled: {_messages(job.sent)}." if job.sent else "There was nothing to send."
 
 
-def _letters(count: int) -> str:
-    return "1 letter" if count == 1 else f"{count} letters"
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"
 
 
 def _log_fault(task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""Dead letters for programs: list, inspect, dry_run, send back, discard."""
+"""Dead letters for programs: list, inspect, try, send back, discard."""
 
 from aiohttp import web
 
@@ -39,7 +39,7 @@ MAX_EDITED_BYTES = 128 * 1024
 """A body of 64 KiB with what surrounds it."""
 
 QUEUES_AND_RECORDS = (ConflictError, BrokerUnavailableError, DatabaseServiceUnavailableError)
-"""What may be raised where letters are read and database_service is asked about them."""
+"""What may be raised where messages are read and database_service is asked about them."""
 
 api = Api()
 
@@ -52,7 +52,7 @@ api = Api()
 )
 async def list_dead_letters(request: web.Request, *, query: DeadLetterQuery) -> web.Response:
     """Dead letters of all routes, with how many there are of which code; moves nothing."""
-    found = await request.app[ADMIN].list_letters(query)
+    found = await request.app[ADMIN].list_messages(query)
     headers = {}
     if found.next_after is not None:
         url = request.rel_url.update_query(after=str(found.next_after))
@@ -67,7 +67,7 @@ async def list_dead_letters(request: web.Request, *, query: DeadLetterQuery) -> 
     raises=(DatabaseServiceUnavailableError,),
 )
 async def list_discards(request: web.Request, *, query: DiscardQuery) -> web.Response:
-    """Letters that were discarded, and why; newest first."""
+    """Messages that were discarded, and why; newest first."""
     return answer(await request.app[ADMIN].list_discards(query))
 
 
@@ -78,7 +78,7 @@ async def list_discards(request: web.Request, *, query: DiscardQuery) -> web.Res
     raises=(ConflictError, BrokerUnavailableError),
 )
 async def redrive(request: web.Request, *, body: RedriveRequest) -> web.Response:
-    """Send letters back: 1, 10, 100, 1,000 at a time; stops at the first that fails again."""
+    """Send messages back: 1, 10, 100, 1,000 at a time; stops at the first that fails again."""
     begun = request.app[REDRIVES].start(body)
     location = {"Location": f"/api/dead-letters/redrives/{begun.redrive_id}"}
     return answer(begun, status=202, headers=location)
@@ -102,7 +102,7 @@ async def get_redrive(request: web.Request, *, path: RedrivePath) -> web.Respons
     raises=(NotFoundError, BrokerUnavailableError),
 )
 async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Response:
-    """Let a redrive end before its next letter."""
+    """Let a redrive end before its next message."""
     return answer(request.app[REDRIVES].stop(path.redrive_id))
 
 
@@ -113,7 +113,7 @@ async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Respon
     raises=QUEUES_AND_RECORDS,
 )
 async def dry_run(request: web.Request, *, body: DryRunRequest) -> web.Response:
-    """Say what would become of letters; stores, sends and moves nothing."""
+    """Say what would become of messages; stores, sends and moves nothing."""
     return answer(await request.app[ADMIN].dry_run(body))
 
 
@@ -124,7 +124,7 @@ async def dry_run(request: web.Request, *, body: DryRunRequest) -> web.Response:
     raises=QUEUES_AND_RECORDS,
 )
 async def discard_dead_letters(request: web.Request, *, body: DiscardManyRequest) -> web.Response:
-    """Remove letters of a kind for good; the reason is kept with each."""
+    """Remove messages of a kind for good; the reason is kept with each."""
     return answer(await request.app[ADMIN].discard_many(body))
 
 
@@ -139,7 +139,7 @@ async def get_dead_letter(
     request: web.Request, *, path: DeadLetterPath, query: OneDeadLetterQuery
 ) -> web.Response:
     """One dead letter; moves nothing."""
-    return answer(await request.app[ADMIN].select_letter(path.id, reveal=query.reveal))
+    return answer(await request.app[ADMIN].select_message(path.id, unmask=query.unmask))
 
 
 @api.post(
@@ -153,7 +153,7 @@ async def get_dead_letter(
 async def resend_dead_letter(
     request: web.Request, *, path: DeadLetterPath, body: ResendRequest
 ) -> web.Response:
-    """Send a letter back with another body, checked against its contract first."""
+    """Send a message back with another body, checked against its contract first."""
     return answer(await request.app[ADMIN].resend(path.id, body.body))
 
 
@@ -167,7 +167,7 @@ async def resend_dead_letter(
 async def discard_dead_letter(
     request: web.Request, *, path: DeadLetterPath, body: DiscardRequest
 ) -> web.Response:
-    """Remove a letter for good; the reason is kept."""
+    """Remove a message for good; the reason is kept."""
     discarded = await request.app[ADMIN].discard(
         path.id, reason=body.reason, discarded_by=body.discarded_by
     )

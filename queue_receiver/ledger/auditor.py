@@ -58,7 +58,7 @@ EMPTY_FOR = 30.0
 """Seconds after which a stream that was read before, and has nothing, was made anew. For some
 seconds after the broker's start it looks the same."""
 
-LETTERS_KEPT = timedelta(minutes=1)
+LISTED_FOR = timedelta(minutes=1)
 """How long a list of the dead letters is believed while their number stays the same."""
 
 BINDING_SUSPECTED_AFTER = 30.0
@@ -87,7 +87,7 @@ class Queues(Protocol):
 
 
 @dataclass(slots=True)
-class Letters:
+class KnownDeadLetters:
     """The dead letters as they were last listed."""
 
     codes: Mapping[UUID, str] = field(default_factory=dict)
@@ -130,10 +130,10 @@ class Auditor:
         self._log = log_
         self._accounts = accounts
         self._queues = queues
-        self._dead_letters = dead_letters
+        self._dead_letter_queue = dead_letters
         self._lost_after = lost_after.total_seconds()
         self._mark = mark or Mark(None, STREAM)
-        self._letters = Letters()
+        self._known = KnownDeadLetters()
         self._one_at_a_time = asyncio.Lock()
         self._last: Ledger | None = None
         self._last_at = time.monotonic()
@@ -250,78 +250,78 @@ class Auditor:
         The queues come first, then the database, then the dead letters: whoever leaves a queue
         is stored or among the dead letters before, so is seen by one of the later looks.
         """
-        queues, settlement, letters, lost = await self._look(verify=verify)
+        queues, settlement, dead_letters, lost = await self._look(verify=verify)
         known = {one.registration_id for one in self._lost}
         if any(one.registration_id not in known for one in lost):
             # The management API's figures are some seconds old: an old message that was just
             # sent back may be in somebody's hands. It is not for two looks in a row.
             await asyncio.sleep(SECOND_LOOK_AFTER)
             before = {one.registration_id for one in lost}
-            queues, settlement, letters, lost = await self._look()
+            queues, settlement, dead_letters, lost = await self._look()
             lost = [one for one in lost if one.registration_id in before]
-        self._unbound = await self._is_unbound(queues, letters)
-        return self._ledger(progress, settlement, queues, letters, lost), lost
+        self._unbound = await self._is_unbound(queues, dead_letters)
+        return self._ledger(progress, settlement, queues, dead_letters, lost), lost
 
     async def _look(
         self, *, verify: int = 0
-    ) -> tuple[QueueDepth, Settlement, Letters, list[MissingRegistration]]:
+    ) -> tuple[QueueDepth, Settlement, KnownDeadLetters, list[MissingRegistration]]:
         """The queues, then the database, and where somebody seems lost the dead letters."""
         queues = await self._queues.look()
         settlement = await self._settle(self._lost_after, verify=verify)
         suspects = _suspects(settlement, queues, self._lost_after)
-        letters = await self._listed(queues.dead, suspects)
-        lost = [one for one in suspects if one.registration_id not in letters.codes]
+        dead_letters = await self._listed(queues.dead, suspects)
+        lost = [one for one in suspects if one.registration_id not in dead_letters.codes]
         # As many as could not be listed may be among those.
-        return queues, settlement, letters, lost[: max(0, len(lost) - letters.unlisted)]
+        return queues, settlement, dead_letters, lost[: max(0, len(lost) - dead_letters.unlisted)]
 
     async def _settle(self, missing_for_seconds: float, *, verify: int = 0) -> Settlement:
         return await self._accounts.settle_ledger(
             SettlementRequest(stream=STREAM, missing_for_seconds=missing_for_seconds, verify=verify)
         )
 
-    async def _is_unbound(self, queues: QueueDepth, letters: Letters) -> bool:
-        if queues.bound is not None or queues.under_way or letters.unlisted:
+    async def _is_unbound(self, queues: QueueDepth, dead_letters: KnownDeadLetters) -> bool:
+        if queues.bound is not None or queues.under_way or dead_letters.unlisted:
             return queues.bound is False
         settlement = await self._settle(min(BINDING_SUSPECTED_AFTER, self._lost_after))
         return any(
-            one.registration_id not in letters.codes and not one.was_known
+            one.registration_id not in dead_letters.codes and not one.was_known
             for one in settlement.missing
         )
 
-    async def _listed(self, dead: int, suspects: list[MissingRegistration]) -> Letters:
+    async def _listed(self, dead: int, suspects: list[MissingRegistration]) -> KnownDeadLetters:
         """The dead letters: as last listed, while nothing speaks against it."""
-        known = self._letters
-        is_fresh = time.monotonic() - known.listed_at < LETTERS_KEPT.total_seconds()
+        known = self._known
+        is_fresh = time.monotonic() - known.listed_at < LISTED_FOR.total_seconds()
         is_same = dead == known.total and (is_fresh or not dead)
         if not is_same or any(one.registration_id not in known.codes for one in suspects):
-            self._letters = await self._list_letters()
-        return self._letters
+            self._known = await self._list_dead_letters()
+        return self._known
 
-    async def _list_letters(self) -> Letters:
+    async def _list_dead_letters(self) -> KnownDeadLetters:
         """The dead letters' ids and codes; reading them moves nothing."""
-        known = self._letters
+        known = self._known
         try:
-            async with self._dead_letters.held(lambda _: False) as held:
-                codes = {letter.id: letter.code for letter in held.messages}
+            async with self._dead_letter_queue.held(lambda _: False) as held:
+                codes = {message.id: message.code for message in held.messages}
                 unlisted = max(0, held.ready - len(held.messages))
                 if held.is_locked_by_another_reader:
                     codes = {**known.codes, **codes}
         except ConflictError:  # somebody decides on them just now; what was known stays so
             codes, unlisted = dict(known.codes), known.unlisted
-        return Letters(codes, unlisted, time.monotonic())
+        return KnownDeadLetters(codes, unlisted, time.monotonic())
 
     def _ledger(
         self,
         progress: Progress,
         settlement: Settlement,
         queues: QueueDepth,
-        letters: Letters,
+        dead_letters: KnownDeadLetters,
         lost: list[MissingRegistration],
     ) -> Ledger:
         now = datetime.now(UTC)
-        codes = Counter(letters.codes.values())
-        if letters.unlisted:
-            codes["not_listed"] = letters.unlisted
+        codes = Counter(dead_letters.codes.values())
+        if dead_letters.unlisted:
+            codes["not_listed"] = dead_letters.unlisted
         return Ledger(
             as_of=now,
             read_up_to=progress.next_offset,

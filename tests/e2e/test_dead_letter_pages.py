@@ -23,7 +23,7 @@ from common.contracts.dead_letters import (
     DiscardManyRequest,
     DiscardQuery,
     DryRun,
-    DryRunLetter,
+    DryRunMessage,
     DryRunRequest,
     Redrive,
     RedriveRequest,
@@ -41,7 +41,7 @@ ROUTE = "user.registration"
 MOMENT = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 
 
-def a_letter(code: str = "malformed", *, reveal: bool = False) -> DeadLetterView:
+def a_message(code: str = "malformed", *, unmask: bool = False) -> DeadLetterView:
     return DeadLetterView(
         id=uuid4(),
         route=ROUTE,
@@ -55,27 +55,27 @@ def a_letter(code: str = "malformed", *, reveal: bool = False) -> DeadLetterView
         size_bytes=42,
         headers={"x-error-code": code, HOSTILE: HOSTILE},
         body='{\n  "name": "••• (3 characters)"\n}',
-        revealed=reveal,
+        unmasked=unmask,
     )
 
 
 @dataclass
 class FakeOffice:
-    letters: list[DeadLetterView] = field(default_factory=list)
+    messages: list[DeadLetterView] = field(default_factory=list)
     error: Exception | None = None
     elsewhere: bool = False
     discarded: dict[UUID, str] = field(default_factory=dict)
     resent: list[object] = field(default_factory=list)
 
-    async def list_letters(self, query: DeadLetterQuery) -> DeadLetters:
+    async def list_messages(self, query: DeadLetterQuery) -> DeadLetters:
         if self.error:
             raise self.error
-        chosen = [letter for letter in self.letters if query.code in (None, letter.code)]
-        codes = dict.fromkeys(letter.code for letter in self.letters)
+        chosen = [message for message in self.messages if query.code in (None, message.code)]
+        codes = dict.fromkeys(message.code for message in self.messages)
         look = DeadLetterQueueLook(
             route=ROUTE,
-            letters=len(self.letters),
-            read=len(self.letters),
+            messages=len(self.messages),
+            read=len(self.messages),
             complete=not self.elsewhere,
             locked_by_another_reader=self.elsewhere,
         )
@@ -83,66 +83,66 @@ class FakeOffice:
             queues=[look],
             groups=[
                 DeadLetterGroup(
-                    route=ROUTE, code=code, count=sum(x.code == code for x in self.letters)
+                    route=ROUTE, code=code, count=sum(x.code == code for x in self.messages)
                 )
                 for code in codes
             ],
-            letters=chosen,
+            messages=chosen,
             next_after=None,
         )
 
-    async def select_letter(self, letter_id: UUID, *, reveal: bool) -> DeadLetterView:
-        for letter in self.letters:
-            if letter.id == letter_id:
+    async def select_message(self, message_id: UUID, *, unmask: bool) -> DeadLetterView:
+        for message in self.messages:
+            if message.id == message_id:
                 body = '{"name": "</textarea><script>document.title=\'hacked\'</script>"}'
-                changes = {"revealed": True, "body": body} if reveal else {}
-                return letter.model_copy(update=changes)
+                changes = {"unmasked": True, "body": body} if unmask else {}
+                return message.model_copy(update=changes)
         raise NotFoundError("There is no such dead letter any more.")
 
-    async def resend(self, _letter_id: UUID, body: dict[str, object]) -> None:
+    async def resend(self, _message_id: UUID, body: dict[str, object]) -> None:
         if body.get("name") != "Ada":
-            wrong = (FieldError("/body/name", "Use letters only."),)
+            wrong = (FieldError("/body/name", "Use other characters."),)
             raise InvalidError("Please correct.", errors=wrong)
         self.resent.append(body)
 
-    async def discard(self, letter_id: UUID, *, reason: str, discarded_by: str) -> None:
-        self.discarded[letter_id] = f"{discarded_by}: {reason}"
-        self.letters = [letter for letter in self.letters if letter.id != letter_id]
+    async def discard(self, message_id: UUID, *, reason: str, discarded_by: str) -> None:
+        self.discarded[message_id] = f"{discarded_by}: {reason}"
+        self.messages = [message for message in self.messages if message.id != message_id]
 
     async def discard_many(self, request: DiscardManyRequest) -> DiscardedMany:
-        meant = [x for x in self.letters if request.matches(x.id, x.route, x.code)]
+        meant = [x for x in self.messages if request.matches(x.id, x.route, x.code)]
         assert request.expected == len(meant)
-        for letter in meant:
-            await self.discard(letter.id, reason=request.reason, discarded_by=request.discarded_by)
+        for message in meant:
+            await self.discard(message.id, reason=request.reason, discarded_by=request.discarded_by)
         return DiscardedMany(discarded=len(meant))
 
     async def list_discards(self, _query: DiscardQuery) -> DiscardedDeadLetters:
         discards = [
             DiscardedDeadLetter(
-                message_id=letter_id,
+                message_id=message_id,
                 route=ROUTE,
                 error_code="malformed",
                 reason=reason,
                 discarded_at=MOMENT,
             )
-            for letter_id, reason in self.discarded.items()
+            for message_id, reason in self.discarded.items()
         ]
         return DiscardedDeadLetters(discards=discards, next_before=None)
 
     async def dry_run(self, request: DryRunRequest) -> DryRun:
         tried = [
-            DryRunLetter(
-                id=letter.id,
+            DryRunMessage(
+                id=message.id,
                 route=ROUTE,
-                code=letter.code,
-                would_succeed=letter.code != "malformed",
+                code=message.code,
+                would_succeed=message.code != "malformed",
                 outcome="stored",
                 detail=HOSTILE,
             )
-            for letter in self.letters
-            if request.matches(letter.id, letter.route, letter.code)
+            for message in self.messages
+            if request.matches(message.id, message.route, message.code)
         ]
-        return DryRun(letters=tried, left_out=0)
+        return DryRun(messages=tried, left_out=0)
 
 
 @dataclass
@@ -160,7 +160,7 @@ class FakeRedrives:
             settled=11,
             failed=0,
             step=10,
-            detail="Waiting for 3 of 10 letters to be handled.",
+            detail="Waiting for 3 of 10 messages to be handled.",
             started_at=MOMENT,
         )
         return self.latest
@@ -221,45 +221,45 @@ async def scripted(browser: Browser) -> AsyncIterator[Page]:
 
 
 async def test_every_page_can_be_used_by_everyone(scripted: Page, site: Site) -> None:
-    letter, other = a_letter(), a_letter("upstream_error")
+    message, other = a_message(), a_message("upstream_error")
     states = (RedriveState.RUNNING, RedriveState.FAILED)
 
     await scripted.goto(site.url)
     await expect(scripted.get_by_text("Nothing is here")).to_be_visible()
     await assert_accessible(scripted)
-    site.office.letters = [letter, other]
+    site.office.messages = [message, other]
     site.office.elsewhere = True
     site.office.discarded[uuid4()] = HOSTILE
     site.redrives.start(RedriveRequest(all=True))
     paths = [
-        *("", "?code=malformed&done=discarded", f"/{letter.id}", f"/{letter.id}?reveal=true"),
+        *("", "?code=malformed&done=discarded", f"/{message.id}", f"/{message.id}?unmask=true"),
         *("/redrive?all=true", f"/discard?code=malformed&route={ROUTE}", f"/{other.id}"),
     ]
     for path in (*paths, "/discards", f"/{uuid4()}"):
         await scripted.goto(site.url + path)
         await assert_accessible(scripted)
     for state in states:
-        site.redrives.end(state, HOSTILE, first_failed=letter.id)
+        site.redrives.end(state, HOSTILE, first_failed=message.id)
         await scripted.goto(f"{site.url}/redrives/{uuid4()}")
         await assert_accessible(scripted)
     await scripted.goto(site.url)
-    await scripted.get_by_role("button", name="Dry run all letters").click()
-    await expect(scripted.get_by_role("heading", name="DryRun")).to_be_visible()
+    await scripted.get_by_role("button", name="Dry run all messages").click()
+    await expect(scripted.get_by_role("heading", name="Dry run")).to_be_visible()
     await assert_accessible(scripted)
 
 
-async def test_what_stands_in_a_letter_does_nothing(page: Page, site: Site) -> None:
-    letter = a_letter()
-    site.office.letters = [letter]
+async def test_what_stands_in_a_message_does_nothing(page: Page, site: Site) -> None:
+    message = a_message()
+    site.office.messages = [message]
 
-    for path in ("", f"/{letter.id}", f"/{letter.id}?reveal=true"):
+    for path in ("", f"/{message.id}", f"/{message.id}?unmask=true"):
         await page.goto(site.url + path)
         assert "hacked" not in await page.title()
         assert await page.locator("main img, main script").count() == 0
 
 
 async def test_a_kind_is_sent_back_by_one_button(page: Page, site: Site) -> None:
-    site.office.letters = [a_letter(), a_letter("upstream_error")]
+    site.office.messages = [a_message(), a_message("upstream_error")]
     await page.goto(site.url)
 
     await page.get_by_role("button", name=f"Send back all upstream_error of {ROUTE}").click()
@@ -271,16 +271,16 @@ async def test_a_kind_is_sent_back_by_one_button(page: Page, site: Site) -> None
 
 
 async def test_a_redrive_is_followed_to_its_end(page: Page, site: Site) -> None:
-    site.office.letters = [a_letter(), a_letter("other")]
+    site.office.messages = [a_message(), a_message("other")]
     await page.goto(site.url)
     await page.get_by_role("button", name="Send all back").click()
-    await expect(page.get_by_role("heading", name="Send back 2 letters?")).to_be_visible()
+    await expect(page.get_by_role("heading", name="Send back 2 messages?")).to_be_visible()
     await expect(page.get_by_text("1 of them fail again")).to_be_visible()
     assert site.redrives.requests == []  # it asks first
-    await page.get_by_role("button", name="Send 2 letters back").click()
+    await page.get_by_role("button", name="Send 2 messages back").click()
     await expect(page.get_by_role("heading", name="Sending back")).to_be_visible()
 
-    site.redrives.end(RedriveState.DONE, "Handled: 30 letters.", settled=30, sent=30)
+    site.redrives.end(RedriveState.DONE, "Handled: 30 messages.", settled=30, sent=30)
 
     await expect(page.get_by_role("heading", name="All were handled")).to_be_visible()
     await expect(page.get_by_text("30 of 30 sent back")).to_be_visible()
@@ -299,15 +299,15 @@ async def test_a_redrive_can_be_stopped(page: Page, site: Site) -> None:
 
 
 async def test_a_body_is_corrected_without_losing_what_was_typed(page: Page, site: Site) -> None:
-    site.office.letters = [a_letter()]
-    await page.goto(f"{site.url}/{site.office.letters[0].id}")
+    site.office.messages = [a_message()]
+    await page.goto(f"{site.url}/{site.office.messages[0].id}")
     await page.get_by_role("link", name="Show them, and edit").click()
     body = page.get_by_label("Correct it, and send it back.")
     assert "</textarea><script>" in await body.input_value()
 
     await body.fill('{"name": "  <b>4da"}')
     await page.get_by_role("button", name="Check and send back").click()
-    await expect(page.get_by_text("Use letters only.")).to_be_visible()
+    await expect(page.get_by_text("Use other characters.")).to_be_visible()
     assert await body.input_value() == '{"name": "  <b>4da"}'
     await body.fill("{not JSON")
     await page.get_by_role("button", name="Check and send back").click()
@@ -319,10 +319,10 @@ async def test_a_body_is_corrected_without_losing_what_was_typed(page: Page, sit
     assert site.office.resent == [{"name": "Ada"}]
 
 
-async def test_a_letter_is_discarded_with_a_reason_only(page: Page, site: Site) -> None:
-    letter = a_letter()
-    site.office.letters = [letter]
-    await page.goto(f"{site.url}/{letter.id}")
+async def test_a_message_is_discarded_with_a_reason_only(page: Page, site: Site) -> None:
+    message = a_message()
+    site.office.messages = [message]
+    await page.goto(f"{site.url}/{message.id}")
 
     await page.get_by_role("button", name="Discard for good").click()  # the browser asks for it
     assert site.office.discarded == {}
@@ -331,7 +331,7 @@ async def test_a_letter_is_discarded_with_a_reason_only(page: Page, site: Site) 
     await page.get_by_role("button", name="Discard for good").click()
 
     await expect(page.get_by_text("The reason is kept")).to_be_visible()
-    assert site.office.discarded == {letter.id: "ada: nonsense"}
+    assert site.office.discarded == {message.id: "ada: nonsense"}
     await page.get_by_role("link", name="Discarded").click()
     await expect(page.get_by_text("ada: nonsense")).to_be_visible()
 
@@ -339,25 +339,25 @@ async def test_a_letter_is_discarded_with_a_reason_only(page: Page, site: Site) 
 async def test_a_kind_that_can_not_pass_is_discarded_after_a_question(
     page: Page, site: Site
 ) -> None:
-    site.office.letters = [a_letter(), a_letter(), a_letter("upstream_error")]
+    site.office.messages = [a_message(), a_message(), a_message("upstream_error")]
     await page.goto(site.url)
 
     await page.get_by_role("button", name=f"Discard all malformed of {ROUTE}").click()
-    await expect(page.get_by_role("heading", name="Discard 2 letters?")).to_be_visible()
-    assert len(site.office.letters) == 3
+    await expect(page.get_by_role("heading", name="Discard 2 messages?")).to_be_visible()
+    assert len(site.office.messages) == 3
     await page.get_by_label("Reason").fill("nonsense")
-    await page.get_by_role("button", name="Discard 2 letters for good").click()
+    await page.get_by_role("button", name="Discard 2 messages for good").click()
 
     await expect(page.get_by_text("The reason is kept with each")).to_be_visible()
-    assert [letter.code for letter in site.office.letters] == ["upstream_error"]
+    assert [message.code for message in site.office.messages] == ["upstream_error"]
     assert set(site.office.discarded.values()) == {": nonsense"}
 
 
 async def test_what_can_not_pass_as_it_is_is_corrected_first(page: Page, site: Site) -> None:
-    site.office.letters = [a_letter()]
-    await page.goto(f"{site.url}/{site.office.letters[0].id}")
+    site.office.messages = [a_message()]
+    await page.goto(f"{site.url}/{site.office.messages[0].id}")
 
-    await page.get_by_role("link", name="Correct this letter").click()
+    await page.get_by_role("link", name="Correct this message").click()
 
     await expect(page.get_by_label("Correct it, and send it back.")).to_be_visible()
 

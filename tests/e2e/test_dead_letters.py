@@ -37,8 +37,8 @@ async def given_up(stack: Stack) -> list[str]:
         )
 
     def are_there() -> bool:
-        letters = dead_letters(stack, "--code", "malformed")["letters"]
-        return set(ids) <= {letter["id"] for letter in letters}
+        messages = dead_letters(stack, "--code", "malformed")["messages"]
+        return set(ids) <= {message["id"] for message in messages}
 
     await eventually(are_there, "two dead letters")
     return ids
@@ -54,8 +54,8 @@ async def test_a_person_decides_what_becomes_of_a_dead_letter(
     shown = dead_letters(stack, "show", first)
     assert (shown["failedService"], shown["attempts"]) == ("queue_receiver", 1)
     assert "nobody" not in json.dumps(shown)
-    assert "nobody" in dead_letters(stack, "show", first, "--reveal")["body"]
-    [tried] = dead_letters(stack, "dry-run", first)["letters"]
+    assert "nobody" in dead_letters(stack, "show", first, "--unmask")["body"]
+    [tried] = dead_letters(stack, "dry-run", first)["messages"]
     assert (tried["wouldSucceed"], tried["outcome"]) == (False, "malformed")
 
     redrive = dead_letters(stack, "redrive", first, second, code=1)
@@ -73,45 +73,47 @@ async def test_a_person_decides_what_becomes_of_a_dead_letter(
 
     await eventually(is_mailed, "the mail of the corrected registration", 60)
     await stack.stored_once({first: address})
-    left = {letter["id"] for letter in dead_letters(stack)["letters"]}
+    left = {message["id"] for message in dead_letters(stack)["messages"]}
     assert not left & {first, second}
     discards = dead_letters(stack, "discards")["discards"]
     assert [d["reason"] for d in discards if d["messageId"] == second] == ["nobody is there"]
 
 
 KILLS = 3
-LETTERS = 80
+MESSAGES = 80
 
 
 async def test_a_receiver_killed_in_the_middle_of_a_redrive_duplicates_nothing(
     stack: Stack,
 ) -> None:
     code = f"repaired_{uuid4().hex[:8]}"
-    letters = {str(uuid4()): address for address in addresses(LETTERS)}
-    await _fill(stack, letters, code)
+    messages = {str(uuid4()): address for address in addresses(MESSAGES)}
+    await _fill(stack, messages, code)
 
     for kill in range(KILLS):
         await _begin(stack, code)
-        await eventually(partial(_stored, stack, letters, 20 * (kill + 1)), "letters being stored")
+        await eventually(
+            partial(_stored, stack, messages, 20 * (kill + 1)), "messages being stored"
+        )
         stack.kill("queue_receiver")
         await stack.all_ready()
     assert dead_letters(stack, "redrive", "--code", code)["state"] == "done"
 
     await stack.drained(60)
-    await stack.stored_once(letters)
+    await stack.stored_once(messages)
     mails = await stack.mails_by_address()
-    assert {address: len(mails[address]) for address in letters.values()} == dict.fromkeys(
-        letters.values(), 1
+    assert {address: len(mails[address]) for address in messages.values()} == dict.fromkeys(
+        messages.values(), 1
     )
-    assert dead_letters(stack, "--code", code)["letters"] == []
+    assert dead_letters(stack, "--code", code)["messages"] == []
 
 
-async def _fill(stack: Stack, letters: dict[str, str], code: str) -> None:
+async def _fill(stack: Stack, messages: dict[str, str], code: str) -> None:
     """Put good registrations among the dead letters, as after a fault that was repaired."""
     headers: Any = {"x-error-code": code, "x-failed-attempts": 4, "x-attempt": 4}
     async with opened(stack.rabbitmq["amqp"]) as channel:
         exchange = await channel.get_exchange(USER_REGISTRATION.dead_letter_exchange, ensure=False)
-        for message_id, address in letters.items():
+        for message_id, address in messages.items():
             person = {"name": "Ada", "surname": "Lovelace", "email": address}
             message = aio_pika.Message(
                 json.dumps(person).encode(),
@@ -131,10 +133,10 @@ async def _begin(stack: Stack, code: str) -> None:
         assert response.status == 202, await response.text()
 
 
-async def _stored(stack: Stack, letters: dict[str, str], count: int) -> bool:
+async def _stored(stack: Stack, messages: dict[str, str], count: int) -> bool:
     """Whether so many are stored: then a step is under way."""
     [row] = await stack.rows(
         "SELECT count(*) FROM registrations WHERE registration_id = ANY($1::uuid[])",
-        [UUID(message_id) for message_id in letters],
+        [UUID(message_id) for message_id in messages],
     )
     return bool(row["count"] >= count)

@@ -43,7 +43,7 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
     _add_filter(action("list", "show all, grouped by reason (also without an action)"))
     show = action("show", "show one: why it is here, its headers, its body")
     show.add_argument("id")
-    show.add_argument("--reveal", action="store_true", help="show the values, too: personal data")
+    show.add_argument("--unmask", action="store_true", help="show the values, too: personal data")
     show.add_argument("--body", action="store_true", help="print the body alone")
     for name, text in (
         ("redrive", "send back one, those of a kind, or all; a few first, then more"),
@@ -52,7 +52,7 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
         several = action(name, text)
         several.add_argument("ids", nargs="*", metavar="ID")
         _add_filter(several)
-        several.add_argument("--all", action="store_true", help="every letter of every route")
+        several.add_argument("--all", action="store_true", help="every message of every route")
         if name == "redrive":
             several.add_argument("--rate", type=int, default=100, help="at most so many a second")
             several.add_argument(
@@ -74,7 +74,7 @@ def _add_filter(command: ArgumentParser, default: str | None = SUPPRESS) -> None
 
 
 def run(given: Namespace, terminal: Terminal) -> bool:
-    """Do what was asked and print the result; False if letters could not be sent back.
+    """Do what was asked and print the result; False if messages could not be sent back.
 
     Raises:
         LauncherError: It cannot be done, in the service's words.
@@ -95,8 +95,8 @@ def _list(given: Namespace) -> tuple[Any, list[str]]:
     page = result
     while page["nextAfter"] is not None:
         page = _ask(given, "GET", "?" + _query({**query, "after": page["nextAfter"]}))
-        result["letters"] += page["letters"]
-        STDERR.say(f"  … {len(result['letters'])} letters")
+        result["messages"] += page["messages"]
+        STDERR.say(f"  … {len(result['messages'])} messages")
     result["nextAfter"] = None
     return result, list_lines(result)
 
@@ -115,56 +115,56 @@ def list_lines(found: Mapping[str, Any]) -> list[str]:
             f"{group['count']:>7}  {group['code']}  ({group['route']})",
             f"         {group['meaning']} {group['advice']}",
         ]
-    if not found["letters"]:
+    if not found["messages"]:
         lines += ["", "None of these is of the route and code that you named."]
-    for letter in found["letters"]:
-        by = f" by {letter['failedService']}" if letter["failedService"] else ""
+    for message in found["messages"]:
+        by = f" by {message['failedService']}" if message["failedService"] else ""
         lines += [
             "",
-            f"{letter['id']}  {letter['route']}  {letter['code']}",
-            f"    {letter['detail'] or 'nothing more is known'}",
-            f"    tries: {letter['attempts']}{by}, first failed {letter['firstSeen'] or '?'}",
+            f"{message['id']}  {message['route']}  {message['code']}",
+            f"    {message['detail'] or 'nothing more is known'}",
+            f"    tries: {message['attempts']}{by}, first failed {message['firstSeen'] or '?'}",
         ]
     return lines
 
 
 def _incomplete(queue: Mapping[str, Any]) -> str:
     if queue["lockedByAnotherReader"]:
-        return "somebody else holds some of these letters; ask again in a few seconds"
-    return f"{queue['read']} of {queue['letters']} letters were read; the others wait behind them"
+        return "somebody else holds some of these messages; ask again in a few seconds"
+    return f"{queue['read']} of {queue['messages']} messages were read; the others wait behind them"
 
 
 def _show(given: Namespace) -> tuple[Any, list[str]]:
-    query = "?reveal=true" if given.reveal else ""
-    letter = _ask(given, "GET", f"/{given.id}{query}")
-    return letter, [letter["body"] or ""] if given.body else letter_lines(letter)
+    query = "?unmask=true" if given.unmask else ""
+    message = _ask(given, "GET", f"/{given.id}{query}")
+    return message, [message["body"] or ""] if given.body else message_lines(message)
 
 
-def letter_lines(letter: Mapping[str, Any]) -> list[str]:
-    """One letter as a person reads it."""
+def message_lines(message: Mapping[str, Any]) -> list[str]:
+    """One message as a person reads it."""
     facts = {
-        "message": letter["id"],
-        "route": letter["route"],
-        "contract": letter["type"] or "not named",
-        "why": f"{letter['code']}: {letter['detail']}".removesuffix(": "),
-        "means": letter["meaning"],
-        "do": letter["advice"],
-        "tries": letter["attempts"],
-        "given up by": letter["failedService"] or "the broker",
-        "first failed": letter["firstSeen"] or "not known",
-        "bytes": letter["sizeBytes"],
+        "message": message["id"],
+        "route": message["route"],
+        "contract": message["type"] or "not named",
+        "why": f"{message['code']}: {message['detail']}".removesuffix(": "),
+        "means": message["meaning"],
+        "do": message["advice"],
+        "tries": message["attempts"],
+        "given up by": message["failedService"] or "the broker",
+        "first failed": message["firstSeen"] or "not known",
+        "bytes": message["sizeBytes"],
     }
     lines = [f"{name:<13} {value}" for name, value in facts.items()]
-    lines += ["headers:", *(f"    {name}: {text}" for name, text in letter["headers"].items())]
-    return [*lines, "body:", letter["body"] or "(too large to be kept)"]
+    lines += ["headers:", *(f"    {name}: {text}" for name, text in message["headers"].items())]
+    return [*lines, "body:", message["body"] or "(too large to be kept)"]
 
 
 def _dry_run(given: Namespace) -> tuple[Any, list[str]]:
     result = _ask(given, "POST", "/dry-run", _selection(given))
     lines = [
-        f"{'would pass' if letter['wouldSucceed'] else 'would FAIL'}  {letter['id']}"
-        f"  {letter['route']}  {letter['outcome']}: {letter['detail']}"
-        for letter in result["letters"]
+        f"{'would pass' if message['wouldSucceed'] else 'would FAIL'}  {message['id']}"
+        f"  {message['route']}  {message['outcome']}: {message['detail']}"
+        for message in result["messages"]
     ]
     if result["leftOut"]:
         lines.append(f"{result['leftOut']} more were left out.")
@@ -246,7 +246,7 @@ def _selection(given: Namespace) -> dict[str, Any]:
     }
     if not any(selection.values()):
         or_all = ", or say --all" if hasattr(given, "all") else ""
-        raise LauncherError(f"Which letters? Name ids, --route, --code{or_all}.")
+        raise LauncherError(f"Which messages? Name ids, --route, --code{or_all}.")
     return {name: value for name, value in selection.items() if value}
 
 

@@ -144,15 +144,15 @@ async def test_without_a_management_api_the_ledger_itself_notices_a_missing_bind
         assert (ledger["lost"], ledger["workBinding"]) == (0, "unknown")
 
 
-async def test_a_dead_letter_is_in_the_hospital_and_not_lost(
+async def test_a_dead_letter_is_counted_as_dead_lettered_and_not_lost(
     fresh_broker: TestBroker, database_url: str
 ) -> None:
     async with a_receiver(fresh_broker, database_url) as receiver:
         await publish(fresh_broker.admin_url, NAME, b"nonsense", message_id=str(uuid4()))
 
         async def dead() -> bool:
-            letters = await depth(fresh_broker.admin_url, USER_REGISTRATION.dead_letter_queue)
-            return letters == 1
+            messages = await depth(fresh_broker.admin_url, USER_REGISTRATION.dead_letter_queue)
+            return messages == 1
 
         await eventually(dead, "dead-lettering")
         for _ in range(2):

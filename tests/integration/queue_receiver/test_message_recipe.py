@@ -169,17 +169,17 @@ async def test_a_type_added_as_documented_works_and_can_be_repaired(
         # One that is wrong becomes a dead letter, and is judged by its own contract.
         await publish(fresh_broker, broken, IMPORTED, source="")
 
-        async def letter() -> dict[str, str] | None:
+        async def message() -> dict[str, str] | None:
             async with receiver.get("/api/dead-letters") as response:
-                letters = (await response.json())["letters"]
-            return letters[0] if letters else None
+                messages = (await response.json())["messages"]
+            return messages[0] if messages else None
 
-        dead = await eventually(letter, "the dead letter")
+        dead = await eventually(message, "the dead letter")
         assert (dead["id"], dead["type"]) == (str(broken), IMPORTED)
         assert dead["detail"] == f"Not a valid {IMPORTED}: source."
         wish = {"ids": [str(broken)]}
         async with receiver.post("/api/dead-letters/dry-run", json=wish) as response:
-            [tried] = (await response.json())["letters"]
+            [tried] = (await response.json())["messages"]
         assert (tried["wouldSucceed"], tried["detail"]) == (False, dead["detail"])
 
         # Sent back with another body it is still of its type: without a source it is refused.

@@ -47,32 +47,32 @@ async def until_users(database_dsn: str, *addresses: str) -> None:
     await eventually(all_there, f"{addresses} being registered")
 
 
-async def letters(receiver: ClientSession) -> list[dict[str, Any]]:
+async def messages(receiver: ClientSession) -> list[dict[str, Any]]:
     async with receiver.get("/api/dead-letters") as response:
-        found: list[dict[str, Any]] = (await response.json())["letters"]
+        found: list[dict[str, Any]] = (await response.json())["messages"]
         return found
 
 
 async def test_two_people_under_one_id_are_one_user_and_one_dead_letter(
     fresh_broker: TestBroker, database_url: str, database_dsn: str
 ) -> None:
-    """A publisher whose counter begins at 1 again; the letter sent back gets an id of its own."""
+    """A publisher whose counter begins at 1 again; the message sent back gets an id of its own."""
     async with a_receiver(fresh_broker, database_url) as receiver:
         await published(fresh_broker, ADA, message_id="1")
         await until_users(database_dsn, ADA["email"])
         await published(fresh_broker, GRACE, message_id="1")
 
         async def dead() -> list[dict[str, Any]]:
-            return await letters(receiver)
+            return await messages(receiver)
 
-        (letter,) = await eventually(dead, "the second one being a dead letter")
-        assert letter["code"] == "id_reused"
-        assert "id of its own" in letter["detail"]
+        (message,) = await eventually(dead, "the second one being a dead letter")
+        assert message["code"] == "id_reused"
+        assert "id of its own" in message["detail"]
         ledger = await the_ledger(receiver)
         assert ledger["deadLetteredByCode"] == {"id_reused": 1}
-        dry_run = {"ids": [letter["id"]]}
+        dry_run = {"ids": [message["id"]]}
         async with receiver.post("/api/dead-letters/dry-run", json=dry_run) as response:
-            assert (await response.json())["letters"][0]["outcome"] == "stored"
+            assert (await response.json())["messages"][0]["outcome"] == "stored"
 
         async with receiver.post("/api/dead-letters/redrive", json=dry_run) as response:
             assert response.status == 202, await response.text()

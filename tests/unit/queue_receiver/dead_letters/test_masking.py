@@ -49,7 +49,7 @@ def test_of_what_is_no_json_the_size_is_shown(body: bytes) -> None:
     assert f"{len(body)} bytes" in redacted_body(body)
 
 
-def test_what_is_revealed_is_text_and_not_too_long() -> None:
+def test_what_is_unmasked_is_text_and_not_too_long() -> None:
     assert unmasked_body(b"caf\xc3\xa9 \xff") == "café \N{REPLACEMENT CHARACTER}"
     assert unmasked_body(b"x" * 70_000).endswith("… and 4464 bytes more")
 
@@ -58,9 +58,9 @@ def test_headers_of_others_are_covered() -> None:
     headers = {"x-error-code": "malformed", "x-failed-attempts": 4, "x-user": "ada@example.org"}
     delivery = Delivery(body=b"", routing_key="", headers=headers)
 
-    assert shown_headers(delivery, reveal=False) == {
+    assert shown_headers(delivery, unmask=False) == {
         "x-error-code": "malformed",
         "x-failed-attempts": "4",
         "x-user": "•••",
     }
-    assert shown_headers(delivery, reveal=True)["x-user"] == "ada@example.org"
+    assert shown_headers(delivery, unmask=True)["x-user"] == "ada@example.org"

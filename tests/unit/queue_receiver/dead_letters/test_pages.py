@@ -16,7 +16,7 @@ from common.contracts.dead_letters import (
     DiscardedDeadLetter,
     DiscardedDeadLetters,
     DryRun,
-    DryRunLetter,
+    DryRunMessage,
 )
 from common.errors import FieldError
 from queue_receiver.dead_letters.page_routes import KindForm
@@ -24,19 +24,19 @@ from queue_receiver.dead_letters.pages import (
     render_confirmation,
     render_discards,
     render_dry_run,
-    render_letter,
-    render_letters,
+    render_message,
+    render_messages,
     render_problem,
 )
 
 HOSTILE = "</textarea></pre><img src=x onerror=alert(1)>\"'{{7*7}}\x1b[2J"
 
-LETTER = UUID("0192f7a4-5b7c-4c3e-9f10-2b6d1c3a4e5f")
+MESSAGE_ID = UUID("0192f7a4-5b7c-4c3e-9f10-2b6d1c3a4e5f")
 
 
 def a_view(**changes: Any) -> DeadLetterView:
     values: dict[str, Any] = {
-        "id": LETTER,
+        "id": MESSAGE_ID,
         "route": "user.registration",
         "code": "malformed",
         "detail": "Not a valid user.registration.submitted.v1: email.",
@@ -48,42 +48,44 @@ def a_view(**changes: Any) -> DeadLetterView:
         "size_bytes": 42,
         "headers": {"x-error-code": "malformed"},
         "body": "{}",
-        "revealed": False,
+        "unmasked": False,
     }
     return DeadLetterView.model_validate(values | changes)
 
 
-def all_letters(*letters: DeadLetterView, **look: Any) -> DeadLetters:
+def all_messages(*messages: DeadLetterView, **look: Any) -> DeadLetters:
     values = {
         "route": "user.registration",
-        "letters": len(letters),
-        "read": len(letters),
+        "messages": len(messages),
+        "read": len(messages),
         "complete": True,
         "locked_by_another_reader": False,
     }
-    groups = [DeadLetterGroup(route=letter.route, code=letter.code, count=1) for letter in letters]
+    groups = [
+        DeadLetterGroup(route=message.route, code=message.code, count=1) for message in messages
+    ]
     return DeadLetters(
         queues=[DeadLetterQueueLook.model_validate(values | look)],
         groups=groups,
-        letters=list(letters),
+        messages=list(messages),
         next_after=None,
     )
 
 
 def the_list(found: DeadLetters, *, done: str = "") -> str:
-    return render_letters(found, DeadLetterQuery(), latest=None, done=done)
+    return render_messages(found, DeadLetterQuery(), latest=None, done=done)
 
 
 def test_whatever_stands_in_a_message_stays_text() -> None:
     names = ("code", "detail", "first_seen", "failed_service", "routing_key", "type")
     texts = dict.fromkeys(names, HOSTILE)
-    letter = a_view(**texts, headers={HOSTILE: HOSTILE}, body=HOSTILE, revealed=True)
+    message = a_view(**texts, headers={HOSTILE: HOSTILE}, body=HOSTILE, unmasked=True)
     hidden = a_view(**texts, headers={HOSTILE: HOSTILE}, body=HOSTILE)
-    tried = DryRunLetter(
-        id=LETTER, route="r", code=HOSTILE, would_succeed=False, outcome=HOSTILE, detail=HOSTILE
+    tried = DryRunMessage(
+        id=MESSAGE_ID, route="r", code=HOSTILE, would_succeed=False, outcome=HOSTILE, detail=HOSTILE
     )
     discarded = DiscardedDeadLetter.model_construct(
-        message_id=LETTER,
+        message_id=MESSAGE_ID,
         route="r",
         error_code=HOSTILE,
         reason=HOSTILE,
@@ -92,23 +94,23 @@ def test_whatever_stands_in_a_message_stays_text() -> None:
     )
 
     for page in (
-        the_list(all_letters(letter)),
-        render_letter(letter),
-        render_letter(hidden),
-        render_letter(letter, errors=[FieldError(HOSTILE, HOSTILE)], typed=HOSTILE),
-        render_dry_run(DryRun(letters=[tried], left_out=0)),
+        the_list(all_messages(message)),
+        render_message(message),
+        render_message(hidden),
+        render_message(message, errors=[FieldError(HOSTILE, HOSTILE)], typed=HOSTILE),
+        render_dry_run(DryRun(messages=[tried], left_out=0)),
         render_discards(DiscardedDeadLetters(discards=[discarded], next_before=None)),
         render_problem(404, HOSTILE, HOSTILE),
     ):
         assert "<img src=x" not in page
         assert "&lt;img src=x" in page
         assert "</textarea></pre>" not in page
-        assert "49" not in page.replace(str(LETTER), "")
+        assert "49" not in page.replace(str(MESSAGE_ID), "")
 
 
 def test_a_body_is_edited_as_it_is() -> None:
     # A browser drops the first line break behind <textarea>.
-    assert ">\n\n\n{}</textarea>" in render_letter(a_view(body="\n\n{}", revealed=True))
+    assert ">\n\n\n{}</textarea>" in render_message(a_view(body="\n\n{}", unmasked=True))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_a_body_is_edited_as_it_is() -> None:
     ],
 )
 def test_the_first_button_of_a_kind_is_the_one_that_helps(code: str, first: str) -> None:
-    page = the_list(all_letters(a_view(code=code)))
+    page = the_list(all_messages(a_view(code=code)))
 
     assert buttons_in(page)[0] == first
     assert kind_of(code).meaning in unescape(page)
@@ -133,8 +135,8 @@ def test_the_first_button_of_a_kind_is_the_one_that_helps(code: str, first: str)
     ("code", "first"),
     [("upstream_error", "Send back"), ("malformed", "Correct"), ("too_large", "Discard")],
 )
-def test_the_first_button_of_a_letter_is_the_one_that_helps(code: str, first: str) -> None:
-    page = render_letter(a_view(code=code))
+def test_the_first_button_of_a_message_is_the_one_that_helps(code: str, first: str) -> None:
+    page = render_message(a_view(code=code))
 
     assert buttons_in(page)[0] == first
     assert kind_of(code).meaning in unescape(page)
@@ -153,30 +155,30 @@ def test_what_is_about_to_happen_is_said_before_it_does() -> None:
     sending = render_confirmation("redrive", KindForm(all=True), groups)
     discarding = render_confirmation("discard", KindForm(code="malformed"), groups[:1])
 
-    assert "Send back 42 letters?" in sending
+    assert "Send back 42 messages?" in sending
     assert "2 of them" in sending  # these fail again
     assert 'name="all" value="true"' in sending
-    assert "Discard 2 letters?" in discarding
+    assert "Discard 2 messages?" in discarding
     assert 'name="code" value="malformed"' in discarding
     assert 'name="expected" value="2"' in discarding
     assert "Nothing is here" in render_confirmation("discard", KindForm(code="x"), [])
 
 
 def test_nothing_there_is_said() -> None:
-    assert "no message waits" in the_list(all_letters())
+    assert "no message waits" in the_list(all_messages())
 
 
 def test_what_could_not_be_read_is_said() -> None:
-    assert "at this moment" in the_list(all_letters(complete=False, locked_by_another_reader=True))
-    assert "10 of 20 letters" in the_list(all_letters(complete=False, read=10, letters=20))
+    assert "at this moment" in the_list(all_messages(complete=False, locked_by_another_reader=True))
+    assert "10 of 20 messages" in the_list(all_messages(complete=False, read=10, messages=20))
 
 
 def test_a_notice_is_one_of_ours() -> None:
-    assert "The reason is kept" in the_list(all_letters(), done="discarded")
-    assert "whatever" not in the_list(all_letters(), done="whatever")
+    assert "The reason is kept" in the_list(all_messages(), done="discarded")
+    assert "whatever" not in the_list(all_messages(), done="whatever")
 
 
 def test_every_form_leads_to_an_address_of_ours() -> None:
-    page = render_letter(a_view(id=uuid4(), revealed=True))
+    page = render_message(a_view(id=uuid4(), unmasked=True))
 
     assert page.count('method="post" action="/dead-letters/') == page.count("<form ") == 4

@@ -18,16 +18,16 @@ from tests.polling import until
 Key = tuple[str, UUID]
 
 
-def a_letter(code: str = "upstream_error", body: bytes = b"{}") -> DeadLetter:
-    letter_id = uuid4()
+def a_message(code: str = "upstream_error", body: bytes = b"{}") -> DeadLetter:
+    message_id = uuid4()
     delivery = Delivery(
-        body=body, routing_key="", message_id=str(letter_id), headers={"x-error-code": code}
+        body=body, routing_key="", message_id=str(message_id), headers={"x-error-code": code}
     )
     return DeadLetter(
         tag=1,
         route=USER_REGISTRATION,
         delivery=delivery,
-        id=letter_id,
+        id=message_id,
         size=len(body),
         has_body=True,
     )
@@ -36,15 +36,15 @@ def a_letter(code: str = "upstream_error", body: bytes = b"{}") -> DeadLetter:
 class FakeHeld:
     def __init__(self, queue: "FakeQueue") -> None:
         self._queue = queue
-        self.messages = list(queue.letters)
+        self.messages = list(queue.messages)
 
-    async def send_back(self, letter: DeadLetter) -> None:
+    async def send_back(self, message: DeadLetter) -> None:
         if self._queue.error:
             raise self._queue.error
-        self._queue.letters.remove(letter)
-        self._queue.sent.append(letter)
-        if self._queue.fails(letter):
-            self._queue.letters.append(letter)
+        self._queue.messages.remove(message)
+        self._queue.sent.append(message)
+        if self._queue.fails(message):
+            self._queue.messages.append(message)
 
 
 class FakeQueue:
@@ -52,8 +52,8 @@ class FakeQueue:
 
     route = USER_REGISTRATION
 
-    def __init__(self, *letters: DeadLetter) -> None:
-        self.letters = list(letters)
+    def __init__(self, *messages: DeadLetter) -> None:
+        self.messages = list(messages)
         self.sent: list[DeadLetter] = []
         self.fails: Callable[[DeadLetter], bool] = lambda _: False
         self.error: Exception | None = None
@@ -63,7 +63,7 @@ class FakeQueue:
         yield FakeHeld(self)
 
     async def count(self) -> int:
-        return len(self.letters)
+        return len(self.messages)
 
 
 class FakeFates:
@@ -101,19 +101,19 @@ async def ended(admin: Redrives, **wish: Any) -> Redrive:
 
 
 async def test_a_few_are_sent_first_and_then_more() -> None:
-    queue, outcomes = FakeQueue(*(a_letter() for _ in range(30))), FakeFates()
+    queue, outcomes = FakeQueue(*(a_message() for _ in range(30))), FakeFates()
 
     redrive = await ended(of(queue, outcomes))
 
     assert (redrive.state, redrive.total, redrive.sent, redrive.settled) == ("done", 30, 30, 30)
     assert outcomes.steps == [1, 10, 19]
-    assert queue.letters == []
+    assert queue.messages == []
 
 
 async def test_it_stops_at_the_first_that_fails_again() -> None:
-    queue, outcomes = FakeQueue(*(a_letter() for _ in range(30))), FakeFates()
-    poison = queue.letters[5]
-    queue.fails = lambda letter: letter is poison
+    queue, outcomes = FakeQueue(*(a_message() for _ in range(30))), FakeFates()
+    poison = queue.messages[5]
+    queue.fails = lambda message: message is poison
 
     redrive = await ended(of(queue, outcomes))
 
@@ -121,11 +121,11 @@ async def test_it_stops_at_the_first_that_fails_again() -> None:
     assert redrive.first_failed == poison.id
     assert outcomes.steps == [1, 10]
     assert len(queue.sent) == 11
-    assert len(queue.letters) == 20  # the rest, and the one that came back
+    assert len(queue.messages) == 20  # the rest, and the one that came back
 
 
 async def test_what_a_mail_server_puts_off_again_has_failed_again() -> None:
-    queue, outcomes = FakeQueue(a_letter(), a_letter()), FakeFates()
+    queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
     outcomes.fate = MessageOutcome.FAILED
 
     redrive = await ended(of(queue, outcomes))
@@ -134,37 +134,37 @@ async def test_what_a_mail_server_puts_off_again_has_failed_again() -> None:
 
 
 async def test_only_what_is_meant_is_sent() -> None:
-    queue = FakeQueue(a_letter("malformed"), a_letter("no_space"), a_letter("malformed"))
+    queue = FakeQueue(a_message("malformed"), a_message("no_space"), a_message("malformed"))
 
     await ended(of(queue, FakeFates()), all=False, code="malformed")
 
-    assert [letter.code for letter in queue.sent] == ["malformed", "malformed"]
-    assert [letter.code for letter in queue.letters] == ["no_space"]
+    assert [message.code for message in queue.sent] == ["malformed", "malformed"]
+    assert [message.code for message in queue.messages] == ["no_space"]
 
 
 async def test_a_step_that_is_not_handled_in_time_ends_it() -> None:
-    queue, outcomes = FakeQueue(a_letter(), a_letter()), FakeFates()
+    queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
     outcomes.fate = MessageOutcome.OPEN
 
     redrive = await ended(of(queue, outcomes), waitSeconds=1)
 
-    assert (redrive.state, redrive.sent, len(queue.letters)) == ("unsettled", 1, 1)
+    assert (redrive.state, redrive.sent, len(queue.messages)) == ("timed_out", 1, 1)
     assert "not lost" in redrive.detail
 
 
 async def test_an_outage_breaks_it_off_and_leaves_the_rest() -> None:
-    queue = FakeQueue(a_letter())
+    queue = FakeQueue(a_message())
     queue.error = BrokerUnavailableError("Away.")
 
     redrive = await ended(of(queue, FakeFates()))
 
     assert (redrive.state, redrive.sent) == ("aborted", 0)
     assert "still here" in redrive.detail
-    assert len(queue.letters) == 1
+    assert len(queue.messages) == 1
 
 
 async def test_it_can_be_stopped_and_there_is_one_at_a_time() -> None:
-    queue, outcomes = FakeQueue(a_letter(), a_letter()), FakeFates()
+    queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
     outcomes.fate = MessageOutcome.OPEN
     admin = of(queue, outcomes)
     first = admin.start(RedriveRequest(all=True))
@@ -175,12 +175,12 @@ async def test_it_can_be_stopped_and_there_is_one_at_a_time() -> None:
     admin.stop(first.redrive_id)
     await until(lambda: admin.get(first.redrive_id).state is RedriveState.STOPPED, "its stop")
 
-    assert len(queue.letters) == 1
+    assert len(queue.messages) == 1
     assert admin.latest == admin.get(first.redrive_id)
 
 
 async def test_the_end_of_the_service_is_the_end_of_a_redrive() -> None:
-    queue, outcomes = FakeQueue(a_letter(), a_letter()), FakeFates()
+    queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
     outcomes.fate = MessageOutcome.OPEN
     admin = of(queue, outcomes)
     running = admin.start(RedriveRequest(all=True))
@@ -189,7 +189,7 @@ async def test_the_end_of_the_service_is_the_end_of_a_redrive() -> None:
     await admin.close()
 
     assert admin.get(running.redrive_id).state is RedriveState.ABORTED
-    assert len(queue.letters) == 1
+    assert len(queue.messages) == 1
 
 
 async def test_a_redrive_that_nobody_began_is_not_known() -> None:

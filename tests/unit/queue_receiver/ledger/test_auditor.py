@@ -138,7 +138,7 @@ class FakeQueues:
 
 
 @dataclass
-class FakeLetters:
+class FakeDeadLetterQueue:
     """The dead letters, some of which cannot be read."""
 
     ids: list[UUID] = field(default_factory=list)
@@ -151,9 +151,9 @@ class FakeLetters:
         self.looked += 1
         if self.in_use:
             raise ConflictError
-        letters = [SimpleNamespace(id=key, code="malformed") for key in self.ids]
+        messages = [SimpleNamespace(id=key, code="malformed") for key in self.ids]
         ready = len(self.ids) + self.unlisted
-        yield SimpleNamespace(messages=letters, ready=ready, is_locked_by_another_reader=False)
+        yield SimpleNamespace(messages=messages, ready=ready, is_locked_by_another_reader=False)
 
 
 @dataclass
@@ -162,14 +162,14 @@ class World:
 
     accounts: FakeAccounts = field(default_factory=FakeAccounts)
     queues: FakeQueues = field(default_factory=FakeQueues)
-    letters: FakeLetters = field(default_factory=FakeLetters)
+    dead_letters: FakeDeadLetterQueue = field(default_factory=FakeDeadLetterQueue)
 
     def __post_init__(self) -> None:
         self.auditor = Auditor(
             log_=EmptyLog(),
             accounts=self.accounts,
             queues=self.queues,
-            dead_letters=cast(DeadLetterQueue, self.letters),
+            dead_letters=cast(DeadLetterQueue, self.dead_letters),
             lost_after=LOST_AFTER,
         )
 
@@ -302,7 +302,7 @@ async def test_while_messages_wait_to_be_retried_nobody_is_lost(world: World) ->
 
 async def test_a_dead_letter_is_not_lost_and_its_reason_is_told(world: World) -> None:
     lost, dead = world.missing(age=700), world.missing(age=700)
-    world.letters.ids, world.queues.dead = [dead], 1
+    world.dead_letters.ids, world.queues.dead = [dead], 1
 
     ledger = await world.auditor.reconcile()
 
@@ -315,7 +315,7 @@ async def test_as_many_as_dead_letters_could_not_be_read_are_not_called_lost(
 ) -> None:
     for _ in range(5):
         world.missing(age=700)
-    world.letters.unlisted, world.queues.dead = 3, 3
+    world.dead_letters.unlisted, world.queues.dead = 3, 3
 
     ledger = await world.auditor.reconcile()
 
@@ -324,10 +324,10 @@ async def test_as_many_as_dead_letters_could_not_be_read_are_not_called_lost(
 
 async def test_dead_letters_that_are_being_decided_on_stay_known(world: World) -> None:
     dead = world.missing(age=700)
-    world.letters.ids, world.queues.dead = [dead], 1
+    world.dead_letters.ids, world.queues.dead = [dead], 1
     assert await world.lost() == set()
 
-    world.letters.in_use, world.queues.dead = True, 0
+    world.dead_letters.in_use, world.queues.dead = True, 0
 
     assert await world.lost() == set()
 
@@ -337,12 +337,12 @@ async def test_dead_letters_are_read_again_only_when_something_speaks_for_it(
 ) -> None:
     for _ in range(3):
         await world.auditor.reconcile()
-    assert world.letters.looked == 0
+    assert world.dead_letters.looked == 0
 
-    world.letters.ids, world.queues.dead = [world.missing(age=700)], 1
+    world.dead_letters.ids, world.queues.dead = [world.missing(age=700)], 1
     for _ in range(3):
         await world.auditor.reconcile()
-    assert world.letters.looked == 1
+    assert world.dead_letters.looked == 1
 
 
 async def test_who_is_stored_between_two_looks_was_never_lost(world: World) -> None:
@@ -374,7 +374,7 @@ async def test_without_a_management_api_a_missing_binding_shows_by_what_arrives_
 
 async def test_a_dead_letter_does_not_speak_for_a_missing_binding(world: World) -> None:
     world.queues.bound = world.queues.unacknowledged = None
-    world.letters.ids, world.queues.dead = [world.missing(age=40)], 1
+    world.dead_letters.ids, world.queues.dead = [world.missing(age=40)], 1
 
     ledger = await world.auditor.reconcile()
 

@@ -11,7 +11,7 @@ from tools.launcher.arguments import parser
 from tools.launcher.errors import LauncherError
 from tools.launcher.terminal import Terminal
 
-LETTER: dict[str, Any] = {
+MESSAGE: dict[str, Any] = {
     "id": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
     "route": "user.registration",
     "code": "malformed\x1b[2J",
@@ -53,19 +53,19 @@ def said(line: str, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> tu
     return dead_letters.run(given, Terminal(stream)), stream.getvalue()
 
 
-def a_page(*letters: dict[str, Any], after: str | None = None) -> dict[str, Any]:
+def a_page(*messages: dict[str, Any], after: str | None = None) -> dict[str, Any]:
     said = ("route", "code", "meaning", "advice")
-    groups = [{name: x[name] for name in said} | {"count": 1} for x in letters]
-    return {"queues": [], "groups": groups, "letters": list(letters), "nextAfter": after}
+    groups = [{name: x[name] for name in said} | {"count": 1} for x in messages]
+    return {"queues": [], "groups": groups, "messages": list(messages), "nextAfter": after}
 
 
 def test_all_pages_are_listed_and_nothing_moves_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
-    service = FakeService(a_page(LETTER, after="a"), a_page(LETTER))
+    service = FakeService(a_page(MESSAGE, after="a"), a_page(MESSAGE))
 
     good, text = said("--code malformed", service, monkeypatch)
 
     assert good
-    assert text.count(LETTER["id"]) == 2
+    assert text.count(MESSAGE["id"]) == 2
     assert "Not the contract. Correct it." in text
     assert "\x1b" not in text
     assert service.asked[1][1] == "?code=malformed&limit=500&after=a"
@@ -76,7 +76,7 @@ def test_nothing_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_only_others_wait_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = a_page(LETTER) | {"letters": []}
+    others = a_page(MESSAGE) | {"messages": []}
 
     _, text = said("--code too_large", FakeService(others), monkeypatch)
 
@@ -84,14 +84,14 @@ def test_where_only_others_wait_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_body_alone_can_be_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    service = FakeService(LETTER)
+    service = FakeService(MESSAGE)
 
-    assert said("show x --reveal --body", service, monkeypatch)[1] == "{\n}\n"
-    assert service.asked == [("GET", "/x?reveal=true", None)]
+    assert said("show x --unmask --body", service, monkeypatch)[1] == "{\n}\n"
+    assert service.asked == [("GET", "/x?unmask=true", None)]
 
 
 def test_one_is_shown_as_a_person_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = said("show x", FakeService(LETTER), monkeypatch)[1]
+    text = said("show x", FakeService(MESSAGE), monkeypatch)[1]
 
     assert "given up by   queue_receiver" in text
     assert not {"\x1b", "\x07"} & set(text)
@@ -128,7 +128,7 @@ def test_ctrl_c_stops_the_redrive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_sent_back_by_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LauncherError, match="Which letters"):
+    with pytest.raises(LauncherError, match="Which messages"):
         said("redrive", FakeService(), monkeypatch)
 
 
