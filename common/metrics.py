@@ -35,9 +35,9 @@ DELIVERY_SECONDS = Histogram(
 DEAD_LETTERS = Counter(
     "userstream_dead_letters_total", "Messages dead-lettered, by reason.", ["queue", "code"]
 )
-SUSPECTS = Counter(
+QUARANTINED = Counter(
     "userstream_quarantined_total",
-    "Messages handled alone, because they were given several times in vain.",
+    "Messages handled with no other in flight, because they were redelivered several times.",
     ["queue"],
 )
 IN_FLIGHT = Gauge("userstream_deliveries_in_flight", "Deliveries taken and not settled.", ["queue"])

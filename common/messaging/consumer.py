@@ -92,7 +92,7 @@ class Consumer:
         await self._subscription.end()
         self.release_waiting()
         if self._in_hand:
-            log.info("consumer.draining", queue=self._route.queue, in_hand=self._count_in_hand())
+            log.info("consumer.draining", queue=self._route.queue, in_flight=self._count_in_hand())
             await asyncio.wait(self._in_hand, timeout=DRAIN_SECONDS)
         for task in list(self._in_hand):
             task.cancel()

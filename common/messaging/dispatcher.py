@@ -62,7 +62,7 @@ class Outcome(StrEnum):
     HANDLED = "handled"
     SKIPPED = "skipped"
     RETRIED = "retried"
-    DEFERRED = "defer"
+    DEFERRED = "deferred"
     DEAD_LETTERED = "dead_lettered"
 
 

@@ -114,12 +114,12 @@ class Quarantine:
 
     def _tell(self, delivery: Delivery, deaths: int) -> None:
         queue = self._dispatcher.route.queue
-        metrics.SUSPECTS.labels(queue).inc()
+        metrics.QUARANTINED.labels(queue).inc()
         log.warning(
             "delivery.quarantined",
             queue=queue,
             previous_deliveries=delivery.previous_deliveries,
-            deaths=deaths,
+            crash_count=deaths,
         )
 
 

@@ -768,7 +768,7 @@ async def test_a_suspect_that_is_held_up_again_and_again_is_handled_in_the_end(
 
 
 def _put_aside() -> float:
-    labels = {"queue": QUEUE, "outcome": "defer"}
+    labels = {"queue": QUEUE, "outcome": "deferred"}
     return REGISTRY.get_sample_value("userstream_deliveries_total", labels) or 0
 
 
