@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
@@ -81,10 +82,13 @@ Delimiter = Annotated[str, StringConstraints(pattern=r"^[,;|\t]$")]
 QuoteCharacter = Annotated[str, StringConstraints(pattern=r"""^["']$""")]
 
 
-def _written_as_a_day(value: object) -> object:
-    """Refuse numbers, which pydantic takes for seconds since 1970."""
-    if isinstance(value, date) or (isinstance(value, str) and _DAY.fullmatch(value)):
+def _written_as_a_day(value: object) -> date:
+    """Parse a text, as pydantic does not when strict; refuse numbers (seconds since 1970)."""
+    if isinstance(value, date):
         return value
+    if isinstance(value, str) and _DAY.fullmatch(value):
+        with suppress(ValueError):
+            return date.fromisoformat(value)
     raise ValueError("Write a day like 2026-01-31.")
 
 

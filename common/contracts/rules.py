@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     StringConstraints,
+    TypeAdapter,
     WithJsonSchema,
 )
 
@@ -392,10 +393,15 @@ def _in_utc(value: datetime) -> datetime:
         raise ValueError("The date is out of range.") from error
 
 
-def _as_written(value: object) -> object:
-    """Refuse numbers, which pydantic would take for seconds since 1970."""
-    if isinstance(value, datetime) or (isinstance(value, str) and "-" in value[1:]):
+_AWARE = TypeAdapter(AwareDatetime)
+
+
+def _as_written(value: object) -> datetime:
+    """Parse a text, as pydantic does not when strict; refuse numbers (seconds since 1970)."""
+    if isinstance(value, datetime):
         return value
+    if isinstance(value, str) and "-" in value[1:]:
+        return _AWARE.validate_python(value)
     raise ValueError("Write a time like 2026-01-31T09:30:00Z.")
 
 

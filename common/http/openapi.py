@@ -28,6 +28,9 @@ _READS_A_BODY = (
 )
 """What can be wrong with a body; last, what its values can be."""
 
+STRICT_JSON = 'No value stands for one of another type: 1 is an integer, `1.0` and `"1"` are not.'
+"""Of every JSON body; JSON Schema cannot express that ``1.0`` is refused."""
+
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": "A problem (RFC 9457): what happened and what to do.",
@@ -101,6 +104,8 @@ def _operation(operation: Operation, schemas: dict[Any, dict[str, Any]]) -> dict
         if model := options.get(kind):
             content = {"schema": schemas[model, "validation"], **_example(model)}
             entry["requestBody"] = {"required": True, "content": {media_type: content}}
+            if kind == "body":
+                entry["requestBody"]["description"] = STRICT_JSON
     if raw := options.get("raw"):
         # No schema: JSON Schema says nothing about bytes (OpenAPI 3.1, 4.8.14.1).
         content = {media_type: {"schema": {"description": raw[media_type]}} for media_type in raw}

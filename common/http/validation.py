@@ -18,8 +18,8 @@ from common.errors import (
     TooLargeError,
     TooSlowError,
     UnsupportedMediaTypeError,
+    UserStreamError,
 )
-from common.http.json_types import mistaken
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,7 +34,7 @@ MAX_FORM_FIELDS = 100
 
 
 def validate(model: type[Model], values: object, prefix: str = "/") -> Model:
-    """The validated model.
+    """The validated model; texts stand for numbers and truth values too.
 
     Raises:
         InvalidError: With one error per field, in plain words.
@@ -42,8 +42,24 @@ def validate(model: type[Model], values: object, prefix: str = "/") -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        errors = tuple(_field_error(dict(item), prefix) for item in error.errors(include_url=False))
-        raise InvalidError(_summary(errors), errors=errors) from error
+        raise _invalid(error, prefix) from error
+
+
+def validate_json(model: type[Model], raw: bytes) -> Model:
+    """The model of a JSON text, where no value stands for one of another type.
+
+    ``"1"``, ``true`` and ``1.0`` are not the integer 1. By JSON Schema the last one is: it is
+    refused because floating-point numbers hold no large integer exactly.
+
+    Raises:
+        MalformedError: Not JSON.
+        InvalidError: As ``validate``.
+    """
+    strict_json.loads(raw)
+    try:
+        return model.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        raise _invalid(error, "/") from error
 
 
 def read_path(request: web.Request, model: type[Model]) -> Model:
@@ -79,11 +95,7 @@ async def read_json(request: web.Request, model: type[Model]) -> Model:
     # Not without the header: a page of another site may send that without asking first.
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaTypeError("Send JSON with the header Content-Type: application/json.")
-    values = strict_json.loads(await read_bytes(request))
-    body = validate(model, values)
-    if errors := tuple(mistaken(body, values)):
-        raise InvalidError(_summary(errors), errors=errors)
-    return body
+    return validate_json(model, await read_bytes(request))
 
 
 async def read_raw(request: web.Request, media_types: Iterable[str]) -> bytes:
@@ -153,6 +165,14 @@ def _single(values: MultiMapping[str]) -> dict[str, str]:
     return dict(values)
 
 
+def _invalid(error: ValidationError, prefix: str) -> UserStreamError:
+    items = error.errors(include_url=False, include_input=False)
+    if items[0]["type"] == "json_invalid":  # all else was refused before
+        return MalformedError("The JSON nests too deep.")
+    errors = tuple(_field_error(dict(item), prefix) for item in items)
+    return InvalidError(_summary(errors), errors=errors)
+
+
 def _summary(errors: tuple[FieldError, ...]) -> str:
     named = ", ".join(error.pointer or "/" for error in errors[:5])
     return f"Please correct and send again: {named}."
@@ -165,6 +185,8 @@ def _field_error(item: dict[str, object], prefix: str) -> FieldError:
     return FieldError((prefix + escaped) if parts else "", _in_plain_words(item))
 
 
+WHOLE_NUMBER = "This must be a whole number, without a decimal point."
+
 _WORDS = {
     "missing": "This field is required.",
     "string_too_short": "This field is required.",
@@ -172,6 +194,9 @@ _WORDS = {
     "extra_forbidden": "There is no such field.",
     "string_type": "This must be text.",
     "string_unicode": "This must be text.",
+    "int_type": WHOLE_NUMBER,
+    "float_type": "This must be a number.",
+    "bool_type": "This must be true or false.",
     "model_type": "This must be a JSON object.",
     "model_attributes_type": "This must be a JSON object.",
     "value_error": "{error}",

@@ -9,8 +9,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from common.http.api import Operation
-from common.http.json_types import mistaken
-from common.http.validation import validate
+from common.http.validation import validate, validate_json
 from tests.services import SERVICES, api_of, build, serving
 
 EVERY_SERVICE = pytest.mark.parametrize("service", SERVICES)
@@ -121,9 +120,10 @@ async def test_every_body_is_shown_by_an_example_that_is_accepted(
     [content] = described["requestBody"]["content"].values()
 
     assert "example" in content, f"give {model.__name__} a sample"
-    body = validate(model, content["example"])
     if "body" in options:
-        assert [*mistaken(body, content["example"])] == []
+        assert validate_json(model, json.dumps(content["example"]).encode())
+    else:
+        assert validate(model, content["example"])
 
 
 @EVERY_OPERATION

@@ -1,20 +1,25 @@
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Annotated, Any
+from uuid import UUID
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import Field
 from yarl import URL
 
 from common.contracts.base import Body
-from common.contracts.rules import NAME_STRAY, PersonName
-from common.errors import InvalidError
+from common.contracts.reports import Day
+from common.contracts.rules import NAME_STRAY, EmailAddress, Instant, PersonName
+from common.errors import InvalidError, MalformedError
 from common.http.api import Api, answer
 from common.http.app import base_app
-from common.http.validation import validate
+from common.http.validation import WHOLE_NUMBER, validate, validate_json
 from common.readiness import Readiness
 from tests.services import serving
 
@@ -203,3 +208,118 @@ async def test_a_wrong_parameter_is_named(
 
     assert answer.status == 422
     assert document["errors"][0]["pointer"] in pointers
+
+
+TRUTH = "This must be true or false."
+NUMBER = "This must be a number."
+
+
+class Tag(Body):
+    count: int | None = None
+
+
+class Typed(Body):
+    share: float = 0.5
+    limit: Annotated[int, Field(ge=0)] = 1
+    is_forced: bool = False
+    items: list[Tag] = []
+    inner: Tag | None = None
+    text: str = ""
+    free: dict[str, str | int | float | bool | None] = {}
+    any: object = None
+    id: UUID | None = None
+    at: Instant | None = None
+    on: Day | None = None
+    size: Size = Size.SMALL
+    email: EmailAddress | None = None
+    kinds: frozenset[Size] = frozenset()
+
+
+def read(values: object) -> Typed:
+    return validate_json(Typed, json.dumps(values).encode())
+
+
+@pytest.mark.parametrize(
+    ("values", "pointer", "detail"),
+    [
+        ({"limit": True}, "/limit", WHOLE_NUMBER),
+        ({"limit": "7"}, "/limit", WHOLE_NUMBER),
+        ({"limit": 7.0}, "/limit", WHOLE_NUMBER),
+        ({"limit": 7.5}, "/limit", WHOLE_NUMBER),
+        ({"share": "0.5"}, "/share", NUMBER),
+        ({"share": False}, "/share", NUMBER),
+        ({"isForced": 1}, "/isForced", TRUTH),
+        ({"isForced": "yes"}, "/isForced", TRUTH),
+        ({"is_forced": 0.0}, "/is_forced", TRUTH),
+        ({"items": [{"count": 1}, {"count": True}]}, "/items/1/count", WHOLE_NUMBER),
+        ({"inner": {"count": "1"}}, "/inner/count", WHOLE_NUMBER),
+        ({"text": 1}, "/text", "This must be text."),
+        ({"at": 1_767_225_600}, "/at", "Write a time like 2026-01-31T09:30:00Z."),
+        ({"at": "1767225600"}, "/at", "Write a time like 2026-01-31T09:30:00Z."),
+        ({"on": 20_454}, "/on", "Write a day like 2026-01-31."),
+        ({"on": "2026-02-30"}, "/on", "Write a day like 2026-01-31."),
+        ([], "", "This must be a JSON object."),
+        (None, "", "This must be a JSON object."),
+    ],
+)
+def test_no_value_of_a_json_body_stands_for_one_of_another_type(
+    values: object, pointer: str, detail: str
+) -> None:
+    with pytest.raises(InvalidError) as caught:
+        read(values)
+
+    assert [(error.pointer, error.detail) for error in caught.value.errors] == [(pointer, detail)]
+
+
+def test_a_json_body_holds_texts_for_what_json_has_no_type_for() -> None:
+    body = read(
+        {
+            "share": 1,
+            "limit": 7,
+            "isForced": True,
+            "inner": None,
+            "items": [{"count": None}, {}],
+            "free": {"a": True, "b": "1", "c": 1, "d": 1.5, "e": None},
+            "id": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
+            "at": "2026-01-31T10:30:00+01:00",
+            "on": "2026-01-31",
+            "size": "large",
+            "email": " Ada <Ada@EXAMPLE.org>",
+            "kinds": ["small", "large"],
+        }
+    )
+
+    assert (body.share, body.limit, body.is_forced, body.inner) == (1.0, 7, True, None)
+    assert body.items == [Tag(), Tag()]
+    assert body.free == {"a": True, "b": "1", "c": 1, "d": 1.5, "e": None}
+    assert (body.free["a"], body.free["c"]) == (True, 1)
+    assert type(body.free["a"]) is bool
+    assert body.id == UUID("0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f")
+    assert body.at == datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+    assert body.on == date(2026, 1, 31)
+    assert body.size is Size.LARGE
+    assert body.kinds == {Size.SMALL, Size.LARGE}
+    assert body.email == "Ada@example.org"
+
+
+def test_json_that_nests_too_deep_for_either_reader_is_no_json() -> None:
+    for depth in (500, 60_000):
+        raw = b'{"any": ' + b"[" * depth + b"]" * depth + b"}"
+        with pytest.raises(MalformedError, match="too deep"):
+            validate_json(Typed, raw)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("abc\0ß\\"), inner),
+)  # fmt: skip
+
+
+@given(JSON_VALUES, st.booleans())
+def test_both_readers_of_json_read_the_same(value: object, ascii_only: bool) -> None:  # noqa: FBT001
+    raw = json.dumps({"any": value}, ensure_ascii=ascii_only).encode()
+
+    read = validate_json(Typed, raw).any
+
+    assert repr(read) == repr(value)  # as == takes True for 1, and 1.0 as well
