@@ -9,7 +9,7 @@ import structlog
 from common.amqp.message import Envelope
 from common.contracts.base import Contract
 from common.contracts.ids import notification_id
-from common.contracts.notifications import EmailRequested, Template, WithheldMail
+from common.contracts.notifications import EmailRequested, SuppressedMail, Template
 from common.contracts.registrations import (
     Outcome,
     RegistrationSubmitted,
@@ -31,7 +31,7 @@ class Registrations(Protocol):
         """Store a registration exactly once."""
         ...
 
-    async def withhold_mail(self, mail: WithheldMail) -> None:
+    async def suppress_mail(self, mail: SuppressedMail) -> None:
         """Keep that a mail is not to be sent."""
         ...
 
@@ -79,8 +79,8 @@ async def store_registration(
     failpoint("w14")
     template = MAIL_FOR[stored.outcome]
     if registration.without_mail:
-        await registrations.withhold_mail(
-            WithheldMail(
+        await registrations.suppress_mail(
+            SuppressedMail(
                 message_id=notification_id(item.registration_id, template),
                 recipient=data.email,
                 template=template,

@@ -81,8 +81,8 @@ class LedgerBatch(Body):
     entries: Annotated[list[LedgerEntry], Field(max_length=MAX_ENTRIES)]
     """In the stream's order; without those that nobody wants to see (canaries)."""
 
-    unread: Offset = 0
-    """Messages that the stream forgot before anybody read them."""
+    truncated: Offset = 0
+    """Messages that the stream dropped before they were read."""
 
     restarted: bool = False
     """Whether the stream is another one than at the last position."""
@@ -143,8 +143,8 @@ class UnpromisedRecorded(Answer):
     recorded: int
 
 
-class SettlementRequest(Body):
-    """Asks to look again at what is not settled."""
+class ReconciliationRequest(Body):
+    """Asks to compare again what is not final with what is stored."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         "stream": "user.registration.log",
@@ -217,8 +217,8 @@ class LedgerTotals(Answer):
     """Not in the database: in a queue, among the dead letters, or lost."""
 
     mails: MailCounts
-    unread: int
-    """Messages that the stream forgot before they were read; nobody knows what became of them."""
+    truncated: int
+    """Messages that the stream dropped before they were read; what became of them is unknown."""
 
     restarts: int
     """How often the stream was found to be another one."""
@@ -296,7 +296,7 @@ class Acknowledged(Answer):
     acknowledged: list[Incident]
 
 
-class Settlement(Answer):
+class Reconciliation(Answer):
     """The totals, and who is missing for long, oldest first."""
 
     totals: LedgerTotals

@@ -119,7 +119,7 @@ class MailContent(Body):
     data: Data = {}
 
 
-class WithheldMail(Body):
+class SuppressedMail(Body):
     """A mail that is not to be sent, since it was before the database forgot it."""
 
     sample: ClassVar[Mapping[str, Any]] = {
@@ -137,10 +137,10 @@ class WithheldMail(Body):
     registration_id: UUID
 
 
-class Withheld(Answer):
-    """The mail counts as suppressed."""
+class MailSuppressed(Answer):
+    """Whether the mail counts as suppressed now."""
 
-    withheld: bool
+    recorded: bool
     """False: something was known of it, which stays as it is."""
 
 

@@ -27,8 +27,8 @@ from common.contracts.ledger import (
     LedgerBatch,
     LedgerPosition,
     PositionQuery,
-    Settlement,
-    SettlementRequest,
+    Reconciliation,
+    ReconciliationRequest,
     UnpromisedPublications,
     UnpromisedRecorded,
 )
@@ -39,11 +39,11 @@ from common.contracts.notifications import (
     ClaimResults,
     DeliveryOutcomeOf,
     DeliveryOutcomes,
+    MailSuppressed,
     Notification,
     OutcomeResult,
     OutcomeResults,
-    Withheld,
-    WithheldMail,
+    SuppressedMail,
 )
 from common.contracts.registrations import (
     MAX_BULK,
@@ -196,9 +196,9 @@ class DatabaseClient:
         """Write what was read of a stream, unless another reader was first."""
         return await self._send_bulk("api/ledger/entries", batch, LedgerPosition)
 
-    async def settle_ledger(self, request: SettlementRequest) -> Settlement:
+    async def reconcile_ledger(self, request: ReconciliationRequest) -> Reconciliation:
         """The ledger's totals, and who is missing for long."""
-        return await self._send_bulk("api/ledger/settlements", request, Settlement)
+        return await self._send_bulk("api/ledger/reconciliations", request, Reconciliation)
 
     async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
         """Keep who has taken note of what the ledger cannot account for."""
@@ -223,9 +223,9 @@ class DatabaseClient:
         """Say how an attempt ended; False if the lease had passed to another sender."""
         return (await self._record(outcome)).recorded
 
-    async def withhold_mail(self, mail: WithheldMail) -> None:
-        """Keep that a mail is not to be sent, unless something is known of it."""
-        await self._send_bulk("api/notifications/withheld", mail, Withheld)
+    async def suppress_mail(self, mail: SuppressedMail) -> None:
+        """Record that a mail is not to be sent, unless something is known of it."""
+        await self._send_bulk("api/notifications/suppressed", mail, MailSuppressed)
 
     async def select_notification(self, notification_id: UUID) -> Notification:
         """How a notification stands. Raises NotFoundError."""

@@ -1,6 +1,6 @@
 """Claims: decides for each mail which sender may send it, in SQL, so that all agree."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 import asyncpg
@@ -9,22 +9,26 @@ from common.contracts.notifications import LEASE_SECONDS, Claim, ClaimRequest, C
 from database_service.connection import Connection
 from database_service.translation import SerializationConflictError
 
-TOLD_AGAIN_AFTER_HOURS = 24
-"""The owner of an address is told at most this often that somebody registered it again."""
+HOURS_BETWEEN_NOTICES = 24
+"""The owner of an address is told at most this often that it was registered again."""
 
 
 async def answer_claims_of_owners(
     connection: Connection, claims: Sequence[ClaimRequest]
 ) -> dict[UUID, ClaimResult]:
-    """Claims of which some tell the owner of an address: their users stay locked meanwhile."""
-    return await answer_claims(connection, claims, withheld=await _withheld(connection, claims))
+    """Answer claims of which some tell the owner of an address; their users stay locked."""
+    return await answer_claims(
+        connection, claims, rate_limited=await _update_last_notices(connection, claims)
+    )
 
 
 async def answer_claims(
-    connection: Connection, claims: Sequence[ClaimRequest], withheld: set[UUID]
+    connection: Connection,
+    claims: Sequence[ClaimRequest],
+    rate_limited: Collection[UUID] = frozenset(),
 ) -> dict[UUID, ClaimResult]:
     """Take up mails that are new, then those that are known: each is decided in one statement."""
-    allowed = [claim.message_id not in withheld for claim in claims]
+    allowed = [claim.message_id not in rate_limited for claim in claims]
     try:
         answers = await _insert_new(connection, claims, allowed)
     except asyncpg.ForeignKeyViolationError as error:
@@ -49,9 +53,9 @@ SELECT_OWNERS_FOR_UPDATE = """
 
 # The user's row names the one message that may tell its owner. Another one gets the place
 # when it has grown old; a message that needs no place (sent, refused) does not take it.
-# A claim without a user is judged by its address; an address that nobody is registered
-# under has no owner to protect.
-UPDATE_TOLD = """
+# A claim without a user is decided by its address; an address without a user has no owner
+# to protect.
+UPDATE_LAST_NOTICES = """
     WITH asked AS (
              SELECT message_id,
                     position,
@@ -69,32 +73,34 @@ UPDATE_TOLD = """
               WHERE (mail.id IS NULL
                      OR mail.status IN ('sending', 'deferred', 'unsure')
                      OR mail.resend_asked_at IS NOT NULL)
-                AND (users.told_by = asked.message_id
-                     OR users.told_at IS NULL
-                     OR users.told_at <= now() - make_interval(hours => $4))
-           ORDER BY users.id, users.told_by = asked.message_id DESC NULLS LAST, asked.position
+                AND (users.last_notice_by = asked.message_id
+                     OR users.last_notice_at IS NULL
+                     OR users.last_notice_at <= now() - make_interval(hours => $4))
+           ORDER BY users.id,
+                    users.last_notice_by = asked.message_id DESC NULLS LAST,
+                    asked.position
          ),
-         told AS (
+         noticed AS (
              UPDATE users
-                SET told_by = chosen.message_id,
-                    told_at = now()
+                SET last_notice_by = chosen.message_id,
+                    last_notice_at = now()
                FROM chosen
               WHERE users.id = chosen.id
-          RETURNING users.told_by
+          RETURNING users.last_notice_by
          )
     SELECT asked.message_id
       FROM asked
- LEFT JOIN told ON told.told_by = asked.message_id
+ LEFT JOIN noticed ON noticed.last_notice_by = asked.message_id
      WHERE asked.user_id IS NOT NULL
-       AND told.told_by IS NULL
+       AND noticed.last_notice_by IS NULL
 """
 
 
-async def _withheld(connection: Connection, claims: Sequence[ClaimRequest]) -> set[UUID]:
-    """Messages that must not tell the owner of an address again.
+async def _update_last_notices(connection: Connection, claims: Sequence[ClaimRequest]) -> set[UUID]:
+    """Choose the messages that may tell the owner of an address; return the rate-limited ones.
 
     The users' rows stay locked to the end of the transaction, so claims for one user that
-    come at the same time are judged one after the other.
+    come at the same time are decided one after the other.
     """
     asked = [claim for claim in claims if claim.template is Template.ALREADY_REGISTERED]
     users = [claim.user_id for claim in asked]
@@ -105,7 +111,9 @@ async def _withheld(connection: Connection, claims: Sequence[ClaimRequest]) -> s
         [claim.recipient for claim in asked if claim.user_id is None],
     )
     messages = [claim.message_id for claim in asked]
-    rows = await connection.fetch(UPDATE_TOLD, messages, users, addresses, TOLD_AGAIN_AFTER_HOURS)
+    rows = await connection.fetch(
+        UPDATE_LAST_NOTICES, messages, users, addresses, HOURS_BETWEEN_NOTICES
+    )
     return {row["message_id"] for row in rows}
 
 
@@ -154,7 +162,7 @@ INSERT_CLAIMS = """
 async def _insert_new(
     connection: Connection, claims: Sequence[ClaimRequest], allowed: Sequence[bool]
 ) -> dict[UUID, ClaimResult]:
-    """Answers to the claims for mails that nobody has asked for before."""
+    """Insert the mails that no claim named before; answer their claims."""
     rows = await connection.fetch(
         INSERT_CLAIMS,
         [claim.message_id for claim in claims],
@@ -246,7 +254,7 @@ async def _update_known(
     allowed: Sequence[bool],
     known: Sequence[bool],
 ) -> dict[UUID, ClaimResult]:
-    """Answers to the claims for mails that somebody has asked for before."""
+    """Update the mails that are known; answer their claims."""
     asked = [(claim, yes) for claim, yes, old in zip(claims, allowed, known, strict=True) if old]
     rows = await connection.fetch(
         UPDATE_CLAIMS,

@@ -16,14 +16,14 @@ from common.contracts.ledger import (
     LedgerTotals,
     MailCounts,
     MissingRegistration,
-    Settlement,
-    SettlementRequest,
+    Reconciliation,
+    ReconciliationRequest,
     UnpromisedPublications,
 )
 from database_service.connection import Connection
 from database_service.pool import Database
 
-SETTLED_AT_ONCE = 5000
+RECONCILED_AT_ONCE = 5000
 """Entries looked at in one turn; what is left is looked at in the next ones."""
 
 UNPROMISED_AT_ONCE = 500
@@ -71,16 +71,16 @@ class LedgerRepository:
 
         return await self._database.in_transaction(work)
 
-    async def settle(self, request: SettlementRequest) -> Settlement:
-        """Look again at entries that are not settled; then the totals, and who is missing."""
+    async def reconcile_entries(self, request: ReconciliationRequest) -> Reconciliation:
+        """Compare a turn of entries with what is stored; return the totals and what is missing."""
 
-        async def work(connection: Connection) -> Settlement:
+        async def work(connection: Connection) -> Reconciliation:
             position = await _lock(connection, request.stream)
-            await _settle(connection, request.stream, position)
+            await _reconcile_entries(connection, request.stream, position)
             if request.verify:
                 after = position["verified_to"] or NO_ID
                 await _verify(connection, request.stream, after, most=request.verify)
-            return await _settlement(connection, request)
+            return await _reconciliation(connection, request)
 
         return await self._database.in_transaction(work)
 
@@ -249,13 +249,13 @@ FORGET_SPANS = [
 async def _note_incidents(connection: Connection, batch: LedgerBatch) -> None:
     """Keep what cannot be accounted for any more, with the ledger as it stands before."""
     stream = batch.stream
-    if batch.restarted or batch.unread:
+    if batch.restarted or batch.truncated:
         for statement in FORGET_SPANS:
             await connection.execute(statement)
     if batch.restarted:
         await connection.execute(INSERT_INCIDENT, stream, "replaced", None, None)
-    if batch.unread:
-        await connection.execute(INSERT_INCIDENT, stream, "truncated", batch.unread, None)
+    if batch.truncated:
+        await connection.execute(INSERT_INCIDENT, stream, "truncated", batch.truncated, None)
     if batch.known_up_to > batch.from_offset:
         await connection.execute(INSERT_INCIDENT, stream, "restored", 0, batch.known_up_to)
 
@@ -366,7 +366,7 @@ UPDATE_POSITION = """
           SET next_offset = $2,
               last_id = $3,
               read_at = now(),
-              unread = unread + $4,
+              truncated = truncated + $4,
               restarts = restarts + $5,
               accepted = accepted + $6,
               repeated = repeated + $7,
@@ -388,7 +388,7 @@ async def _advance(
         batch.stream,
         batch.next_offset,
         batch.last_id,
-        batch.unread,
+        batch.truncated,
         int(batch.restarted),
         added["accepted"],
         added["repeated"] + len(batch.entries) - added["distinct_ids"],
@@ -406,7 +406,7 @@ async def _advance(
 # a person has discarded it.
 # In turns, by id: some are never settled (a refused address, a discarded dead letter), and must
 # not keep the others from being looked at.
-_SETTLE = """
+_RECONCILE = """
     WITH turn AS (
              SELECT registration_id, accepted_at, read_at, outcome
                FROM ledger_entries
@@ -481,15 +481,17 @@ _SETTLE = """
     RETURNING reached.looked_at
 """
 
-SETTLE_ENTRIES = _SETTLE.format(which=f"NOT settled AND NOT {IS_UNPROMISED}", cursor="settled_to")
-SETTLE_UNPROMISED = _SETTLE.format(which=IS_UNPROMISED, cursor="unpromised_to")
+RECONCILE_ENTRIES = _RECONCILE.format(
+    which=f"NOT settled AND NOT {IS_UNPROMISED}", cursor="settled_to"
+)
+RECONCILE_UNPROMISED = _RECONCILE.format(which=IS_UNPROMISED, cursor="unpromised_to")
 
 
-async def _settle(connection: Connection, stream: str, position: asyncpg.Record) -> None:
+async def _reconcile_entries(connection: Connection, stream: str, position: asyncpg.Record) -> None:
     """One turn of each kind; if it ends at the last entry with room left, on from the first."""
     for statement, cursor, most in (
-        (SETTLE_ENTRIES, "settled_to", SETTLED_AT_ONCE),
-        (SETTLE_UNPROMISED, "unpromised_to", UNPROMISED_AT_ONCE),
+        (RECONCILE_ENTRIES, "settled_to", RECONCILED_AT_ONCE),
+        (RECONCILE_UNPROMISED, "unpromised_to", UNPROMISED_AT_ONCE),
     ):
         after = position[cursor] or NO_ID
         looked_at = await connection.fetchval(statement, after, most, stream)
@@ -560,7 +562,7 @@ async def _verify(connection: Connection, stream: str, after: UUID, *, most: int
 
 
 SELECT_TOTALS = """
-    SELECT accepted, repeated, stored, duplicates, mailed, suppressed, unread, restarts,
+    SELECT accepted, repeated, stored, duplicates, mailed, suppressed, truncated, restarts,
            stored_up_to
       FROM ledger_positions
      WHERE stream = $1
@@ -646,7 +648,7 @@ SELECT_INCIDENTS = """
 """
 
 
-async def _settlement(connection: Connection, request: SettlementRequest) -> Settlement:
+async def _reconciliation(connection: Connection, request: ReconciliationRequest) -> Reconciliation:
     totals = await connection.fetchrow(SELECT_TOTALS, request.stream)
     assert totals is not None  # noqa: S101 - locked before
     mails = {row["mail"]: row["number"] for row in await connection.fetch(COUNT_MAILS)}
@@ -655,7 +657,7 @@ async def _settlement(connection: Connection, request: SettlementRequest) -> Set
     missing = await connection.fetch(SELECT_MISSING, age, request.stream, request.limit)
     unpromised = await connection.fetch(SELECT_UNPROMISED, MAX_NAMED)
     incidents = await connection.fetch(SELECT_INCIDENTS, request.stream, MAX_INCIDENTS)
-    return Settlement(
+    return Reconciliation(
         totals=_totals(
             totals,
             mails,
@@ -690,7 +692,7 @@ def _totals(
             waiting=sum(mails[status] for status in waiting),
             **found,
         ),
-        unread=row["unread"],
+        truncated=row["truncated"],
         restarts=row["restarts"],
         vanished=vanished,
     )

@@ -11,8 +11,8 @@ from common.contracts.notifications import (
     DeliveryOutcomeOf,
     Notification,
     OutcomeResult,
+    SuppressedMail,
     Template,
-    WithheldMail,
 )
 from common.errors import NotFoundError
 from database_service.pool import Database
@@ -47,12 +47,12 @@ class NotificationRepository:
             answers = await (
                 self._database.in_transaction(partial(answer_claims_of_owners, claims=asked))
                 if any(claim.template is Template.ALREADY_REGISTERED for claim in asked)
-                else self._database.with_retry(partial(answer_claims, claims=asked, withheld=set()))
+                else self._database.with_retry(partial(answer_claims, claims=asked))
             )
             results |= {place: answers[claim.message_id] for place, claim in turn}
         return [results[place] for place in range(len(claims))]
 
-    INSERT_WITHHELD = """
+    INSERT_SUPPRESSED = """
         INSERT INTO notification_logs
                     (message_id, user_id, registration_id, recipient, notification_type, status,
                      error_message)
@@ -61,11 +61,11 @@ class NotificationRepository:
         ON CONFLICT (message_id) DO NOTHING
     """
 
-    async def insert_withheld(self, mail: WithheldMail) -> bool:
+    async def insert_suppressed(self, mail: SuppressedMail) -> bool:
         """Record a mail as suppressed; False if something was known of it."""
         async with self._database.connection() as connection:
             done = await connection.execute(
-                self.INSERT_WITHHELD,
+                self.INSERT_SUPPRESSED,
                 mail.message_id,
                 mail.user_id,
                 mail.registration_id,

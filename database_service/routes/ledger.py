@@ -8,8 +8,8 @@ from common.contracts.ledger import (
     LedgerBatch,
     LedgerPosition,
     PositionQuery,
-    Settlement,
-    SettlementRequest,
+    Reconciliation,
+    ReconciliationRequest,
     UnpromisedPublications,
     UnpromisedRecorded,
 )
@@ -52,14 +52,16 @@ async def add_entries(request: web.Request, *, body: LedgerBatch) -> web.StreamR
 
 
 @api.post(
-    "/api/ledger/settlements",
-    body=SettlementRequest,
-    returns={200: Settlement},
+    "/api/ledger/reconciliations",
+    body=ReconciliationRequest,
+    returns={200: Reconciliation},
     raises=(DatabaseUnavailableError, RowLockedError),
 )
-async def settle(request: web.Request, *, body: SettlementRequest) -> web.StreamResponse:
-    """Look again at what is not settled; answers the totals, and who is missing for long."""
-    return answer(await request.app[LEDGER].settle(body))
+async def reconcile_entries(
+    request: web.Request, *, body: ReconciliationRequest
+) -> web.StreamResponse:
+    """Compare again what is not final; answers the totals, and what is missing for long."""
+    return answer(await request.app[LEDGER].reconcile_entries(body))
 
 
 @api.post(

@@ -11,11 +11,11 @@ from common.contracts.notifications import (
     DeliveryOutcome,
     DeliveryOutcomeOf,
     DeliveryOutcomes,
+    MailSuppressed,
     Notification,
     OutcomeResult,
     OutcomeResults,
-    Withheld,
-    WithheldMail,
+    SuppressedMail,
 )
 from common.errors import DatabaseUnavailableError, NotFoundError, RowLockedError
 from common.http.api import Api, answer
@@ -47,15 +47,15 @@ async def claim_notifications(request: web.Request, *, body: ClaimRequests) -> w
 
 
 @api.post(
-    "/api/notifications/withheld",
-    body=WithheldMail,
-    returns={200: Withheld},
+    "/api/notifications/suppressed",
+    body=SuppressedMail,
+    returns={200: MailSuppressed},
     raises=(DatabaseUnavailableError, RowLockedError),
 )
-async def withhold_mail(request: web.Request, *, body: WithheldMail) -> web.StreamResponse:
-    """Keep that a mail is not to be sent: it was, before the database forgot it."""
-    withheld = await request.app[NOTIFICATIONS].insert_withheld(body)
-    return answer(Withheld(withheld=withheld))
+async def suppress_mail(request: web.Request, *, body: SuppressedMail) -> web.StreamResponse:
+    """Record that a mail is not to be sent: it was, before the database was restored."""
+    recorded = await request.app[NOTIFICATIONS].insert_suppressed(body)
+    return answer(MailSuppressed(recorded=recorded))
 
 
 @api.post(

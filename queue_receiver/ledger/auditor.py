@@ -27,8 +27,8 @@ from common.contracts.ledger import (
     Ledger,
     LostRegistration,
     MissingRegistration,
-    Settlement,
-    SettlementRequest,
+    Reconciliation,
+    ReconciliationRequest,
     UnpromisedRegistration,
     WorkBinding,
 )
@@ -69,7 +69,7 @@ whether the work queue is bound, where no management API can tell."""
 class Accounts(LedgerStore, Protocol):
     """The book, and what it says."""
 
-    async def settle_ledger(self, request: SettlementRequest) -> Settlement:
+    async def reconcile_ledger(self, request: ReconciliationRequest) -> Reconciliation:
         """The totals, and who is missing."""
         ...
 
@@ -264,7 +264,7 @@ class Auditor:
 
     async def _look(
         self, *, verify: int = 0
-    ) -> tuple[QueueDepth, Settlement, KnownDeadLetters, list[MissingRegistration]]:
+    ) -> tuple[QueueDepth, Reconciliation, KnownDeadLetters, list[MissingRegistration]]:
         """The queues, then the database, and where somebody seems lost the dead letters."""
         queues = await self._queues.look()
         settlement = await self._settle(self._lost_after, verify=verify)
@@ -274,9 +274,11 @@ class Auditor:
         # As many as could not be listed may be among those.
         return queues, settlement, dead_letters, lost[: max(0, len(lost) - dead_letters.unlisted)]
 
-    async def _settle(self, missing_for_seconds: float, *, verify: int = 0) -> Settlement:
-        return await self._accounts.settle_ledger(
-            SettlementRequest(stream=STREAM, missing_for_seconds=missing_for_seconds, verify=verify)
+    async def _settle(self, missing_for_seconds: float, *, verify: int = 0) -> Reconciliation:
+        return await self._accounts.reconcile_ledger(
+            ReconciliationRequest(
+                stream=STREAM, missing_for_seconds=missing_for_seconds, verify=verify
+            )
         )
 
     async def _is_unbound(self, queues: QueueDepth, dead_letters: KnownDeadLetters) -> bool:
@@ -313,7 +315,7 @@ class Auditor:
     def _ledger(
         self,
         progress: Progress,
-        settlement: Settlement,
+        settlement: Reconciliation,
         queues: QueueDepth,
         dead_letters: KnownDeadLetters,
         lost: list[MissingRegistration],
@@ -392,7 +394,7 @@ class Auditor:
 
 
 def _suspects(
-    settlement: Settlement, queues: QueueDepth, lost_after: float
+    settlement: Reconciliation, queues: QueueDepth, lost_after: float
 ) -> list[MissingRegistration]:
     """Who is missing for long and can be in no queue.
 
@@ -455,7 +457,7 @@ def _binding(queues: QueueDepth, *, unbound: bool) -> WorkBinding:
 
 def _measure(ledger: Ledger) -> None:
     metrics.LEDGER_LOST.set(ledger.lost)
-    metrics.LEDGER_TRUNCATED.set(ledger.totals.unread)
+    metrics.LEDGER_TRUNCATED.set(ledger.totals.truncated)
     metrics.LEDGER_INCIDENTS.set(len(ledger.incidents))
     states = {
         "accepted": ledger.totals.accepted,

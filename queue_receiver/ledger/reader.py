@@ -94,7 +94,7 @@ class _Chunk:
     """What was read in one go."""
 
     messages: list[Message]
-    unread: int = 0
+    truncated: int = 0
     restarted: bool = False
     known_up_to: int = 0
 
@@ -166,7 +166,7 @@ async def _read_chunk(log_: Log, position: LedgerPosition, *, throttled: bool) -
     """The next messages, after a look at the one before them: is it still the same stream?"""
     if position.last_id is None:
         messages = await log_.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
-        return _Chunk(messages=messages, unread=messages[0].offset if messages else 0)
+        return _Chunk(messages=messages, truncated=messages[0].offset if messages else 0)
     known = position.next_offset - 1
     for _ in range(2):  # the second look is for a stream that was just not up yet
         messages = await log_.read(STREAM, known, _message, limit=CHUNK, throttled=throttled)
@@ -175,10 +175,10 @@ async def _read_chunk(log_: Log, position: LedgerPosition, *, throttled: bool) -
     if messages and messages[0].offset == known and messages[0].id == position.last_id:
         return _Chunk(messages=messages[1:])
     if messages and messages[0].offset > known:
-        unread = messages[0].offset - position.next_offset
-        if unread:
-            log.error("ledger.truncated", unread=unread)
-        return _Chunk(messages=messages, unread=unread)
+        truncated = messages[0].offset - position.next_offset
+        if truncated:
+            log.error("ledger.truncated", messages=truncated)
+        return _Chunk(messages=messages, truncated=truncated)
     messages = await log_.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
     if messages:
         log.error("ledger.restarted", was_at=position.next_offset, begins_at=messages[0].offset)
@@ -223,7 +223,7 @@ def _batch(piece: _Chunk, start: int, position: LedgerPosition) -> LedgerBatch:
         from_offset=position.next_offset,
         next_offset=last.offset + 1,
         last_id=last.id,
-        unread=0 if start else piece.unread,
+        truncated=0 if start else piece.truncated,
         restarted=piece.restarted and not start,
         known_up_to=0 if start else piece.known_up_to,
         entries=[

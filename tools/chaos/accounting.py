@@ -190,7 +190,7 @@ def stuck(observations: Observations) -> Iterator[str]:
 
 
 def unmailed(observations: Observations) -> Iterator[str]:
-    """Stored, and no mail was taken, refused with a code, withheld or given up with a reason."""
+    """Stored, and no mail was taken, refused with a code, suppressed or given up with a reason."""
     dead = {letter.message_id for letter in observations.dead if letter.route == MAILS}
     taken = {message_id for message_id, _ in observations.taken}
     mails = {mail.registration_id: mail for mail in observations.mails}
@@ -295,7 +295,7 @@ def _excused(attempts: Sequence[Attempt]) -> int:
     return sum(
         attempt.status in UNRECORDED
         or (after is not None and after.started_at - attempt.started_at >= LEASE_SECONDS - 1)
-        # A mail that was withheld has no attempt at all.
+        # A mail that was suppressed has no attempt at all.
         for attempt, after in zip(attempts, following, strict=False)
     )
 

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession
 
 from common.contracts.bounces import BounceRecorded, BounceReport
-from common.contracts.ledger import LedgerBatch, LedgerEntry, SettlementRequest
+from common.contracts.ledger import LedgerBatch, LedgerEntry, ReconciliationRequest
 from common.contracts.notifications import (
     Claim,
     ClaimRequest,
@@ -419,7 +419,7 @@ async def test_the_ledger_counts_a_mail_that_came_back(
         )
     )
 
-    request = SettlementRequest(stream="user.registration.log", missing_for_seconds=0)
-    totals = (await ledger.settle(request)).totals
+    request = ReconciliationRequest(stream="user.registration.log", missing_for_seconds=0)
+    totals = (await ledger.reconcile_entries(request)).totals
 
     assert (totals.accepted, totals.stored, totals.mails.bounced) == (1, 1, 1)

@@ -14,8 +14,8 @@ from common.contracts.ledger import (
     LedgerBatch,
     LedgerEntry,
     LedgerPosition,
-    Settlement,
-    SettlementRequest,
+    Reconciliation,
+    ReconciliationRequest,
     UnpromisedPublication,
     UnpromisedPublications,
 )
@@ -60,13 +60,15 @@ def a_batch(
     return LedgerBatch.model_validate(values | changes)
 
 
-async def settled(ledger: LedgerRepository, *, after: float = 0) -> Settlement:
-    settlement = await ledger.settle(SettlementRequest(stream=STREAM, missing_for_seconds=after))
-    totals = settlement.totals
+async def reconciled(ledger: LedgerRepository, *, after: float = 0) -> Reconciliation:
+    reconciliation = await ledger.reconcile_entries(
+        ReconciliationRequest(stream=STREAM, missing_for_seconds=after)
+    )
+    totals = reconciliation.totals
     parts = (totals.stored, totals.duplicates, totals.missing, totals.unpromised)
-    assert totals.accepted == sum((*parts, *settlement.rejected.values()))
+    assert totals.accepted == sum((*parts, *reconciliation.rejected.values()))
     assert totals.stored + totals.duplicates == sum(totals.mails.model_dump().values())
-    return settlement
+    return reconciliation
 
 
 async def stored(registrations: RegistrationRepository, count: int) -> list[UUID]:
@@ -97,7 +99,7 @@ async def test_what_is_stored_counts_and_what_is_not_is_missing(
     position = await ledger.insert_entries(a_batch([*known, *unknown]))
 
     assert (position.next_offset, position.last_id, position.advanced) == (5, unknown[-1], True)
-    totals = (await settled(ledger)).totals
+    totals = (await reconciled(ledger)).totals
     assert (totals.accepted, totals.stored, totals.missing) == (5, 3, 2)
 
 
@@ -109,7 +111,7 @@ async def test_duplicates_of_an_address_are_told_apart(
 
     await ledger.insert_entries(a_batch([item.registration_id for item in items]))
 
-    totals = (await settled(ledger)).totals
+    totals = (await reconciled(ledger)).totals
     assert (totals.stored, totals.duplicates, totals.missing) == (1, 1, 0)
 
 
@@ -118,12 +120,12 @@ async def test_a_missing_one_that_is_stored_later_is_missing_no_more(
 ) -> None:
     late = a_registration()
     await ledger.insert_entries(a_batch([late.registration_id]))
-    assert (await settled(ledger)).totals.missing == 1
+    assert (await reconciled(ledger)).totals.missing == 1
 
     await registrations.insert_registrations([late])
 
-    assert (await settled(ledger)).totals.stored == 1
-    assert (await settled(ledger)).totals.stored == 1
+    assert (await reconciled(ledger)).totals.stored == 1
+    assert (await reconciled(ledger)).totals.stored == 1
 
 
 async def test_only_who_is_missing_for_long_is_named_oldest_first(
@@ -135,13 +137,13 @@ async def test_only_who_is_missing_for_long_is_named_oldest_first(
     await ledger.insert_entries(a_batch([older], at=2, age=900))
     await sql.execute("UPDATE ledger_entries SET read_at = accepted_at")
 
-    settlement = await settled(ledger, after=600)
+    reconciliation = await reconciled(ledger, after=600)
 
-    assert [missing.registration_id for missing in settlement.missing] == [older, old]
-    assert [missing.stream_offset for missing in settlement.missing] == [2, 1]
-    assert (settlement.missing_for_long, settlement.totals.missing) == (2, 3)
-    request = SettlementRequest(stream=STREAM, missing_for_seconds=600, limit=1)
-    assert (await ledger.settle(request)).missing_for_long == 2
+    assert [missing.registration_id for missing in reconciliation.missing] == [older, old]
+    assert [missing.stream_offset for missing in reconciliation.missing] == [2, 1]
+    assert (reconciliation.missing_for_long, reconciliation.totals.missing) == (2, 3)
+    request = ReconciliationRequest(stream=STREAM, missing_for_seconds=600, limit=1)
+    assert (await ledger.reconcile_entries(request)).missing_for_long == 2
 
 
 async def test_two_readers_at_the_same_place_count_nothing_twice(
@@ -153,7 +155,7 @@ async def test_two_readers_at_the_same_place_count_nothing_twice(
 
     assert sorted(position.advanced for position in positions) == [False, False, False, True]
     assert {position.next_offset for position in positions} == {50}
-    totals = (await settled(ledger)).totals
+    totals = (await reconciled(ledger)).totals
     assert (totals.accepted, totals.repeated) == (50, 0)
 
 
@@ -165,9 +167,9 @@ async def test_an_id_that_is_published_again_is_one_registration(
 
     await ledger.insert_entries(a_batch([unknown, *known], at=3))
 
-    settlement = await settled(ledger)
-    assert (settlement.totals.accepted, settlement.totals.repeated) == (2, 3)
-    (missing,) = settlement.missing
+    reconciliation = await reconciled(ledger)
+    assert (reconciliation.totals.accepted, reconciliation.totals.repeated) == (2, 3)
+    (missing,) = reconciliation.missing
     assert missing.stream_offset == 3  # the younger one stays longer in the stream
 
 
@@ -176,20 +178,20 @@ async def test_a_stream_that_is_read_again_from_its_beginning_changes_no_figure(
 ) -> None:
     ids = [*await stored(registrations, 2), uuid4()]
     await ledger.insert_entries(a_batch(ids))
-    before = (await settled(ledger)).totals
+    before = (await reconciled(ledger)).totals
 
     again = a_batch(ids, at=3, first_offset=0, restarted=True)
     position = await ledger.insert_entries(again)
 
     assert position.advanced
-    after = (await settled(ledger)).totals
+    after = (await reconciled(ledger)).totals
     assert after == before.model_copy(update={"restarts": 1})
 
 
 async def test_what_the_stream_forgot_is_told(ledger: LedgerRepository) -> None:
-    await ledger.insert_entries(a_batch([uuid4()], first_offset=40, unread=40))
+    await ledger.insert_entries(a_batch([uuid4()], first_offset=40, truncated=40))
 
-    assert (await settled(ledger)).totals.unread == 40
+    assert (await reconciled(ledger)).totals.truncated == 40
 
 
 MAILS = {
@@ -211,7 +213,7 @@ async def test_mails_are_counted_by_what_became_of_them(
         await with_mail(notifications, registration_id, status)
     await ledger.insert_entries(a_batch(ids[2:], at=2))
 
-    mails = (await settled(ledger)).totals.mails
+    mails = (await reconciled(ledger)).totals.mails
 
     assert (mails.mailed, mails.failed, mails.unsure, mails.waiting) == (1, 1, 1, 2)
 
@@ -224,11 +226,11 @@ async def test_a_failed_mail_that_is_sent_after_all_is_mailed(
     (registration_id,) = await stored(registrations, 1)
     claim = await with_mail(notifications, registration_id, DeliveryStatus.FAILED)
     await ledger.insert_entries(a_batch([registration_id]))
-    assert (await settled(ledger)).totals.mails.failed == 1
+    assert (await reconciled(ledger)).totals.mails.failed == 1
 
     assert await recorded(notifications, claim, DeliveryStatus.SENT)
 
-    mails = (await settled(ledger)).totals.mails
+    mails = (await reconciled(ledger)).totals.mails
     assert (mails.failed, mails.mailed) == (0, 1)
 
 
@@ -243,14 +245,14 @@ async def test_what_a_person_discarded_is_rejected_and_no_longer_missing(
         bad.registration_id,
     )
 
-    settlement = await settled(ledger)
-    assert (settlement.rejected, settlement.missing) == ({"malformed": 1}, [])
+    reconciliation = await reconciled(ledger)
+    assert (reconciliation.rejected, reconciliation.missing) == ({"malformed": 1}, [])
 
     # Published again under the same id, and taken this time.
     await registrations.insert_registrations([bad])
     await ledger.insert_entries(a_batch([bad.registration_id], at=1))
-    settlement = await settled(ledger)
-    assert (settlement.rejected, settlement.totals.stored) == ({}, 1)
+    reconciliation = await reconciled(ledger)
+    assert (reconciliation.rejected, reconciliation.totals.stored) == ({}, 1)
 
 
 async def test_those_that_never_settle_do_not_keep_the_others_from_being_looked_at(
@@ -258,13 +260,13 @@ async def test_those_that_never_settle_do_not_keep_the_others_from_being_looked_
     registrations: RegistrationRepository,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repository, "SETTLED_AT_ONCE", 3)
+    monkeypatch.setattr(repository, "RECONCILED_AT_ONCE", 3)
     late = [a_registration() for _ in range(10)]
     await ledger.insert_entries(a_batch([item.registration_id for item in late]))
     await registrations.insert_registrations(late)
 
     for _ in range(5):
-        totals = (await settled(ledger)).totals
+        totals = (await reconciled(ledger)).totals
 
     assert (totals.stored, totals.missing) == (10, 0)
 
@@ -274,10 +276,10 @@ async def test_a_stream_made_anew_is_an_incident_until_somebody_takes_note(
 ) -> None:
     known, unknown = await stored(registrations, 3), [uuid4(), uuid4()]
     await ledger.insert_entries(a_batch([*known, *unknown]))
-    await settled(ledger)
+    await reconciled(ledger)
     await ledger.insert_entries(a_batch([uuid4()], at=5, first_offset=0, restarted=True))
 
-    (incident,) = (await settled(ledger)).incidents
+    (incident,) = (await reconciled(ledger)).incidents
 
     assert incident.kind is IncidentKind.REPLACED
     assert (incident.accepted_before, incident.stored_by_then, incident.not_provable) == (5, 3, 2)
@@ -287,7 +289,7 @@ async def test_a_stream_made_anew_is_an_incident_until_somebody_takes_note(
     (closed,) = await ledger.acknowledge_incidents(request)
     assert (closed.incident_id, closed.reason) == (incident.incident_id, "a new disk")
     assert await ledger.acknowledge_incidents(request) == []
-    assert (await settled(ledger)).incidents == []
+    assert (await reconciled(ledger)).incidents == []
 
 
 async def test_an_emptied_stream_is_read_from_its_beginning(ledger: LedgerRepository) -> None:
@@ -300,14 +302,14 @@ async def test_an_emptied_stream_is_read_from_its_beginning(ledger: LedgerReposi
     again = await ledger.insert_entries(empty)  # another reader noticed it too
 
     assert (position.next_offset, position.last_id, again.advanced) == (0, None, False)
-    assert [one.kind for one in (await settled(ledger)).incidents] == [IncidentKind.REPLACED]
+    assert [one.kind for one in (await reconciled(ledger)).incidents] == [IncidentKind.REPLACED]
 
 
 async def test_what_was_truncated_unread_is_an_incident(ledger: LedgerRepository) -> None:
     await ledger.insert_entries(a_batch([uuid4()]))
-    await ledger.insert_entries(a_batch([uuid4()], at=1, first_offset=8, unread=7))
+    await ledger.insert_entries(a_batch([uuid4()], at=1, first_offset=8, truncated=7))
 
-    (incident,) = (await settled(ledger)).incidents
+    (incident,) = (await reconciled(ledger)).incidents
 
     assert (incident.kind, incident.not_provable) == (IncidentKind.TRUNCATED, 7)
 
@@ -322,10 +324,10 @@ async def test_a_restored_database_is_one_incident_and_knows_whom_it_knew(
     await ledger.insert_entries(a_batch(new, at=4))
     await ledger.insert_entries(a_batch([uuid4()], at=6, known_up_to=4))  # as if it lagged behind
 
-    settlement = await settled(ledger)
+    reconciliation = await reconciled(ledger)
 
-    assert [one.kind for one in settlement.incidents] == [IncidentKind.RESTORED]
-    were_known = {one.registration_id for one in settlement.missing if one.was_known}
+    assert [one.kind for one in reconciliation.incidents] == [IncidentKind.RESTORED]
+    were_known = {one.registration_id for one in reconciliation.missing if one.was_known}
     assert were_known == {*in_dump, *known}
 
 
@@ -334,7 +336,7 @@ async def test_in_a_stream_made_anew_nobody_was_known_before(ledger: LedgerRepos
     new = [uuid4(), uuid4()]
     await ledger.insert_entries(a_batch(new, at=1, first_offset=0, restarted=True))
 
-    missing = (await settled(ledger)).missing
+    missing = (await reconciled(ledger)).missing
 
     assert {one.registration_id for one in missing if not one.was_known} == set(new)
 
@@ -344,9 +346,9 @@ async def test_a_publishers_old_clock_makes_nobody_missing_for_long(
 ) -> None:
     await ledger.insert_entries(a_batch([uuid4()], age=7200))
 
-    young = await settled(ledger, after=600)
+    young = await reconciled(ledger, after=600)
     assert (young.missing_for_long, young.missing) == (0, [])
-    old = await settled(ledger, after=0)
+    old = await reconciled(ledger, after=0)
     assert (old.missing_for_long, len(old.missing)) == (1, 1)
 
 
@@ -356,14 +358,14 @@ async def test_an_id_that_comes_again_does_not_tell_how_far_the_work_queue_has_c
     """Stored long ago, it is stored now, too, though its message waits behind all the others."""
     (known,) = await stored(registrations, 1)
     await ledger.insert_entries(a_batch([known]))
-    before = (await settled(ledger)).stored_up_to
+    before = (await reconciled(ledger)).stored_up_to
     await ledger.insert_entries(a_batch([uuid4()], at=1))
 
     await ledger.insert_entries(a_batch([known], at=2))
 
-    settlement = await settled(ledger)
-    assert settlement.totals.repeated == 1
-    assert settlement.stored_up_to == before
+    reconciliation = await reconciled(ledger)
+    assert reconciliation.totals.repeated == 1
+    assert reconciliation.stored_up_to == before
 
 
 @pytest.mark.parametrize("at_once", [4, 1000])
@@ -384,10 +386,10 @@ async def test_rows_that_vanish_are_noticed_in_turns_and_told_once(
     )
 
     for _ in range(2):
-        settlement = await verified(ledger, at_once)
-        (incident,) = settlement.incidents
+        reconciliation = await verified(ledger, at_once)
+        (incident,) = reconciliation.incidents
         assert (incident.kind, incident.not_provable) == (IncidentKind.VANISHED, len(gone))
-        assert (settlement.totals.vanished, settlement.totals.stored) == (len(gone), 20)
+        assert (reconciliation.totals.vanished, reconciliation.totals.stored) == (len(gone), 20)
 
     await sql.executemany(
         "INSERT INTO registrations (registration_id, outcome, user_id, received_at)"
@@ -403,18 +405,18 @@ async def test_a_user_that_is_deleted_on_purpose_leaves_the_account_true(
     await ledger.insert_entries(a_batch(await stored(registrations, 3)))
     await sql.execute("DELETE FROM users")
 
-    settlement = await verified(ledger, 1000)
+    reconciliation = await verified(ledger, 1000)
 
-    assert (settlement.incidents, settlement.totals.vanished) == ([], 0)
-    assert (settlement.totals.stored, settlement.totals.missing) == (3, 0)
+    assert (reconciliation.incidents, reconciliation.totals.vanished) == ([], 0)
+    assert (reconciliation.totals.stored, reconciliation.totals.missing) == (3, 0)
 
 
-async def verified(ledger: LedgerRepository, at_once: int) -> Settlement:
+async def verified(ledger: LedgerRepository, at_once: int) -> Reconciliation:
     """After enough turns to have looked at 21 entries."""
     for _ in range(21 // at_once + 1):
-        request = SettlementRequest(stream=STREAM, missing_for_seconds=0, verify=at_once)
-        settlement = await ledger.settle(request)
-    return settlement
+        request = ReconciliationRequest(stream=STREAM, missing_for_seconds=0, verify=at_once)
+        reconciliation = await ledger.reconcile_entries(request)
+    return reconciliation
 
 
 # -- what nobody was promised ---------------------------------------------------------------
@@ -451,15 +453,15 @@ async def answered_503(ledger: LedgerRepository, *publications: tuple[UUID, str]
 
 async def is_lost(ledger: LedgerRepository, registration_id: UUID) -> bool:
     """Whether it is missing, and not named as unpromised."""
-    settlement = await settled(ledger)
-    missing = {one.registration_id for one in settlement.missing}
-    unpromised = {one.registration_id for one in settlement.unpromised}
+    reconciliation = await reconciled(ledger)
+    missing = {one.registration_id for one in reconciliation.missing}
+    unpromised = {one.registration_id for one in reconciliation.unpromised}
     assert not missing & unpromised
     assert (len(missing), len(unpromised)) == (
-        settlement.totals.missing,
-        settlement.totals.unpromised,
+        reconciliation.totals.missing,
+        reconciliation.totals.unpromised,
     )
-    assert settlement.missing_for_long == len(missing)
+    assert reconciliation.missing_for_long == len(missing)
     assert registration_id in missing | unpromised
     return registration_id in missing
 
@@ -580,9 +582,9 @@ async def test_who_was_stored_is_stored_and_never_unpromised_again(
     await read(ledger, *((key, ONE) for key in keys))
     await registrations.insert_registrations([after])
 
-    settlement = await settled(ledger)
+    reconciliation = await reconciled(ledger)
 
-    assert (settlement.totals.stored, settlement.totals.unpromised) == (2, 0)
+    assert (reconciliation.totals.stored, reconciliation.totals.unpromised) == (2, 0)
     left = "SELECT count(*) FROM ledger_entries WHERE unpromised OR spans IS NOT NULL"
     assert await sql.fetchval(left) == 0
 
@@ -598,8 +600,8 @@ async def test_who_was_discarded_and_comes_again_is_missed(
         " VALUES ($1, 'user.registration', 'malformed', 'nonsense')",
         key,
     )
-    settlement = await settled(ledger)
-    assert (settlement.rejected, settlement.totals.unpromised) == ({"malformed": 1}, 0)
+    reconciliation = await reconciled(ledger)
+    assert (reconciliation.rejected, reconciliation.totals.unpromised) == ({"malformed": 1}, 0)
     await sql.execute("DELETE FROM dead_letter_discards")
 
     await read(ledger, (key, OTHER), at=1)
@@ -658,7 +660,7 @@ async def test_old_notes_are_forgotten_and_what_came_of_them_is_not(
     assert not await is_lost(ledger, key)
 
 
-@pytest.mark.parametrize("gap", [{"unread": 10}, {"restarted": True}])
+@pytest.mark.parametrize("gap", [{"truncated": 10}, {"restarted": True}])
 async def test_what_was_not_read_may_have_been_a_202(
     ledger: LedgerRepository, gap: dict[str, Any]
 ) -> None:
@@ -679,7 +681,7 @@ async def test_the_unpromised_keep_nobody_waiting_and_are_stored_if_they_arrive(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repository, "SETTLED_AT_ONCE", 2)
+    monkeypatch.setattr(repository, "RECONCILED_AT_ONCE", 2)
     monkeypatch.setattr(repository, "UNPROMISED_AT_ONCE", 2)
     unpromised = [UUID(int=number) for number in range(1, 6)]
     late = UUID(int=2**128 - 1)
@@ -689,10 +691,10 @@ async def test_the_unpromised_keep_nobody_waiting_and_are_stored_if_they_arrive(
         [a_registration(registration_id=key) for key in (late, unpromised[-1])]
     )
 
-    assert (await settled(ledger)).totals.stored == 1  # though five stand before it
+    assert (await reconciled(ledger)).totals.stored == 1  # though five stand before it
     for _ in range(2):
-        settlement = await settled(ledger)
-    assert (settlement.totals.stored, settlement.totals.unpromised) == (2, 4)
+        reconciliation = await reconciled(ledger)
+    assert (reconciliation.totals.stored, reconciliation.totals.unpromised) == (2, 4)
 
 
 async def test_old_notes_are_forgotten_some_at_a_time(

@@ -29,6 +29,9 @@ SECOND = Migration(2, "0002_second.sql", "CREATE TABLE second (id integer)")
 REASONS = 11
 """Number of the migration that gives suppressions reasons."""
 
+RENAMES = 13
+"""Number of the migration that renames the columns of notices and of dropped messages."""
+
 
 @pytest.fixture
 async def pool(database_dsn: str) -> AsyncIterator[Pool]:
@@ -120,6 +123,42 @@ async def test_addresses_that_were_closed_for_another_reason_than_their_own_are_
 
     assert kept == len(statuses)
     assert {tuple(row.values()) for row in closed} == {(status, None) for status in statuses[:5]}
+
+
+async def test_renamed_columns_keep_what_an_older_release_wrote(pool: Pool) -> None:
+    every = read_migrations()
+    async with pool.acquire() as connection:
+        await migrate(connection, [one for one in every if one.number < RENAMES])
+        await connection.execute(
+            "INSERT INTO users (name, surname, email, told_by, told_at)"
+            " VALUES ('Ada', 'Lovelace', 'ada@example.org', gen_random_uuid(), '2026-01-31')"
+        )
+        await connection.execute("INSERT INTO ledger_positions (stream, unread) VALUES ('log', 3)")
+        before = await connection.fetchrow("SELECT told_by, told_at FROM users")
+        await migrate(connection, every)
+        after = await connection.fetchrow("SELECT last_notice_by, last_notice_at FROM users")
+        truncated = await connection.fetchval("SELECT truncated FROM ledger_positions")
+
+    assert before is not None
+    assert after is not None
+    assert tuple(after) == tuple(before)
+    assert truncated == 3
+
+
+async def test_a_rename_gives_up_soon_while_a_report_is_read_and_nothing_of_it_is_applied(
+    pool: Pool,
+) -> None:
+    every = read_migrations()
+    async with pool.acquire() as reader, pool.acquire() as connection:
+        await migrate(connection, [one for one in every if one.number < RENAMES])
+        async with reader.transaction():
+            await reader.execute("LOCK TABLE ledger_positions IN ACCESS SHARE MODE")
+
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await asyncio.wait_for(migrate(connection, every), timeout=30)
+
+            await connection.execute("SELECT told_by FROM users")
+        assert await migrate(connection, every) == len(every) - RENAMES + 1
 
 
 async def test_an_older_service_leaves_newer_tables_alone(

@@ -16,8 +16,8 @@ from common.contracts.notifications import (
     Claim,
     ClaimRequest,
     DeliveryStatus,
+    SuppressedMail,
     Template,
-    WithheldMail,
 )
 from common.contracts.users import UserRequest
 from common.database_client.client import DatabaseClient
@@ -305,7 +305,7 @@ async def test_the_owner_is_told_again_after_a_day(
     first = telling(user_id)
     await claimed(notifications, first)
     await recorded(notifications, first, DeliveryStatus.SENT)
-    await sql.execute("UPDATE users SET told_at = now() - interval '24 hours'")
+    await sql.execute("UPDATE users SET last_notice_at = now() - interval '24 hours'")
 
     # The old message comes once more; it is sent, and must not take the new one's place.
     assert await claimed(notifications, first) == [Claim.SENT]
@@ -319,7 +319,7 @@ async def test_a_mail_that_waited_for_a_day_gives_way_to_a_newer_one(
     old = telling(user_id)
     await claimed(notifications, old)
     await recorded(notifications, old, DeliveryStatus.DEFERRED)
-    await sql.execute("UPDATE users SET told_at = now() - interval '24 hours'")
+    await sql.execute("UPDATE users SET last_notice_at = now() - interval '24 hours'")
     assert await claimed(notifications, telling(user_id)) == [Claim.GRANTED]
 
     assert await claimed(notifications, old) == [Claim.SUPPRESSED]
@@ -519,7 +519,7 @@ async def test_an_unknown_notification_is_not_found(notifications: NotificationR
         await notifications.select_notification(uuid4())
 
 
-async def test_a_mail_that_is_withheld_is_not_sent_unless_something_was_known_of_it(
+async def test_a_mail_that_is_suppressed_is_not_sent_unless_something_was_known_of_it(
     client: ClientSession,
     notifications: NotificationRepository,
     registrations: RegistrationRepository,
@@ -540,8 +540,8 @@ async def test_a_mail_that_is_withheld_is_not_sent_unless_something_was_known_of
         for claim in (new, known, new):  # and once more, as after a crash
             assert claim.user_id is not None
             assert claim.registration_id is not None
-            await asks.withhold_mail(
-                WithheldMail(
+            await asks.suppress_mail(
+                SuppressedMail(
                     message_id=claim.message_id,
                     recipient=claim.recipient,
                     template=claim.template,
@@ -552,6 +552,6 @@ async def test_a_mail_that_is_withheld_is_not_sent_unless_something_was_known_of
 
     assert await claimed(notifications, new) == [Claim.SUPPRESSED]
     assert (await notifications.select_notification(known.message_id)).status == "sending"
-    withheld = await notifications.select_notification(new.message_id)
-    assert withheld.status == "suppressed"
-    assert "restored" in (withheld.reason or "")
+    suppressed = await notifications.select_notification(new.message_id)
+    assert suppressed.status == "suppressed"
+    assert "restored" in (suppressed.reason or "")

@@ -7,7 +7,7 @@ import pytest
 from common.amqp.message import FOREIGN_IDS, Envelope
 from common.contracts.base import Contract
 from common.contracts.ids import notification_id
-from common.contracts.notifications import EmailRequested, Template, WithheldMail
+from common.contracts.notifications import EmailRequested, SuppressedMail, Template
 from common.contracts.registrations import (
     Outcome,
     RegistrationSubmitted,
@@ -33,7 +33,7 @@ class FakeRegistrations:
         self.stored: dict[UUID, RegistrationToStore] = {}
         self.answers: dict[UUID, StoredRegistration] = {}
         self.error: UserStreamError | None = None
-        self.withheld: list[WithheldMail] = []
+        self.suppressed: list[SuppressedMail] = []
         self.deleted: set[int] = set()
         """Users that are gone."""
 
@@ -57,8 +57,8 @@ class FakeRegistrations:
         answer = self.answers[key]
         return answer.model_copy(update={"user_exists": answer.user_id not in self.deleted})
 
-    async def withhold_mail(self, mail: WithheldMail) -> None:
-        self.withheld.append(mail)
+    async def suppress_mail(self, mail: SuppressedMail) -> None:
+        self.suppressed.append(mail)
 
 
 class FakePublisher:
@@ -264,6 +264,6 @@ async def test_who_is_brought_back_without_a_mail_gets_none_and_it_is_on_record(
     await receiver.handle(registration)
 
     assert receiver.publisher.published == []
-    (mail,) = receiver.registrations.withheld
+    (mail,) = receiver.registrations.suppressed
     assert mail.message_id == notification_id(registration.id, Template.WELCOME)
     assert (mail.recipient, mail.user_id) == ("ada@example.org", 1)

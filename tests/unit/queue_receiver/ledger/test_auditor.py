@@ -27,8 +27,8 @@ from common.contracts.ledger import (
     LedgerTotals,
     MailCounts,
     MissingRegistration,
-    Settlement,
-    SettlementRequest,
+    Reconciliation,
+    ReconciliationRequest,
     WorkBinding,
 )
 from common.errors import BrokerUnavailableError, ConflictError, TopologyMissingError
@@ -82,7 +82,7 @@ class FakeAccounts:
     async def insert_ledger_entries(self, _batch: LedgerBatch) -> LedgerPosition:
         raise AssertionError("nothing was read")
 
-    async def settle_ledger(self, request: SettlementRequest) -> Settlement:
+    async def reconcile_ledger(self, request: ReconciliationRequest) -> Reconciliation:
         now = datetime.now(UTC)
         self.verified.append(request.verify)
         old = [
@@ -96,7 +96,7 @@ class FakeAccounts:
             if age >= request.missing_for_seconds
         ]
         self.on_settle()
-        return Settlement(
+        return Reconciliation(
             totals=LedgerTotals(
                 accepted=len(self.missing),
                 repeated=0,
@@ -104,7 +104,7 @@ class FakeAccounts:
                 duplicates=0,
                 missing=len(self.missing),
                 mails=MailCounts(),
-                unread=0,
+                truncated=0,
                 restarts=0,
             ),
             stored_up_to=now - self.stored_up_to if self.stored_up_to is not None else None,

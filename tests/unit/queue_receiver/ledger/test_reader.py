@@ -131,7 +131,7 @@ async def test_a_piece_is_written_some_at_a_time(monkeypatch: pytest.MonkeyPatch
 
     assert book.ids == log.ids[2:]
     assert [len(batch.entries) for batch in book.batches] == [3, 3, 2]
-    assert [batch.unread for batch in book.batches] == [1, 0, 0]
+    assert [batch.truncated for batch in book.batches] == [1, 0, 0]
     assert (progress.next_offset, progress.caught_up) == (10, True)
 
 
@@ -205,7 +205,7 @@ async def test_what_the_stream_forgot_is_counted() -> None:
     await read_new_entries(log, book, most=100)
 
     assert book.ids == log.ids[7:]
-    assert [batch.unread for batch in book.batches] == [4]
+    assert [batch.truncated for batch in book.batches] == [4]
 
 
 async def test_a_stream_of_which_only_the_known_message_was_forgotten_has_no_gap() -> None:
@@ -215,7 +215,7 @@ async def test_a_stream_of_which_only_the_known_message_was_forgotten_has_no_gap
 
     await read_new_entries(log, book, most=100)
 
-    assert (book.ids, [batch.unread for batch in book.batches]) == (log.ids[3:], [0])
+    assert (book.ids, [batch.truncated for batch in book.batches]) == (log.ids[3:], [0])
 
 
 @pytest.mark.parametrize("length", [2, 3, 9])

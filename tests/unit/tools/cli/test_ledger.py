@@ -30,7 +30,7 @@ def a_ledger(**changes: Any) -> dict[str, Any]:
         "duplicates": 40,
         "missing": 5,
         "mails": mails,
-        "unread": 0,
+        "truncated": 0,
         "restarts": 0,
     }
     base = {
