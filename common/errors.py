@@ -24,10 +24,10 @@ class UserStreamError(Exception):
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
-    title: ClassVar[str] = "Something went wrong here"
+    title: ClassVar[str] = "Internal error"
 
     by_code: ClassVar[dict[str, type["UserStreamError"]]] = {}
-    """Every concrete class by its ``code``: how a neighbour's problem becomes an error again."""
+    """Every concrete class by its ``code``: another service's problem becomes an error again."""
 
     def __init__(self, detail: str = "", *, errors: tuple[FieldError, ...] = ()) -> None:
         super().__init__(detail or self.title)
@@ -51,11 +51,11 @@ class TransientError(UserStreamError):
 
 
 class UnavailableError(UserStreamError):
-    """A neighbour is away: the consumer pauses and no attempt is counted."""
+    """A service this one depends on is away: the consumer pauses and no attempt is counted."""
 
     code = "unavailable"
     http_status = 503
-    title = "A part this depends on is not available right now"
+    title = "A required service is unavailable"
 
     retry_after_seconds: ClassVar[int] = 5
 
@@ -64,13 +64,13 @@ class UnavailableError(UserStreamError):
 
 
 class InProgressError(UserStreamError):
-    """Somebody else is at this very work: it is put aside for a while and no attempt is counted.
+    """Another worker has this message: it is deferred, and no attempt is counted.
 
     Between a handler and its dispatcher only; no service answers with it.
     """
 
-    code = "under_way"
-    title = "Somebody else is at it"
+    code = "in_progress"
+    title = "Another worker is processing this message"
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class InProgressError(UserStreamError):
     ) -> None:
         super().__init__(detail, errors=errors)
         self.again_after = again_after
-        """When the other one will have finished, or lost its right to, at the latest."""
+        """When the other worker has finished or its lease has expired, at the latest."""
 
 
 class DestinationBusyError(InProgressError):
     """Slow mails to the same domain hold as many connections as they may: no attempt is counted."""
 
     code = "destination_busy"
-    title = "Too many slow mails to that domain are under way"
+    title = "Too many slow mails to that domain are in progress"
 
 
 class PermanentError(UserStreamError):
@@ -103,7 +103,7 @@ class BrokerUnavailableError(UnavailableError):
     """The broker did not confirm within the deadline: nothing was promised."""
 
     code = "broker_unavailable"
-    title = "The message broker is not available right now"
+    title = "Message broker unavailable"
 
 
 class NotConfirmedError(BrokerUnavailableError):
@@ -115,7 +115,7 @@ class UnroutableError(UnavailableError):
 
     code = "unroutable"
     concerns_all = True
-    title = "The message broker has no queue for this message"
+    title = "No queue is bound for this message"
 
 
 class TopologyMissingError(UnavailableError):
@@ -130,45 +130,45 @@ class DatabaseServiceUnavailableError(UnavailableError):
     """database_service did not answer, or said that it cannot."""
 
     code = "database_service_unavailable"
-    title = "The database service is not available right now"
+    title = "database_service unavailable"
 
 
 class DatabaseUnavailableError(UnavailableError):
     """PostgreSQL did not answer."""
 
     code = "database_unavailable"
-    title = "The database is not available right now"
+    title = "PostgreSQL unavailable"
 
 
 class MailServerUnavailableError(UnavailableError):
     """No connection, no greeting, a refused login, or one recipient refused after the other."""
 
     code = "mail_server_unavailable"
-    title = "The mail server is not available right now"
+    title = "Mail server unavailable"
 
 
 class UpstreamError(TransientError):
-    """A neighbour answered 500 or something we do not understand."""
+    """Another service answered 500, or something that cannot be read."""
 
     code = "upstream_error"
 
 
 class UpstreamTimeoutError(TransientError):
-    """A neighbour that calls itself ready did not answer in time."""
+    """Another service that reports itself ready did not answer in time."""
 
     code = "upstream_timeout"
 
 
 class RowLockedError(TransientError):
-    """Somebody else's transaction holds the row that this is about, and no other is concerned.
+    """Another transaction holds a lock on this one row; no other row is concerned.
 
-    Answered like an outage, since asking again is all that one can do; but a message that meets
-    it waits in a retry step by itself.
+    Answered like an outage, since a retry is all that helps; but a message that meets it waits
+    in a retry step by itself.
     """
 
     code = "row_locked"
     http_status = 503
-    title = "Somebody else holds a lock on what this is about"
+    title = "Row locked by another transaction"
 
     retry_after_seconds: ClassVar[int] = 5
 
@@ -184,7 +184,7 @@ class NoSpaceError(StorageError):
     """The disk that holds the reports is full."""
 
     code = "no_space"
-    title = "There is no space left for the file"
+    title = "No space left for the file"
 
 
 class MailDeferredError(TransientError):
@@ -194,16 +194,16 @@ class MailDeferredError(TransientError):
 
 
 class MailUnsureError(TransientError):
-    """The link dropped after the final dot: the mail may or may not have been accepted."""
+    """The connection dropped after the final dot: the mail may have been accepted or not."""
 
     code = "mail_unsure"
 
 
 class MalformedError(PermanentError):
-    """The bytes are not what they should be: not JSON, not HTTP as we speak it."""
+    """The bytes cannot be read: not JSON, or not HTTP as this server speaks it."""
 
     code = "malformed"
-    title = "The body cannot be read"
+    title = "Malformed request"
 
 
 class InvalidError(PermanentError):
@@ -211,7 +211,7 @@ class InvalidError(PermanentError):
 
     code = "invalid"
     http_status = 422
-    title = "Some values are not valid"
+    title = "Invalid values"
 
 
 class UnknownVersionError(PermanentError):
@@ -221,13 +221,13 @@ class UnknownVersionError(PermanentError):
 
 
 class ProcessKilledError(PermanentError):
-    """Processes died again and again while they had nothing but this message in hand."""
+    """Processes died repeatedly with this message as their only delivery in flight."""
 
     code = "process_killed"
 
 
 class DeliveryLimitError(PermanentError):
-    """Given in vain too often; the same as the broker says of a copy that it counted alone."""
+    """Delivered without success too often; the broker names its own limit the same."""
 
     code = "delivery_limit"
 
@@ -237,7 +237,7 @@ class TooLargeError(PermanentError):
 
     code = "too_large"
     http_status = 413
-    title = "The body is too large"
+    title = "Body too large"
 
 
 class TooSlowError(TransientError):
@@ -245,7 +245,7 @@ class TooSlowError(TransientError):
 
     code = "too_slow"
     http_status = 408
-    title = "The body took too long to arrive"
+    title = "Body not received in time"
 
 
 class UnsupportedMediaTypeError(PermanentError):
@@ -253,7 +253,7 @@ class UnsupportedMediaTypeError(PermanentError):
 
     code = "unsupported_media_type"
     http_status = 415
-    title = "This endpoint does not read that type of body"
+    title = "Unsupported media type"
 
 
 class ExpectationError(PermanentError):
@@ -261,15 +261,15 @@ class ExpectationError(PermanentError):
 
     code = "expectation_failed"
     http_status = 417
-    title = "What the header Expect asks for is not known here"
+    title = "Expectation failed"
 
 
 class NotFoundError(PermanentError):
-    """There is nothing under that id or path."""
+    """Nothing exists under that id or path."""
 
     code = "not_found"
     http_status = 404
-    title = "There is nothing here"
+    title = "Not found"
 
 
 class MethodNotAllowedError(PermanentError):
@@ -277,17 +277,17 @@ class MethodNotAllowedError(PermanentError):
 
     code = "method_not_allowed"
     http_status = 405
-    title = "This path does not take that method"
+    title = "Method not allowed"
 
     allowed_methods: tuple[str, ...] = ()
 
 
 class CrossSiteError(PermanentError):
-    """A page of another site made somebody's browser send this."""
+    """A page of another site made a browser send this."""
 
     code = "cross_site"
     http_status = 403
-    title = "This was not sent from a page of ours"
+    title = "Cross-site request refused"
 
 
 class HostNotAllowedError(PermanentError):
@@ -295,7 +295,7 @@ class HostNotAllowedError(PermanentError):
 
     code = "host_not_allowed"
     http_status = 421
-    title = "This service is not known under that name"
+    title = "Host not allowed"
 
 
 class HeaderTooLargeError(PermanentError):
@@ -303,7 +303,7 @@ class HeaderTooLargeError(PermanentError):
 
     code = "header_too_large"
     http_status = 431
-    title = "A header of the request is too long"
+    title = "Request header too large"
 
 
 class DuplicateEmailError(PermanentError):
@@ -311,31 +311,31 @@ class DuplicateEmailError(PermanentError):
 
     code = "duplicate_email"
     http_status = 409
-    title = "That e-mail address is taken"
+    title = "E-mail address already in use"
 
 
 class ConflictError(PermanentError):
-    """The thing is not in a state in which this can be done."""
+    """The current state does not allow this operation."""
 
     code = "conflict"
     http_status = 409
-    title = "That cannot be done in the present state"
+    title = "Conflict with the current state"
 
 
 class IdReusedError(PermanentError):
-    """A message's id was used before, for a registration of somebody else."""
+    """A message's id was used before, for the registration of another person."""
 
     code = "id_reused"
     http_status = 409
-    title = "That id stands for another registration"
+    title = "Id already used for another registration"
 
 
 class GoneError(PermanentError):
-    """It was there, and was removed."""
+    """It existed and was removed."""
 
     code = "gone"
     http_status = 410
-    title = "That is no longer here"
+    title = "No longer available"
 
 
 class RangeNotSatisfiableError(PermanentError):
@@ -343,7 +343,7 @@ class RangeNotSatisfiableError(PermanentError):
 
     code = "range_not_satisfiable"
     http_status = 416
-    title = "There is no such part"
+    title = "Range not satisfiable"
 
 
 class StaleError(PermanentError):
@@ -351,7 +351,7 @@ class StaleError(PermanentError):
 
     code = "stale"
     http_status = 412
-    title = "It was changed by someone else meanwhile"
+    title = "Changed since it was read"
 
 
 class IdempotencyKeyReusedError(PermanentError):
@@ -359,4 +359,4 @@ class IdempotencyKeyReusedError(PermanentError):
 
     code = "idempotency_key_reused"
     http_status = 422
-    title = "That Idempotency-Key was used with another body"
+    title = "Idempotency-Key already used with another body"

@@ -66,9 +66,7 @@ CANARY_SECONDS = Histogram(
     "Time from the form's endpoint to the journey that says mailed, of canaries.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
 )
-CANARY_FAILING = Gauge(
-    "userstream_canary_failing", "1 while the last canary has not come home in time."
-)
+CANARY_FAILING = Gauge("userstream_canary_failing", "1 while the last canary is late or failed.")
 BATCH_SIZE = Histogram(
     "userstream_batch_size",
     "Calls that travelled together in one bulk request.",

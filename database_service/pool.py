@@ -284,7 +284,8 @@ class Database:
                 metrics.DATABASE_RACES.inc()
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**race))  # noqa: S311 - spreads load
         raise DatabaseUnavailableError(
-            f"Others were first {MAX_CONFLICT_RETRIES} times. Nothing was stored."
+            f"Gave up after {MAX_CONFLICT_RETRIES} serialization conflicts. "
+            "Nothing was stored; retry."
         )
 
     @asynccontextmanager

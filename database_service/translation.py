@@ -55,8 +55,7 @@ def translated() -> Iterator[None]:
         raise SerializationConflictError from error
     except AWAY as error:
         raise DatabaseUnavailableError(
-            f"PostgreSQL cannot do it right now: {reason(error)}. Nothing of a request that "
-            "gets this answer is promised; ask again."
+            f"PostgreSQL is unavailable ({reason(error)}). The request was not confirmed; retry it."
         ) from error
     except UNSTORABLE as error:
         raise InvalidError("PostgreSQL cannot store one of the values; nothing was.") from error

@@ -88,10 +88,10 @@ def build_app(settings: Settings) -> web.Application:
 @asynccontextmanager
 async def _canary(app: web.Application, settings: Settings) -> AsyncIterator[Canary]:
     async with (
-        SelfClient.open(address=app[OWN_ADDRESS], identities=app[IDENTITIES]) as door,
+        SelfClient.open(address=app[OWN_ADDRESS], identities=app[IDENTITIES]) as client,
         Canary(
             every_seconds=settings.canary_seconds,
-            register=door.register,
+            register=client.register,
             registrations=app[DATABASE],
         ).run() as canary,
     ):

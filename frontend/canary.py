@@ -1,7 +1,7 @@
-"""The canary: sends a registration of our own the whole way, and knows when it last came home.
+"""The canary: a synthetic registration sent end to end, and the outcome of the last one.
 
-One is under way at a time. Where it is late, it may be lost, so another one is sent each minute to
-see whether all is well again; in an outage those wait in the queues, one for each minute.
+One is in progress at a time. A late one may be lost, so another one is sent each minute to find
+out whether the pipeline works again; in an outage those wait in the queues, one for each minute.
 """
 
 import asyncio
@@ -24,24 +24,22 @@ from common.readiness import HealthNote
 
 log = structlog.get_logger()
 
-FIRST_LOOK_SECONDS = 0.025
+FIRST_POLL_SECONDS = 0.025
 LONGEST_PAUSE_SECONDS = 5.0
-"""Between looks at the journey: half of what has passed, from the first to the longest. So the
-time that is told is at most half too long."""
+"""Between polls of the journey: half of the elapsed time, within these bounds. So the time that is
+reported is at most half too long."""
 
 LATE_SECONDS = 60.0
-"""After so long one that is not home is told; or when the next one would be due, if that is sooner.
-"""
+"""A canary that is not mailed by then is reported; or when the next one is due, if sooner."""
 
 NEXT_AFTER_SECONDS = 60.0
-"""After so long without one coming home the next one is sent, though not before it is due."""
+"""The next one is sent after so long without an outcome, though not before it is due."""
 
 GIVE_UP_SECONDS = 600.0
-"""Then nobody waits for it any more; the ledger calls a registration that is nowhere to be found
-after as long lost."""
+"""Then it is no longer followed; the ledger calls a registration lost after as long."""
 
 SILENT_ROUNDS = 3
-"""After so many intervals without a word from the canary itself, that is the news."""
+"""After so many intervals without any activity the canary itself is reported as stopped."""
 
 
 class Registrations(Protocol):
@@ -62,7 +60,7 @@ Register = Callable[[UUID], Awaitable[None]]
 
 @dataclass(slots=True, eq=False)
 class _Trip:
-    """A canary under way."""
+    """A canary on its way."""
 
     canary_id: UUID = field(default_factory=new_canary_id)
     started_at: float = field(default_factory=time.monotonic)
@@ -75,15 +73,15 @@ class _Trip:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trouble:
-    """Why the last canary did not come home (yet)."""
+class _Failure:
+    """Why the last canary was not mailed (yet)."""
 
     code: str
     detail: str
 
 
 class Canary:
-    """Sends canaries, one after the other, and says how the last one did."""
+    """Sends canaries, one after the other, and reports the outcome of the last one."""
 
     def __init__(
         self, *, every_seconds: float, register: Register, registrations: Registrations
@@ -91,18 +89,18 @@ class Canary:
         self._every = every_seconds
         self._register = register
         self._registrations = registrations
-        self._trouble: _Trouble | None = None
-        self._heard_at = time.monotonic()
-        self._home_at: float | None = None
-        self._home_seconds = 0.0
+        self._failure: _Failure | None = None
+        self._active_at = time.monotonic()
+        self._mailed_at: float | None = None
+        self._trip_seconds = 0.0
         self._is_removed = True
-        self._under_way: dict[_Trip, asyncio.Task[None]] = {}
+        self._trips: dict[_Trip, asyncio.Task[None]] = {}
         """Oldest first."""
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator["Canary"]:
-        """Send canaries until the block is left; one that is under way then grows stale."""
-        self._task = asyncio.create_task(self._fly_for_ever())
+        """Send canaries until the block is left; one in progress then grows stale."""
+        self._task = asyncio.create_task(self._send_periodically())
         metrics.CANARY_FAILING.set_function(lambda: self.note().warning)
         try:
             yield self
@@ -116,119 +114,121 @@ class Canary:
         self._task.cancel()
 
     def note(self) -> HealthNote:
-        """How the last one did, in words and figures."""
+        """The outcome of the last one, in words and figures."""
         now = time.monotonic()
         last = "no full round trip yet"
         facts: dict[str, float] = {}
-        if self._home_at is not None:
-            ago, took = round(now - self._home_at), round(self._home_seconds * 1000)
+        if self._mailed_at is not None:
+            ago, took = round(now - self._mailed_at), round(self._trip_seconds * 1000)
             last = f"last full round trip {ago} s ago, {took} ms"
             facts = {"secondsAgo": ago, "milliseconds": took}
-        if self._trouble is not None:
-            detail = f"{self._trouble.detail.rstrip('.')} ({last})."
+        if self._failure is not None:
+            detail = f"{self._failure.detail.rstrip('.')} ({last})."
             return HealthNote(warning=True, detail=detail, facts=facts)
-        if now - self._heard_at > SILENT_ROUNDS * self._every:
+        if now - self._active_at > SILENT_ROUNDS * self._every:
             return HealthNote(
                 warning=True, detail=f"No canary is sent any more ({last}).", facts=facts
             )
         return HealthNote(detail=last, facts=facts)
 
-    async def _fly_for_ever(self) -> None:
+    async def _send_periodically(self) -> None:
         # Not all frontends that start together at the same moment, and not before the rest.
         await asyncio.sleep(self._every * random.uniform(0.1, 0.3))  # noqa: S311 - spreads load
         try:
             while True:
                 pause = self._every * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
-                self._heard_at = time.monotonic()
-                flight = _Trip()
-                task = asyncio.create_task(self._send(flight))
-                self._under_way[flight] = task
+                self._active_at = time.monotonic()
+                trip = _Trip()
+                task = asyncio.create_task(self._send(trip))
+                self._trips[trip] = task
                 await asyncio.wait({task}, timeout=max(self._every, NEXT_AFTER_SECONDS))
                 if task.done():
                     task.result()
-                await asyncio.sleep(max(pause - flight.seconds, 0.1 * self._every))
+                await asyncio.sleep(max(pause - trip.seconds, 0.1 * self._every))
         finally:
-            await self._stop_waiting_for(list(self._under_way))
+            await self._cancel(list(self._trips))
 
-    async def _stop_waiting_for(self, flights: list[_Trip]) -> None:
-        tasks = [self._under_way.pop(flight) for flight in flights]
+    async def _cancel(self, trips: list[_Trip]) -> None:
+        tasks = [self._trips.pop(trip) for trip in trips]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _send(self, flight: _Trip) -> None:
-        enter_request({CORRELATION_ID: f"canary-{flight.canary_id.hex[-12:]}"})
+    async def _send(self, trip: _Trip) -> None:
+        enter_request({CORRELATION_ID: f"canary-{trip.canary_id.hex[-12:]}"})
         try:
-            await self._register(flight.canary_id)
+            await self._register(trip.canary_id)
         except UserStreamError as error:
             self._record_failure(
                 f"refused.{error.code}", f"A canary was not accepted: {error.detail}"
             )
-            del self._under_way[flight]
+            del self._trips[trip]
             return
-        flight.status = JourneyStatus.PENDING
-        gone = [flight]
-        if await self._wait_until_mailed(flight):
-            # Those before it are lost, or will be handled some time: that all is well is known.
-            before = list(self._under_way)[: list(self._under_way).index(flight)]
-            await self._stop_waiting_for(before)
-            self._came_home(flight)
-            gone += before
-        for each in gone:
+        trip.status = JourneyStatus.PENDING
+        ended = [trip]
+        if await self._wait_until_mailed(trip):
+            # Those before it are lost or late, and no longer of interest: the pipeline works.
+            before = list(self._trips)[: list(self._trips).index(trip)]
+            await self._cancel(before)
+            self._record_success(trip)
+            ended += before
+        for each in ended:
             await self._remove(each)
-        del self._under_way[flight]
+        del self._trips[trip]
 
-    async def _wait_until_mailed(self, flight: _Trip) -> bool:
-        """Follow it until its mail is settled; False if it never is."""
-        while flight.seconds < GIVE_UP_SECONDS:
+    async def _wait_until_mailed(self, trip: _Trip) -> bool:
+        """Poll its journey until it is mailed; False if it never is."""
+        while trip.seconds < GIVE_UP_SECONDS:
             unreadable = ""
             try:
-                flight.status = (await self._registrations.select_journey(flight.canary_id)).status
+                trip.status = (await self._registrations.select_journey(trip.canary_id)).status
             except UserStreamError as error:
                 unreadable = error.code
-            if flight.status is JourneyStatus.MAILED:
+            if trip.status is JourneyStatus.MAILED:
                 return True
-            if flight.status is JourneyStatus.MAIL_FAILED:
+            if trip.status is JourneyStatus.MAIL_FAILED:
                 self._record_failure("mail_failed", "A canary's mail was recorded as failed.")
                 return False
-            self._heard_at = time.monotonic()
-            is_oldest = flight is next(iter(self._under_way))
-            if is_oldest and flight.seconds > min(self._every, LATE_SECONDS):
-                self._late(flight, unreadable)
-            pause = max(flight.seconds / 2, FIRST_LOOK_SECONDS)
+            self._active_at = time.monotonic()
+            is_oldest = trip is next(iter(self._trips))
+            if is_oldest and trip.seconds > min(self._every, LATE_SECONDS):
+                self._record_delay(trip, unreadable)
+            pause = max(trip.seconds / 2, FIRST_POLL_SECONDS)
             await asyncio.sleep(min(pause, LONGEST_PAUSE_SECONDS))
-        self._record_failure("lost", f"A canary has not come home in {GIVE_UP_SECONDS:g} s.")
+        self._record_failure(
+            "lost", f"The canary registration was not mailed within {GIVE_UP_SECONDS:g} s."
+        )
         return False
 
-    def _late(self, flight: _Trip, unreadable: str) -> None:
-        """Say how far it came in all that time."""
-        since = f"A canary was accepted {flight.seconds:.0f} s ago"
+    def _record_delay(self, trip: _Trip, unreadable: str) -> None:
+        """Record how far it has come in that time."""
+        since = f"A canary was accepted {trip.seconds:.0f} s ago"
         if unreadable:
             self._record_failure(
                 f"unreadable.{unreadable}", f"{since}; its journey cannot be read."
             )
-        elif flight.status is JourneyStatus.STORED:
-            self._record_failure("not_mailed", f"{since} and is stored; its mail is not settled.")
+        elif trip.status is JourneyStatus.STORED:
+            self._record_failure("not_mailed", f"{since} and is stored, but not mailed.")
         else:
             self._record_failure("not_stored", f"{since} and is not stored.")
 
     def _record_failure(self, code: str, detail: str) -> None:
-        """Take note, and say it where it is news."""
-        if self._trouble is None or self._trouble.code != code:
+        """Keep the reason, and log it where it is a new one."""
+        if self._failure is None or self._failure.code != code:
             log.warning("canary.failed", code=code)
-        self._trouble = _Trouble(code, detail)
+        self._failure = _Failure(code, detail)
 
-    def _came_home(self, flight: _Trip) -> None:
-        self._home_at, self._home_seconds = time.monotonic(), flight.seconds
-        metrics.CANARY_SECONDS.observe(self._home_seconds)
-        if self._trouble is not None:
-            log.info("canary.recovered", milliseconds=round(self._home_seconds * 1000))
-        self._trouble = None
+    def _record_success(self, trip: _Trip) -> None:
+        self._mailed_at, self._trip_seconds = time.monotonic(), trip.seconds
+        metrics.CANARY_SECONDS.observe(self._trip_seconds)
+        if self._failure is not None:
+            log.info("canary.recovered", milliseconds=round(self._trip_seconds * 1000))
+        self._failure = None
 
-    async def _remove(self, flight: _Trip) -> None:
-        """Leave nothing behind; what cannot be removed now is stale in an hour."""
+    async def _remove(self, trip: _Trip) -> None:
+        """Remove its rows; what cannot be removed now is stale in an hour."""
         try:
-            await self._registrations.delete_canary(flight.canary_id)
+            await self._registrations.delete_canary(trip.canary_id)
         except UserStreamError as error:
             if self._is_removed:
                 log.warning("canary.not_removed", code=error.code)

@@ -1,7 +1,7 @@
-"""The way in for a canary: the form's endpoint of this very process, as anybody would call it.
+"""Registers canaries by this process's own endpoint, as any other client would.
 
-The endpoint knows it by its ``Idempotency-Key``, which is made for this one registration and
-known to nobody else. So there is no header, field or address by which others could mark theirs.
+The endpoint knows a canary by its ``Idempotency-Key``, which is made for this one registration
+and known to this process alone. No header, field or address marks a registration as a canary.
 """
 
 import secrets
@@ -24,10 +24,10 @@ ANSWER_SECONDS = 10.0
 """Longest wait for an answer; one that cannot publish says so within 6 s."""
 
 
-class OwnDoorError(TransientError):
-    """This process does not answer itself as it should."""
+class SelfRequestError(TransientError):
+    """The own endpoint did not answer, or not as expected."""
 
-    code = "self_client"
+    code = "self_request_failed"
 
 
 class SelfClient:
@@ -43,7 +43,7 @@ class SelfClient:
     @classmethod
     @asynccontextmanager
     async def open(cls, *, address: OwnAddress, identities: Identities) -> AsyncIterator[Self]:
-        """A way in that opens a connection for each canary, as people do."""
+        """A client that opens a connection for each canary, as people do."""
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
             connector=aiohttp.TCPConnector(force_close=True),
@@ -55,7 +55,7 @@ class SelfClient:
 
         Raises:
             UserStreamError: It was refused, with the endpoint's own reason.
-            OwnDoorError: There was no answer, or another than expected.
+            SelfRequestError: There was no answer, or another than expected.
         """
         url = await self._address.url()
         key = secrets.token_urlsafe(32)
@@ -70,14 +70,14 @@ class SelfClient:
                 ) as response:
                     answer = await response.json(content_type=None)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise OwnDoorError(f"No answer ({type(error).__name__}).") from error
+            raise SelfRequestError(f"No answer ({type(error).__name__}).") from error
         _check(response.status, answer, canary_id)
 
 
 def _check(status: int, answer: object, canary_id: UUID) -> None:
     said = answer if isinstance(answer, dict) else {}
     if status != 202:  # noqa: PLR2004
-        kind = UserStreamError.by_code.get(str(said.get("code")), OwnDoorError)
+        kind = UserStreamError.by_code.get(str(said.get("code")), SelfRequestError)
         raise kind(str(said.get("detail") or f"answered {status}"))
     if said.get("registrationId") != str(canary_id):
-        raise OwnDoorError("It was registered as somebody else.")
+        raise SelfRequestError("The response names another registration id.")

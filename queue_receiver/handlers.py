@@ -52,7 +52,7 @@ async def store_registration(
 ) -> None:
     """Store a registration once and ask for its mail.
 
-    The unacknowledged delivery is the note of what is still to do: a crash anywhere repeats
+    The unacknowledged delivery is the record of pending work: a crash anywhere repeats
     the step. Storing the same id again gives the same answer, and the mail's id derives
     from the registration's, so the sender recognises the request.
 

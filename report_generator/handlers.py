@@ -63,7 +63,7 @@ async def generate_report(
 ) -> None:
     """Write the report, record it, and ask for the mail that tells of it.
 
-    The unacknowledged delivery is the note of what is still to do. After a crash while
+    The unacknowledged delivery is the record of pending work. After a crash while
     writing, a draft is left and the report is written anew; after the file has its name, it
     is measured instead of written; after it is recorded, only the mail is asked for again,
     and its id derives from the report's, so the sender recognises the request.
@@ -136,7 +136,7 @@ class _FailureRecorded:
             return
         final = self.request.last_attempt or isinstance(error, PermanentError)
         status = ReportStatus.FAILED if final else ReportStatus.REQUESTED
-        what = error.detail if isinstance(error, UserStreamError) else "Something went wrong here."
+        what = error.detail if isinstance(error, UserStreamError) else "Internal error."
         advice = "Ask for the report again." if final else "It will be tried again by itself."
         await self.database.update_report(
             self.request.id,

@@ -95,9 +95,13 @@ class Wire:
             BrokerUnavailableError: Nothing was written.
         """
         if self.closed:
-            raise BrokerUnavailableError("The channel to the broker is lost; nothing left.")
+            raise BrokerUnavailableError(
+                "The channel to the broker is lost; the message was not sent."
+            )
         if self._transport.get_write_buffer_size() > UNSENT_BYTES:
-            raise BrokerUnavailableError("The broker does not read; nothing left.")
+            raise BrokerUnavailableError(
+                "The broker is not reading from the connection; the message was not sent."
+            )
         header = frames.content_header(len(body), properties, headers, expiration)
         self._write(
             frames.publish(self._number, exchange, routing_key, header, body, piece=self._piece)

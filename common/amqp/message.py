@@ -208,7 +208,8 @@ def _contract(delivery: Delivery, contracts: Collection[type[Contract]]) -> type
         if contract.is_default if names_none else contract.type_name == delivery.type:
             return contract
     raise UnknownVersionError(
-        f"Read here: {', '.join(contract.type_name for contract in contracts)}."
+        "Unknown message type. Supported: "
+        f"{', '.join(contract.type_name for contract in contracts)}."
     )
 
 

@@ -176,7 +176,7 @@ class Publisher:
                 await wire.turn(message_id)
         except TimeoutError as error:
             raise BrokerUnavailableError(
-                "The same message is under way and the broker has not confirmed it yet."
+                "A publish with this message id is still awaiting its confirm."
             ) from error
         return await self._wire_within_reach()
 

@@ -387,8 +387,8 @@ def _raise_for(status: int, content_type: str, body: bytes) -> None:
         return
     if status < 400:  # noqa: PLR2004
         raise UpstreamError(
-            f"database_service answered {status}: it is elsewhere. Name its final address in"
-            " DATABASE_SERVICE_URL."
+            f"database_service redirected ({status}). "
+            "Set DATABASE_SERVICE_URL to the final address."
         )
     detail, code = _problem(body) if content_type == "application/problem+json" else ("", "")
     if code == RowLockedError.code:

@@ -175,7 +175,7 @@ def _invalid(error: ValidationError, prefix: str) -> UserStreamError:
 
 def _summary(errors: tuple[FieldError, ...]) -> str:
     named = ", ".join(error.pointer or "/" for error in errors[:5])
-    return f"Please correct and send again: {named}."
+    return f"Invalid fields: {named}. Correct them and retry."
 
 
 def _field_error(item: dict[str, object], prefix: str) -> FieldError:

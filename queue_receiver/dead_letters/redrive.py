@@ -145,8 +145,8 @@ class Redrives:
     def _job(self, redrive_id: UUID) -> _Job:
         if redrive_id not in self._jobs:
             raise NotFoundError(
-                "This instance knows no such redrive: another one may, or it was restarted since. "
-                "What was not sent back is still among the dead letters."
+                "This instance has no such redrive. It may belong to another instance, or this one "
+                "was restarted. What was not sent back is still a dead letter."
             )
         return self._jobs[redrive_id]
 

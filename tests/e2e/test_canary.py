@@ -21,7 +21,7 @@ from common.contracts.canary import (
 from tests.amqp import eventually
 from tests.e2e.stack import Stack, addresses, register, running
 
-PATIENCE_SECONDS = 90.0
+TIMEOUT_SECONDS = 90.0
 """Longer than a sender's lease that was frozen with it, on a machine that is busy."""
 
 
@@ -57,10 +57,10 @@ COUNT = "userstream_canary_seconds_count "
 async def some_round_trips(client: aiohttp.ClientSession, stack: Stack, *, number: int = 3) -> None:
     begin = await round_trips(client, stack)
 
-    async def came_home() -> bool:
+    async def mailed() -> bool:
         return await round_trips(client, stack) >= begin + number
 
-    await eventually(came_home, f"{number} round trips", PATIENCE_SECONDS)
+    await eventually(mailed, f"{number} round trips", TIMEOUT_SECONDS)
 
 
 async def rows_of_canaries(stack: Stack) -> set[UUID]:
@@ -83,7 +83,7 @@ async def test_people_see_nothing_of_the_canaries_that_fly_among_them(
 
     await some_round_trips(client, stack)
     accepted = await register(stack, people)
-    await stack.drained(PATIENCE_SECONDS)
+    await stack.drained(TIMEOUT_SECONDS)
     await some_round_trips(client, stack)
 
     seen = await note(client, stack)
@@ -107,7 +107,7 @@ async def test_people_see_nothing_of_the_canaries_that_fly_among_them(
     assert set(await stack.mails_by_address()) == set(people)
 
 
-async def test_what_came_home_is_removed(client: aiohttp.ClientSession, stack: Stack) -> None:
+async def test_what_was_mailed_is_removed(client: aiohttp.ClientSession, stack: Stack) -> None:
     before = await rows_of_canaries(stack)
 
     await some_round_trips(client, stack)
@@ -130,7 +130,7 @@ async def test_a_frozen_sender_is_noticed_and_takes_nothing_away(
 
     stack.freeze("sender")
     try:
-        await eventually(warned, "the warning", PATIENCE_SECONDS)
+        await eventually(warned, "the warning", TIMEOUT_SECONDS)
         async with client.get(f"{frontend}/health/ready") as answer:
             assert answer.status == 200
         accepted = await register(stack, addresses(1))
@@ -141,8 +141,8 @@ async def test_a_frozen_sender_is_noticed_and_takes_nothing_away(
     async def recovered() -> bool:
         return not (await note(client, stack))["warning"]
 
-    await eventually(recovered, "the end of the warning", PATIENCE_SECONDS)
-    await stack.drained(PATIENCE_SECONDS)
+    await eventually(recovered, "the end of the warning", TIMEOUT_SECONDS)
+    await stack.drained(TIMEOUT_SECONDS)
     await stack.stored_once(accepted)
 
 
@@ -153,17 +153,17 @@ async def test_what_a_killed_frontend_left_behind_is_swept_when_it_is_stale(
     stack.freeze("sender")
     try:
 
-        async def under_way() -> bool:
+        async def in_progress() -> bool:
             return bool(await rows_of_canaries(stack))
 
-        await eventually(under_way, "a canary that is stored", PATIENCE_SECONDS)
+        await eventually(in_progress, "a canary that is stored", TIMEOUT_SECONDS)
         orphans = await rows_of_canaries(stack)
         os.kill(stack.status()["services"]["frontend"]["pid"], signal.SIGKILL)
     finally:
         stack.thaw("sender")
     await stack.all_ready()
     await some_round_trips(client, stack)
-    await stack.drained(PATIENCE_SECONDS)
+    await stack.drained(TIMEOUT_SECONDS)
     assert orphans <= await rows_of_canaries(stack)  # nobody knows of them; not stale yet
 
     await stack.rows(
@@ -181,7 +181,7 @@ async def test_what_a_killed_frontend_left_behind_is_swept_when_it_is_stale(
     async def swept() -> bool:
         return not orphans & await rows_of_canaries(stack)
 
-    await eventually(swept, "the sweep", PATIENCE_SECONDS)
+    await eventually(swept, "the sweep", TIMEOUT_SECONDS)
 
 
 async def test_an_outsider_can_not_mark_a_registration(
@@ -207,7 +207,7 @@ async def test_an_outsider_can_not_mark_a_registration(
         marked = {**person, "registrationId": str(canary_id)}
         async with client.post(f"{frontend}/api/registrations", json=marked) as answer:
             assert answer.status == 422
-    await stack.drained(PATIENCE_SECONDS)
+    await stack.drained(TIMEOUT_SECONDS)
     removals = []
     for registration_id in ids:
         async with client.delete(f"{database}/api/canaries/{registration_id}") as answer:

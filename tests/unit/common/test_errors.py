@@ -73,5 +73,5 @@ def test_a_neighbours_code_becomes_the_error_it_was() -> None:
 
 
 def test_an_error_without_words_says_its_title() -> None:
-    assert str(errors.NotFoundError()) == errors.NotFoundError().detail == "There is nothing here"
+    assert str(errors.NotFoundError()) == errors.NotFoundError().detail == "Not found"
     assert str(errors.NotFoundError("No user 7.")) == "No user 7."

@@ -34,8 +34,8 @@ class FakePipeline:
     """Those whose messages are gone."""
 
     refused: int = 0
-    looks: int = 0
-    most_under_way: int = 0
+    polls: int = 0
+    most_in_progress: int = 0
 
     async def register(self, canary_id: UUID) -> None:
         await asyncio.sleep(0)
@@ -43,11 +43,11 @@ class FakePipeline:
             self.refused += 1
             raise self.refusal
         self.registered.append(canary_id)
-        self.most_under_way = max(self.most_under_way, len(self.registered) - len(self.removed))
+        self.most_in_progress = max(self.most_in_progress, len(self.registered) - len(self.removed))
 
     async def select_journey(self, registration_id: UUID) -> Journey:
         await asyncio.sleep(0)
-        self.looks += 1
+        self.polls += 1
         if self.unreadable:
             raise self.unreadable
         reached = JourneyStatus.PENDING if registration_id in self.lost else self.reaches
@@ -69,9 +69,11 @@ def pipeline() -> FakePipeline:
 async def run(
     pipeline: FakePipeline, every_seconds: float = EVERY_SECONDS
 ) -> AsyncIterator[Canary]:
-    bird = Canary(every_seconds=every_seconds, register=pipeline.register, registrations=pipeline)
-    async with bird.run():
-        yield bird
+    canaries = Canary(
+        every_seconds=every_seconds, register=pipeline.register, registrations=pipeline
+    )
+    async with canaries.run():
+        yield canaries
 
 
 def events(lines: list[Any]) -> list[tuple[str, str]]:
@@ -82,12 +84,12 @@ def events(lines: list[Any]) -> list[tuple[str, str]]:
     ]
 
 
-async def test_canaries_come_home_and_are_removed(pipeline: FakePipeline) -> None:
+async def test_canaries_are_mailed_and_removed(pipeline: FakePipeline) -> None:
     with capture_logs() as lines:
-        async with run(pipeline) as bird:
-            assert bird.note().detail == "no full round trip yet"
+        async with run(pipeline) as canaries:
+            assert canaries.note().detail == "no full round trip yet"
             await until(lambda: len(pipeline.removed) >= 3, "three round trips")
-            note = bird.note()
+            note = canaries.note()
 
     assert pipeline.removed == pipeline.registered[: len(pipeline.removed)]
     assert all(map(is_canary, pipeline.registered))
@@ -102,22 +104,22 @@ async def test_canaries_come_home_and_are_removed(pipeline: FakePipeline) -> Non
     ("reaches", "code", "words"),
     [
         (JourneyStatus.PENDING, "not_stored", "is not stored"),
-        (JourneyStatus.STORED, "not_mailed", "is stored; its mail is not settled"),
+        (JourneyStatus.STORED, "not_mailed", "is stored, but not mailed"),
     ],
 )
-async def test_one_that_is_late_is_told_once_and_followed_until_it_is_home(
+async def test_one_that_is_late_is_reported_once_and_followed_until_it_is_mailed(
     pipeline: FakePipeline, reaches: JourneyStatus, code: str, words: str
 ) -> None:
     pipeline.reaches = reaches
     with capture_logs() as lines:
-        async with run(pipeline) as bird:
-            await until(lambda: bird.note().warning, "the warning")
-            looks = pipeline.looks
-            await until(lambda: pipeline.looks >= looks + 3, "further looks")
-            assert words in bird.note().detail
-            assert len(pipeline.registered) == 1  # an outage leaves no flock behind
+        async with run(pipeline) as canaries:
+            await until(lambda: canaries.note().warning, "the warning")
+            polls = pipeline.polls
+            await until(lambda: pipeline.polls >= polls + 3, "further polls")
+            assert words in canaries.note().detail
+            assert len(pipeline.registered) == 1  # an outage leaves no others behind
             pipeline.reaches = JourneyStatus.MAILED
-            await until(lambda: not bird.note().warning, "the end of the warning")
+            await until(lambda: not canaries.note().warning, "the end of the warning")
 
     assert events(lines) == [("canary.failed", code), ("canary.recovered", "")]
 
@@ -128,8 +130,8 @@ async def test_one_is_late_long_before_the_next_one_if_those_are_rare(
     monkeypatch.setattr(random, "uniform", lambda _low, _high: 0.0)  # the first leaves at once
     monkeypatch.setattr(canary, "LATE_SECONDS", 0.01)
     pipeline.reaches = JourneyStatus.PENDING
-    async with run(pipeline, every_seconds=3600.0) as bird:
-        await until(lambda: bird.note().warning, "the warning")
+    async with run(pipeline, every_seconds=3600.0) as canaries:
+        await until(lambda: canaries.note().warning, "the warning")
 
 
 async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
@@ -137,12 +139,12 @@ async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
 ) -> None:
     pipeline.refusal = BrokerUnavailableError("The broker takes no messages.")
     with capture_logs() as lines:
-        async with run(pipeline) as bird:
-            await until(lambda: bird.note().warning, "the warning")
-            assert "The broker takes no messages" in bird.note().detail
+        async with run(pipeline) as canaries:
+            await until(lambda: canaries.note().warning, "the warning")
+            assert "The broker takes no messages" in canaries.note().detail
             await until(lambda: pipeline.refused >= 3, "further refusals")
             pipeline.refusal = None
-            await until(lambda: not bird.note().warning, "the end of the warning")
+            await until(lambda: not canaries.note().warning, "the end of the warning")
 
     assert events(lines) == [
         ("canary.failed", "refused.broker_unavailable"),
@@ -153,22 +155,22 @@ async def test_one_that_is_refused_says_why_once_and_the_next_one_tries_again(
 async def test_an_unreadable_journey_is_no_end_of_it(pipeline: FakePipeline) -> None:
     pipeline.unreadable = DatabaseServiceUnavailableError("away")
     with capture_logs() as lines:
-        async with run(pipeline) as bird:
-            await until(lambda: bird.note().warning, "the warning")
-            assert "cannot be read" in bird.note().detail
+        async with run(pipeline) as canaries:
+            await until(lambda: canaries.note().warning, "the warning")
+            assert "cannot be read" in canaries.note().detail
             pipeline.unreadable = None
-            await until(lambda: not bird.note().warning, "the end of the warning")
+            await until(lambda: not canaries.note().warning, "the end of the warning")
 
     assert events(lines)[0] == ("canary.failed", "unreadable.database_service_unavailable")
 
 
-async def test_one_whose_mail_failed_is_removed_and_told(pipeline: FakePipeline) -> None:
+async def test_one_whose_mail_failed_is_removed_and_reported(pipeline: FakePipeline) -> None:
     pipeline.reaches = JourneyStatus.MAIL_FAILED
-    async with run(pipeline) as bird:
+    async with run(pipeline) as canaries:
         await until(lambda: len(pipeline.removed) > 0, "the removal")
 
-        assert "recorded as failed" in bird.note().detail
-        assert bird.note().warning
+        assert "recorded as failed" in canaries.note().detail
+        assert canaries.note().warning
 
 
 async def test_one_that_never_comes_is_given_up_and_another_one_sent(
@@ -176,30 +178,30 @@ async def test_one_that_never_comes_is_given_up_and_another_one_sent(
 ) -> None:
     monkeypatch.setattr(canary, "GIVE_UP_SECONDS", 0.02)
     pipeline.reaches = JourneyStatus.PENDING
-    async with run(pipeline) as bird:
+    async with run(pipeline) as canaries:
         await until(lambda: len(pipeline.registered) >= 2, "another canary")
 
-        assert bird.note().warning
-    assert pipeline.most_under_way == 1
+        assert canaries.note().warning
+    assert pipeline.most_in_progress == 1
 
 
-async def test_one_that_is_lost_keeps_nobody_from_seeing_that_all_is_well_again(
+async def test_one_that_is_lost_does_not_hide_the_recovery(
     pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its message is gone for good; the next ones come home, long before it is given up."""
+    """Its message is gone for good; the next ones are mailed, long before it is given up."""
     monkeypatch.setattr(canary, "NEXT_AFTER_SECONDS", 0.02)
     pipeline.reaches = JourneyStatus.PENDING
     with capture_logs() as lines:
-        async with run(pipeline) as bird:
-            await until(lambda: bird.note().warning, "the warning")
+        async with run(pipeline) as canaries:
+            await until(lambda: canaries.note().warning, "the warning")
             lost = [*pipeline.registered]
             pipeline.lost.update(lost)
             pipeline.reaches = JourneyStatus.MAILED
-            await until(lambda: not bird.note().warning, "the end of the warning")
+            await until(lambda: not canaries.note().warning, "the end of the warning")
             await until(lambda: set(lost) <= set(pipeline.removed), "the lost ones being removed")
-            home = len(pipeline.removed)
-            await until(lambda: len(pipeline.removed) > home + 3, "further round trips")
-            assert not bird.note().warning
+            mailed = len(pipeline.removed)
+            await until(lambda: len(pipeline.removed) > mailed + 3, "further round trips")
+            assert not canaries.note().warning
 
     assert events(lines) == [("canary.failed", "not_stored"), ("canary.recovered", "")]
 
@@ -209,23 +211,23 @@ async def test_in_an_outage_the_next_one_waits_its_minute(
 ) -> None:
     monkeypatch.setattr(canary, "NEXT_AFTER_SECONDS", 0.2)
     pipeline.reaches = JourneyStatus.PENDING
-    async with run(pipeline) as bird:
+    async with run(pipeline) as canaries:
         await until(lambda: len(pipeline.registered) >= 3, "further canaries")
-        looks = pipeline.looks
-        await until(lambda: pipeline.looks > looks, "a look")
-        assert bird.note().warning
+        polls = pipeline.polls
+        await until(lambda: pipeline.polls > polls, "a poll")
+        assert canaries.note().warning
 
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_one_that_can_not_be_removed_was_a_round_trip_all_the_same(
+async def test_one_that_cannot_be_removed_was_a_round_trip_all_the_same(
     pipeline: FakePipeline,
 ) -> None:
     pipeline.unremovable = UpstreamError("no")
     with capture_logs() as lines:
-        async with run(pipeline) as bird:
+        async with run(pipeline) as canaries:
             await until(lambda: len(pipeline.registered) >= 3, "three round trips")
-            note = bird.note()
+            note = canaries.note()
 
     assert not note.warning
     assert events(lines) == [("canary.not_removed", "upstream_error")]
@@ -234,16 +236,16 @@ async def test_one_that_can_not_be_removed_was_a_round_trip_all_the_same(
 async def test_stopping_waits_for_nothing(pipeline: FakePipeline) -> None:
     pipeline.reaches = JourneyStatus.PENDING
     async with run(pipeline):
-        await until(lambda: len(pipeline.registered) == 1, "a canary under way")
+        await until(lambda: len(pipeline.registered) == 1, "a canary in progress")
 
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert pipeline.removed == []  # it may still come; stale ones are swept
 
 
-async def test_a_canary_that_fell_silent_is_told(pipeline: FakePipeline) -> None:
-    async with run(pipeline) as bird:
+async def test_a_canary_that_stopped_is_reported(pipeline: FakePipeline) -> None:
+    async with run(pipeline) as canaries:
         await until(lambda: len(pipeline.removed) >= 1, "a round trip")
-        bird.stop()
-        await until(lambda: bird.note().warning, "the warning")
+        canaries.stop()
+        await until(lambda: canaries.note().warning, "the warning")
 
-        assert bird.note().detail.startswith("No canary is sent any more (last full round trip")
+        assert canaries.note().detail.startswith("No canary is sent any more (last full round trip")

@@ -250,7 +250,7 @@ def test_pages_keep_the_content_security_policy() -> None:
     pages = (
         a_form(),
         render_status(a_journey(JourneyStatus.MAILED), REGISTRATION),
-        render_problem(404, "There is nothing here", "Check the address."),
+        render_problem(404, "Not found", "Check the address."),
     )
 
     found = [element for page in pages for element in Tags(page).found]

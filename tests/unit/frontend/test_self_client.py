@@ -1,4 +1,4 @@
-"""A canary enters by the form's endpoint; nobody else's registration becomes one."""
+"""A canary is registered by the form's endpoint; no other registration becomes one."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ from common.http.app import base_app
 from common.readiness import Readiness
 from frontend.identity import Identities
 from frontend.routes import BASE_URL, IDENTITIES, PUBLISHER, api
-from frontend.self_client import OwnDoorError, SelfClient
+from frontend.self_client import SelfClient, SelfRequestError
 
 SECRET = "a secret of thirty-two characters"
 
@@ -52,11 +52,11 @@ async def frontend(publisher: FakePublisher) -> AsyncIterator[TestClient[Any, An
 
 
 @asynccontextmanager
-async def door_to(server: TestClient[Any, Any]) -> AsyncIterator[SelfClient]:
+async def client_of(server: TestClient[Any, Any]) -> AsyncIterator[SelfClient]:
     address = OwnAddress()
     address.listens("127.0.0.1", server.port or 0)
-    async with SelfClient.open(address=address, identities=server.app[IDENTITIES]) as door:
-        yield door
+    async with SelfClient.open(address=address, identities=server.app[IDENTITIES]) as client:
+        yield client
 
 
 async def test_a_canary_is_published_under_its_own_id(
@@ -64,8 +64,8 @@ async def test_a_canary_is_published_under_its_own_id(
 ) -> None:
     canary_id = new_canary_id()
 
-    async with door_to(frontend) as door:
-        await door.register(canary_id)
+    async with client_of(frontend) as client:
+        await client.register(canary_id)
 
     ((message_id, data),) = publisher.published
     assert message_id == canary_id
@@ -77,9 +77,9 @@ async def test_a_refusal_keeps_its_reason(
 ) -> None:
     publisher.error = BrokerUnavailableError("The broker takes no messages.")
 
-    async with door_to(frontend) as door:
+    async with client_of(frontend) as client:
         with pytest.raises(BrokerUnavailableError, match="takes no messages"):
-            await door.register(new_canary_id())
+            await client.register(new_canary_id())
 
 
 async def test_a_503_says_that_nothing_was_promised_and_what_to_do(
@@ -149,14 +149,14 @@ async def test_another_process_on_that_port_is_found_out() -> None:
     async with TestClient(TestServer(app)) as other:
         address = OwnAddress()
         address.listens("127.0.0.1", other.port or 0)
-        async with SelfClient.open(address=address, identities=Identities(SECRET)) as door:
-            with pytest.raises(OwnDoorError, match="somebody else"):
-                await door.register(new_canary_id())
+        async with SelfClient.open(address=address, identities=Identities(SECRET)) as client:
+            with pytest.raises(SelfRequestError, match="another registration id"):
+                await client.register(new_canary_id())
 
 
 async def test_nobody_there_is_an_error_of_ours() -> None:
     address = OwnAddress()
     address.listens("127.0.0.1", 1)
-    async with SelfClient.open(address=address, identities=Identities(SECRET)) as door:
+    async with SelfClient.open(address=address, identities=Identities(SECRET)) as client:
         with pytest.raises(UserStreamError, match="No answer"):
-            await door.register(new_canary_id())
+            await client.register(new_canary_id())

@@ -179,7 +179,7 @@ async def test_an_unconfirmed_mail_leaves_the_report_ready(generator: Generator)
         (UpstreamError("Odd."), False, ReportStatus.REQUESTED, "Odd. It will be tried again"),
         (UpstreamError("Odd."), True, ReportStatus.FAILED, "Odd. Ask for the report again."),
         (InvalidError("No."), False, ReportStatus.FAILED, "No. Ask for the report again."),
-        (KeyError("secret"), True, ReportStatus.FAILED, "Something went wrong here. Ask"),
+        (KeyError("secret"), True, ReportStatus.FAILED, "Internal error. Ask"),
     ],
 )
 async def test_the_record_says_what_failed_and_whether_it_goes_on(

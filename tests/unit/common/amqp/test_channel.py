@@ -240,7 +240,7 @@ async def test_what_can_not_be_written_raises_and_counts_for_nothing(paper: Pape
 
 async def test_a_broker_that_does_not_read_gets_no_more_until_it_does(paper: Paper) -> None:
     paper.transport.unsent = wire_module.UNSENT_BYTES + 1
-    with pytest.raises(BrokerUnavailableError, match="does not read"):
+    with pytest.raises(BrokerUnavailableError, match="not reading"):
         paper.publish("refused")
     paper.transport.unsent = wire_module.UNSENT_BYTES
     taken = paper.publish("taken")
@@ -564,7 +564,7 @@ async def test_nothing_is_written_after_the_loss(paper: Paper) -> None:
 
     paper.loses_the_channel()
     await a_turn()
-    with pytest.raises(BrokerUnavailableError, match="nothing left"):
+    with pytest.raises(BrokerUnavailableError, match="was not sent"):
         paper.publish("after")
     await a_turn()
 
@@ -587,7 +587,7 @@ async def test_a_transport_that_closes_takes_no_more_though_the_channel_is_open(
     await paper.wire.drain()
 
     assert paper.wire.closed
-    with pytest.raises(BrokerUnavailableError, match="nothing left"):
+    with pytest.raises(BrokerUnavailableError, match="was not sent"):
         paper.publish("after")
     paper.loses_the_channel()
     with pytest.raises(BrokerUnavailableError, match="connection broke"):
@@ -612,7 +612,7 @@ async def test_nothing_counts_after_the_broker_said_that_it_closes(paper: Paper,
 
     paper.tap.data_received(pamqp_frame.marshal(word, on_channel))
     paper.delivers(2)
-    with pytest.raises(BrokerUnavailableError, match="nothing left"):
+    with pytest.raises(BrokerUnavailableError, match="was not sent"):
         paper.publish("after")
     await a_turn()
 

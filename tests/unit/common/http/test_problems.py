@@ -136,7 +136,7 @@ async def test_an_error_without_words_has_a_title_and_a_status(
 ) -> None:
     status, document = await problem_at(client, "/stale")
 
-    assert (status, document["title"]) == (412, "It was changed by someone else meanwhile")
+    assert (status, document["title"]) == (412, "Changed since it was read")
     assert "errors" not in document
 
 
