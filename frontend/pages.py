@@ -1,7 +1,7 @@
 """Renders the pages: pure functions from typed values to HTML, over templates in ``templates/``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from uuid import UUID
 
@@ -36,18 +36,9 @@ NOT_READABLE_NOTICE = (
 """For the status page while the database is away."""
 
 
-@dataclass(frozen=True, slots=True)
-class FormValues:
-    """What the person typed, untouched."""
-
-    name: str = ""
-    surname: str = ""
-    email: str = ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One input: the shared rule, and its words on the page."""
+    """One input: the shared rule, and its texts on the page."""
 
     name: str
     label: str
@@ -64,21 +55,21 @@ class Field:
 
     missing: str
     stray: str
-    """What to say of the first character that is none of these, with ``{character}`` for it."""
+    """Message for the first character that is none of these, with ``{character}`` for it."""
 
     mismatch: str
-    """What to say where all characters are right and the whole is not."""
+    """Message where all characters are right and the whole is not."""
 
     note: str = ""
     """Always visible below the label."""
 
     @property
     def too_long(self) -> str:
-        """What to say when there are more than ``max_length`` characters."""
+        """Message for more than ``max_length`` characters."""
         return f"Use at most {self.max_length} characters."
 
     def named(self, text: str) -> str:
-        """A complaint as it stands away from its input, where it must say what it is about."""
+        """A message as it stands away from its input, where it must name the field."""
         return text if self.label.lower() in text.lower() else f"{self.label}: {text}"
 
 
@@ -140,17 +131,17 @@ PROGRESS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 
 
 def render_form(
-    values: FormValues, errors: Sequence[FieldError], nonce: str, notice: str = ""
+    values: Mapping[str, str], errors: Sequence[FieldError], nonce: str, notice: str = ""
 ) -> str:
-    """The form with what was typed, what is wrong with it, and the nonce it came with."""
+    """The form with what was typed, by field, what is wrong with it, and its nonce."""
     known = {f"/{field.name}": field for field in FIELDS}
     return PAGES.render(
         "form.html",
         fields=FIELDS,
-        values=asdict(values),
+        values=values,
         wrong={
-            known[error.pointer].name: _in_the_forms_words(known[error.pointer], values, error)
-            for error in reversed(errors)  # so that the first word on a field counts
+            known[error.pointer].name: _message(known[error.pointer], values, error)
+            for error in reversed(errors)  # so that the first error of a field counts
             if error.pointer in known
         },
         refusals=[error.detail for error in errors if error.pointer not in known],
@@ -160,12 +151,10 @@ def render_form(
     )
 
 
-def render_status(
-    journey: Journey | None, registration_id: UUID, notice: str = "", *, accepted: bool = True
-) -> str:
+def render_status(journey: Journey | None, registration_id: UUID, *, accepted: bool = True) -> str:
     """The journey of a registration; ``None``: it cannot be read now.
 
-    ``accepted`` says whether it was promised at all, which can be told without reading it.
+    ``accepted``: whether a 202 was given for it, which the id itself shows.
     """
     progress = dict(PROGRESS)
     if not accepted:
@@ -177,17 +166,16 @@ def render_status(
         finished=journey is not None and journey.finished,
         registration_id=registration_id,
         progress=progress,
-        notice=notice or NOT_READABLE_NOTICE,
-        notice_hidden=not notice and journey is not None,
+        notice=NOT_READABLE_NOTICE,
+        notice_hidden=journey is not None,
     )
 
 
 def render_problem(status: int, title: str, detail: str) -> str:
-    """A page for a person in whose browser something went wrong."""
+    """A page for a person whose request failed."""
     return PAGES.render("problem.html", status=status, title=title, detail=detail)
 
 
-def _in_the_forms_words(field: Field, values: FormValues, error: FieldError) -> str:
-    """An empty field is asked for by its name; everything else is said well already."""
-    typed: str = getattr(values, field.name)
-    return error.detail if typed.strip() else field.missing
+def _message(field: Field, values: Mapping[str, str], error: FieldError) -> str:
+    """An empty field is asked for by its name; the other errors are for people already."""
+    return error.detail if values.get(field.name, "").strip() else field.missing

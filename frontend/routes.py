@@ -1,4 +1,4 @@
-"""Everything people and programs can ask the frontend."""
+"""The frontend's routes: the form, the status page, the API."""
 
 import secrets
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from common.http.validation import read_form_fields, validate
 from frontend.events import TooManyWatchersError, Watchers
 from frontend.identity import Identities
 from frontend.journeys import JourneyReader
-from frontend.pages import UNCONFIRMED_NOTICE, FormValues, render_form, render_status
+from frontend.pages import FIELDS, UNCONFIRMED_NOTICE, render_form, render_status
 from frontend.unpromised import Unpromised
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class RegistrationPath(Body):
 @api.get("/", returns={200: "text/html"})
 async def form(_request: web.Request) -> web.Response:
     """The form."""
-    return _page(render_form(FormValues(), (), nonce=secrets.token_urlsafe(16)))
+    return _page(render_form({}, (), nonce=secrets.token_urlsafe(16)))
 
 
 class RegistrationForm(RegistrationRequest):
@@ -83,19 +83,12 @@ class RegistrationForm(RegistrationRequest):
 async def submit_form(request: web.Request) -> web.Response:
     """Register by the form, also without JavaScript."""
     fields = await read_form_fields(request)
-    values = FormValues(
-        name=fields.get("name", ""),
-        surname=fields.get("surname", ""),
-        email=fields.get("email", ""),
-    )
+    values = {field.name: fields.get(field.name, "") for field in FIELDS}
     nonce = fields.get("nonce", "")
     if not is_valid_key(nonce):
         nonce = secrets.token_urlsafe(16)
     try:
-        body = validate(
-            RegistrationRequest,
-            {"name": values.name, "surname": values.surname, "email": values.email},
-        )
+        body = validate(RegistrationRequest, values)
         registration_id = await _register(request, body, nonce)
     except InvalidError as error:
         return _page(render_form(values, error.errors, nonce), status=422)
@@ -113,11 +106,11 @@ _KEY_HEADER = {
 }
 
 
-NOT_PROMISED = (
-    "Nothing was promised: send it again, best with the same Idempotency-Key, which makes that"
-    " harmless."
+NOT_CONFIRMED = (
+    "The registration was not confirmed. Retry it, best with the same Idempotency-Key, which makes"
+    " the retry safe."
 )
-"""What a program is told with a 503."""
+"""The advice of a 503 to programs."""
 
 
 @api.post(
@@ -128,14 +121,14 @@ NOT_PROMISED = (
     raises=(IdempotencyKeyReusedError, BrokerUnavailableError),
 )
 async def submit(request: web.Request, *, body: RegistrationRequest) -> web.Response:
-    """Register somebody; 202 means that the broker has confirmed it."""
+    """Register a person; 202 means that the broker has confirmed it."""
     key = idempotency_key(request)
     if key is not None:
         request.app[IDENTITIES].check_reuse(body, key)
     try:
         registration_id = await _register(request, body, key)
     except UnavailableError as error:
-        raise type(error)(f"{error.detail.rstrip('.')}. {NOT_PROMISED}") from error
+        raise type(error)(f"{error.detail.rstrip('.')}. {NOT_CONFIRMED}") from error
     if key is not None:
         request.app[IDENTITIES].remember(body, key)
     status_url = f"{request.app[BASE_URL]}/registrations/{registration_id}"
@@ -154,7 +147,7 @@ async def submit(request: web.Request, *, body: RegistrationRequest) -> web.Resp
     raises=(IdempotencyKeyReusedError, BrokerUnavailableError),
 )
 async def submit_alias(request: web.Request, *, body: RegistrationRequest) -> web.Response:
-    """Register somebody: another name of POST /api/registrations."""
+    """Register a person: an alias of POST /api/registrations."""
     return await submit(request, body=body)
 
 
@@ -165,7 +158,7 @@ async def submit_alias(request: web.Request, *, body: RegistrationRequest) -> we
     raises=(DatabaseServiceUnavailableError,),
 )
 async def get_journey(request: web.Request, *, path: RegistrationPath) -> web.Response:
-    """How far a registration has come; unknown, if it is not stored and the id is not ours."""
+    """Show how far a registration has come; unknown, if not stored and the id is not ours."""
     return answer(await request.app[JOURNEYS].select_journey(path.registration_id))
 
 
@@ -198,9 +191,9 @@ async def watch(request: web.Request, *, path: RegistrationPath) -> web.StreamRe
 
 
 async def _register(request: web.Request, body: RegistrationRequest, key: str | None) -> UUID:
-    """Publish the registration; when this returns, it is safe, and the answer a promise.
+    """Publish the registration; when this returns, the broker has it on disk.
 
-    Once per request: whoever is told 503 was promised nothing under the request's span.
+    Once per request: no registration is confirmed under the span of a request answered with 503.
     """
     registration_id = request.app[IDENTITIES].identify(body, key)
     failpoint("w1")

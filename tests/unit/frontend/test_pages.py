@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from importlib import resources
@@ -28,7 +28,6 @@ from common.errors import FieldError
 from frontend.pages import (
     PAGES,
     UNCONFIRMED_NOTICE,
-    FormValues,
     render_form,
     render_problem,
     render_status,
@@ -60,13 +59,17 @@ def tag(page: str, name: str, /, **wanted: str) -> dict[str, str | None]:
     return attributes
 
 
+def values_of(name: str = "", surname: str = "", email: str = "") -> dict[str, str]:
+    return {"name": name, "surname": surname, "email": email}
+
+
 def a_form(
-    values: FormValues | None = None,
+    values: Mapping[str, str] | None = None,
     errors: Sequence[FieldError] = (),
     nonce: str = "n0nce",
     notice: str = "",
 ) -> str:
-    return render_form(values or FormValues(), errors, nonce, notice)
+    return render_form(values or {}, errors, nonce, notice)
 
 
 def a_journey(status: JourneyStatus) -> Journey:
@@ -129,7 +132,7 @@ def test_email_pattern_takes_international_addresses(address: str) -> None:
 
 
 def test_form_keeps_what_was_typed_and_the_nonce() -> None:
-    page = a_form(FormValues("Ada", "O'Brien", "ada@example.org"), nonce="n-1", notice="Not yet.")
+    page = a_form(values_of("Ada", "O'Brien", "ada@example.org"), nonce="n-1", notice="Not yet.")
 
     assert tag(page, "input", name="name")["value"] == "Ada"
     assert tag(page, "input", name="surname")["value"] == "O'Brien"
@@ -138,7 +141,7 @@ def test_form_keeps_what_was_typed_and_the_nonce() -> None:
 
 
 def test_form_escapes_what_was_typed_and_what_was_answered() -> None:
-    values = FormValues(MARKUP, MARKUP, MARKUP)
+    values = values_of(MARKUP, MARKUP, MARKUP)
     errors = [FieldError("/name", MARKUP), FieldError("/other", MARKUP)]
 
     page = a_form(values, errors, nonce=MARKUP, notice=MARKUP)
@@ -148,7 +151,7 @@ def test_form_escapes_what_was_typed_and_what_was_answered() -> None:
 
 
 def test_form_shows_errors_at_their_fields_and_above_them() -> None:
-    values = FormValues("Ada", "R2-D2", "ada@example.org")
+    values = values_of("Ada", "R2-D2", "ada@example.org")
 
     page = a_form(values, [FieldError("/surname", NAME_HINT)])
 
@@ -162,14 +165,14 @@ def test_form_shows_errors_at_their_fields_and_above_them() -> None:
 
 
 def test_form_asks_for_an_empty_field_by_its_name() -> None:
-    page = a_form(FormValues(name="  "), [FieldError("/name", "This field is required.")])
+    page = a_form(values_of("  "), [FieldError("/name", "This field is required.")])
 
     assert page.count("Enter your first name.</") == 2  # above the form and at the field
     assert "This field is required." not in page
 
 
 def test_form_shows_an_error_of_no_field_above_the_fields() -> None:
-    page = a_form(FormValues("Ada"), [FieldError("/nonce", "There is no such field.")])
+    page = a_form(values_of("Ada"), [FieldError("/nonce", "There is no such field.")])
 
     assert "<li>There is no such field.</li>" in page
     assert "autofocus" in tag(page, "div", id="summary")

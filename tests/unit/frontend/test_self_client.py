@@ -94,7 +94,7 @@ async def test_a_503_says_that_nothing_was_promised_and_what_to_do(
 
             assert (answer.status, said["code"]) == (503, "broker_unavailable")
             assert said["detail"].startswith("Cannot reach the broker: Connection refused. ")
-            assert said["detail"].count("Nothing was promised: send it again") == 1
+            assert said["detail"].count("The registration was not confirmed. Retry it") == 1
 
 
 async def test_nobody_else_registers_a_canary(
