@@ -12,21 +12,26 @@ from pydantic.alias_generators import to_camel
 from common.contracts.topology import Route
 
 
-class Body(BaseModel):
-    """An HTTP body or query: camelCase at the edge, unknown fields refused."""
-
-    sample: ClassVar[Mapping[str, Any] | None] = None
-    """A body as another program would write it: shown in the documents, read in the tests."""
+class _Model(BaseModel):
+    """camelCase in JSON, snake_case in Python; cannot be changed."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
         validate_by_name=True,
         validate_by_alias=True,
         serialize_by_alias=True,
-        extra="forbid",
         frozen=True,
         defer_build=True,  # with its first use: a service uses a part of them
     )
+
+
+class Body(_Model):
+    """An HTTP body or query; unknown fields are refused."""
+
+    sample: ClassVar[Mapping[str, Any] | None] = None
+    """A body as another program would write it: shown in the documents, read in the tests."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Answer(Body):
@@ -35,22 +40,14 @@ class Answer(Body):
     model_config = ConfigDict(extra="ignore")
 
 
-class Contract(BaseModel):
+class Contract(_Model):
     """The data of a message, exactly the flat JSON object a person would write by hand.
 
     A contract changes by adding an optional field; anything else is a new class with the
     next version in its ``type_name``, read beside the old one until its queues are empty.
     """
 
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-        extra="ignore",
-        frozen=True,
-        defer_build=True,  # with its first use: a service uses a part of them
-    )
+    model_config = ConfigDict(extra="ignore")
 
     type_name: ClassVar[str]
     """AMQP ``type`` and routing key, such as ``user.registration.submitted.v1``."""
@@ -94,7 +91,7 @@ _BY_TYPE: dict[str, type[Contract]] = {}
 
 @cache
 def _import_all() -> None:
-    """Import every module of contracts, since a class that nobody imports is not registered."""
+    """Import every module of contracts, since a class is registered when it is imported."""
     package = import_module(__package__)
     for module in iter_modules(package.__path__):
         import_module(f"{__package__}.{module.name}")

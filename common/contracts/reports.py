@@ -104,7 +104,7 @@ def _check_range(start: date | None, end: date | None) -> None:
 
 
 class ReportWishes(BaseModel):
-    """What somebody wants in a report; everything may be left out."""
+    """What a report holds; everything may be left out."""
 
     report_name: ReportName = "users"
     format: Format = Format.CSV
@@ -123,7 +123,7 @@ class ReportWishes(BaseModel):
         },
     )
     recipient: EmailAddress | None = None
-    """Who is mailed a link when the report is ready."""
+    """Address that gets a link when the report is ready."""
 
     @model_validator(mode="after")
     def _dates_in_order(self) -> Self:
@@ -169,26 +169,8 @@ class ReportStatus(StrEnum):
     FAILED = "failed"
 
 
-class ReportRecord(Answer):
-    """What is known of one report."""
-
-    report_id: UUID
-    report_name: str
-    format: Format
-    status: ReportStatus
-    record_count: int | None = None
-    file_path: str | None = None
-    """Name of the file in the output directory; never a path from outside."""
-
-    size_bytes: int | None = None
-    sha256: str | None = None
-    error_message: str | None = None
-    requested_at: Instant
-    generated_at: Instant | None = None
-
-
-class ReportProgress(Answer):
-    """How a report stands, for the person who waits for it."""
+class ReportState(Answer):
+    """The status of a report, and its facts once it is ready."""
 
     report_id: UUID
     report_name: str
@@ -200,10 +182,22 @@ class ReportProgress(Answer):
     size_bytes: int | None = None
     sha256: str | None = None
     error_message: str | None = None
-    """What went wrong last; with ``requested``, it is tried again."""
+    """The last failure; with ``requested``, it is tried again."""
 
     requested_at: Instant
     generated_at: Instant | None = None
+
+
+class ReportRecord(ReportState):
+    """One report as the database has it."""
+
+    file_path: str | None = None
+    """Name of the file in the output directory; never a path from outside."""
+
+
+class ReportProgress(ReportState):
+    """One report as its reader sees it."""
+
     download_url: str | None = None
     """Only when it is ready."""
 
