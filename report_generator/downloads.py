@@ -1,10 +1,12 @@
-"""Sends a file over HTTP: whole or in part, under a name that people recognise."""
+"""Sends a report's file over HTTP, whole or in part; and the paths of a report."""
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from datetime import date
 from typing import BinaryIO
 from urllib.parse import quote
+from uuid import UUID
 
 from aiohttp import hdrs, web
 
@@ -19,8 +21,8 @@ async def send_file(
 ) -> web.StreamResponse:
     """Answer with the file, one block in memory at a time; closes it.
 
-    Its hash is the ETag, so a download that broke off can go on where it stopped (RFC 9110,
-    13.1.5 and 14), on another instance too.
+    Its hash is the ETag, so an interrupted download can be resumed (RFC 9110, 13.1.5 and 14), on
+    another instance too.
     """
     with file:
         etag, etag_of_gzip = f'"{sha256}"', f'"{sha256}-gzip"'
@@ -50,7 +52,7 @@ async def send_file(
             response.headers[hdrs.CONTENT_ENCODING] = "gzip"
             await response.prepare(request)
             if request.method != hdrs.METH_HEAD:
-                await _copy_compressed(file, response, size)
+                await _send_compressed(file, response, size)
             return response
         if end - start < size:
             response.set_status(206)
@@ -58,8 +60,18 @@ async def send_file(
         response.content_length = end - start
         await response.prepare(request)
         if request.method != hdrs.METH_HEAD:
-            await _copy(file, response, start, end)
+            await _send(file, response, start, end)
         return response
+
+
+def status_path(report_id: UUID) -> str:
+    """The path of a report's status."""
+    return f"/api/reports/{report_id}/status"
+
+
+def download_path(report_id: UUID) -> str:
+    """The path of a report's file."""
+    return f"/api/reports/{report_id}/download"
 
 
 def file_name(report_name: str, day: date) -> str:
@@ -98,26 +110,26 @@ def _part(request: web.Request, size: int, etag: str) -> tuple[int, int]:
     return start, end
 
 
-async def _copy(file: BinaryIO, response: web.StreamResponse, start: int, end: int) -> None:
+async def _send(file: BinaryIO, response: web.StreamResponse, start: int, end: int) -> None:
+    async for block in _blocks(file, start, end):
+        await response.write(block)
+    await response.write_eof()
+
+
+async def _send_compressed(file: BinaryIO, response: web.StreamResponse, size: int) -> None:
+    compressor = new_compressor()
+    async for block in _blocks(file, 0, size):
+        if compressed := await asyncio.to_thread(compressor.compress, block):
+            await response.write(compressed)
+    await response.write(compressor.flush())
+    await response.write_eof()
+
+
+async def _blocks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
     file.seek(start)
     while start < end:
         block = await asyncio.to_thread(file.read, min(BLOCK_BYTES, end - start))
         if not block:
             raise StorageError("The file became shorter while it was sent.")
-        await response.write(block)
         start += len(block)
-    await response.write_eof()
-
-
-async def _copy_compressed(file: BinaryIO, response: web.StreamResponse, size: int) -> None:
-    compressor = new_compressor()
-    left = size
-    while left:
-        block = await asyncio.to_thread(file.read, min(BLOCK_BYTES, left))
-        if not block:
-            raise StorageError("The file became shorter while it was sent.")
-        left -= len(block)
-        if piece := await asyncio.to_thread(compressor.compress, block):
-            await response.write(piece)
-    await response.write(compressor.flush())
-    await response.write_eof()
+        yield block

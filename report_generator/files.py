@@ -228,7 +228,7 @@ def _sync_directory(path: Path) -> None:
 
 
 async def _blocks(rows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of about ``BLOCK_BYTES``."""
+    """The same bytes in blocks of about ``BLOCK_BYTES``."""
     buffer = bytearray()
     async for chunk in rows:
         buffer += chunk
@@ -240,7 +240,7 @@ async def _blocks(rows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def _removed(draft: Path) -> bool:
-    """Remove a draft if nobody has written to it for long."""
+    """Remove a draft that was not written to for ``DRAFT_MAX_AGE``."""
     try:
         if time.time() - draft.lstat().st_mtime < DRAFT_MAX_AGE.total_seconds():
             return False

@@ -1,10 +1,8 @@
-"""Everything the report generator does with messages."""
+"""The report generator's message handler."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Protocol
 from uuid import UUID
 
@@ -26,8 +24,8 @@ from common.contracts.reports import (
 from common.errors import PermanentError, UnavailableError, UserStreamError
 from common.failpoints import failpoint
 from report_generator.csv_style import CsvStyle
+from report_generator.downloads import download_path
 from report_generator.files import ReportDirectory
-from report_generator.links import download_path
 
 log = structlog.get_logger()
 
@@ -42,7 +40,7 @@ class Database(Protocol):
         """Record what became of a report."""
 
     def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:
-        """The rows as CSV, piece by piece; ends only when it is whole."""
+        """The rows as CSV, chunk by chunk; ends only when all were read."""
 
 
 class Publisher(Protocol):
@@ -74,7 +72,7 @@ async def generate_report(
     # A message that did not come through our own endpoint has no record yet.
     record = await database.insert_report(_new_record(request))
     if record.status is not ReportStatus.READY or not directory.has(request.id):
-        async with _FailureRecorded(request, database):
+        async with _failure_recorded(request, database):
             record = await _generate(request, database, directory, style)
     failpoint("w34")
     if request.data.recipient is not None:
@@ -112,38 +110,30 @@ async def _generate(
     return record
 
 
-@dataclass(frozen=True, slots=True)
-class _FailureRecorded:
-    """Puts a failure of the block into the record, for the person who waits for the report.
+@asynccontextmanager
+async def _failure_recorded(
+    request: Envelope[ReportRequested], database: Database
+) -> AsyncIterator[None]:
+    """Put a failure of the block into the record, for the person who waits for the report.
 
-    Not an outage of a neighbour: it counts no attempt and moves nothing to the dead letters.
-    The record comes first; should it fail as well, the message is held and all is repeated.
+    Not an outage of another service: it counts no attempt and dead-letters nothing.
+    The record comes first; if that fails as well, the message is kept and the work repeated.
     """
-
-    request: Envelope[ReportRequested]
-    database: Database
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        if not isinstance(error, Exception) or isinstance(error, UnavailableError):
-            return
-        final = self.request.last_attempt or isinstance(error, PermanentError)
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except Exception as error:
+        final = request.last_attempt or isinstance(error, PermanentError)
         status = ReportStatus.FAILED if final else ReportStatus.REQUESTED
         what = error.detail if isinstance(error, UserStreamError) else "Internal error."
-        advice = "Ask for the report again." if final else "It will be tried again by itself."
-        await self.database.update_report(
-            self.request.id,
-            ReportRecordUpdate(status=status, error_message=f"{what[:400]} {advice}"),
+        advice = "Ask for the report again." if final else "It is retried automatically."
+        await database.update_report(
+            request.id, ReportRecordUpdate(status=status, error_message=f"{what[:400]} {advice}")
         )
         if final:
             metrics.REPORTS.labels(ReportStatus.FAILED).inc()
+        raise
 
 
 def _new_record(request: Envelope[ReportRequested]) -> ReportRecordRequest:

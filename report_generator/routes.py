@@ -1,4 +1,4 @@
-"""Everything the report generator answers over HTTP."""
+"""The report generator's routes: requests, states and downloads of reports."""
 
 import asyncio
 from contextlib import suppress
@@ -38,9 +38,8 @@ from common.errors import (
 )
 from common.http.api import Api, answer
 from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key
-from report_generator.downloads import file_name, send_file
+from report_generator.downloads import download_path, file_name, send_file, status_path
 from report_generator.files import ReportDirectory
-from report_generator.links import download_path, status_path
 
 DATABASE = web.AppKey("database", DatabaseClient)
 PUBLISHER = web.AppKey("publisher", Publisher)
@@ -84,10 +83,10 @@ class ReportPath(Body):
 async def request_report(request: web.Request, *, body: ReportRequest) -> web.StreamResponse:
     """Ask for a report; 202 once the request is safe at the broker.
 
-    First the record, then the message: from the answer on, ``statusUrl`` knows the report,
-    however soon it is asked. The other way round an accepted report could be unknown (404)
-    for as long as the database is away. The price: where the broker does not confirm, a
-    record is left of a report that was not promised; it says so.
+    First the record, then the message: ``statusUrl`` knows the report as soon as it was accepted.
+    The other way round an accepted report could be unknown (404) for as long as the database is
+    away. The price: where the broker does not confirm, the record of a report remains that was
+    never accepted; it says so.
     """
     report_id = _report_id(request, body)
     database = request.app[DATABASE]
@@ -101,7 +100,7 @@ async def request_report(request: web.Request, *, body: ReportRequest) -> web.St
     except UnavailableError:
         # If this fails as well, the record stays "requested"; the answer is a 503 either way.
         with suppress(UserStreamError):
-            await database.update_report(report_id, _NOT_PROMISED)
+            await database.update_report(report_id, _NOT_ACCEPTED)
         raise
     accepted = ReportAccepted(
         report_id=report_id,
@@ -118,7 +117,7 @@ async def request_report(request: web.Request, *, body: ReportRequest) -> web.St
     raises=(NotFoundError, DatabaseServiceUnavailableError),
 )
 async def get_status(request: web.Request, *, path: ReportPath) -> web.StreamResponse:
-    """How a report stands."""
+    """Show the state of a report."""
     return answer(_progress(await request.app[DATABASE].select_report(path.id)))
 
 
@@ -135,7 +134,7 @@ async def get_status(request: web.Request, *, path: ReportPath) -> web.StreamRes
     ),
 )
 async def download_report(request: web.Request, *, path: ReportPath) -> web.StreamResponse:
-    """The report's file, whole or in part (``Range``)."""
+    """Send the report's file, whole or in part (``Range``)."""
     record = await request.app[DATABASE].select_report(path.id)
     if record.status is not ReportStatus.READY or not record.file_path or not record.sha256:
         raise ConflictError(_why_not_ready(record))
@@ -153,7 +152,7 @@ async def download_report(request: web.Request, *, path: ReportPath) -> web.Stre
     raises=(DatabaseServiceUnavailableError,),
 )
 async def list_reports(request: web.Request, *, query: ReportListQuery) -> web.StreamResponse:
-    """Reports, newest first; the next page is in the ``Link`` header (RFC 8288)."""
+    """List reports, newest first; the next page is in the ``Link`` header (RFC 8288)."""
     found = await request.app[DATABASE].select_reports(query)
     page = ReportPage(
         reports=[_progress(record) for record in found.reports], next_after=found.next_after
@@ -164,7 +163,7 @@ async def list_reports(request: web.Request, *, query: ReportListQuery) -> web.S
     return answer(page, headers={hdrs.LINK: f'</api/reports?{parameters}>; rel="next"'})
 
 
-_NOT_PROMISED = ReportRecordUpdate(
+_NOT_ACCEPTED = ReportRecordUpdate(
     status=ReportStatus.FAILED,
     error_message="The message broker did not take the request, so it was answered with 503. "
     "Ask for the report again.",
@@ -208,6 +207,6 @@ def _why_not_ready(record: ReportRecord) -> str:
     if record.status is ReportStatus.FAILED:
         return f"The report could not be made. {record.error_message or ''}".strip()
     return (
-        "The report is not ready yet. Ask again in a little while; "
-        f"{status_path(record.report_id)} tells how it stands."
+        "The report is not ready yet. Retry later; "
+        f"{status_path(record.report_id)} shows its state."
     )

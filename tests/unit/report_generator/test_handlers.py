@@ -176,7 +176,7 @@ async def test_an_unconfirmed_mail_leaves_the_report_ready(generator: Generator)
 @pytest.mark.parametrize(
     ("error", "last_attempt", "status", "message"),
     [
-        (UpstreamError("Odd."), False, ReportStatus.REQUESTED, "Odd. It will be tried again"),
+        (UpstreamError("Odd."), False, ReportStatus.REQUESTED, "Odd. It is retried"),
         (UpstreamError("Odd."), True, ReportStatus.FAILED, "Odd. Ask for the report again."),
         (InvalidError("No."), False, ReportStatus.FAILED, "No. Ask for the report again."),
         (KeyError("secret"), True, ReportStatus.FAILED, "Internal error. Ask"),
