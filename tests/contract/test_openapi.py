@@ -22,12 +22,18 @@ OPERATIONS = [
 EVERY_OPERATION = pytest.mark.parametrize(("service", "operation"), OPERATIONS)
 
 
+_SERVED: dict[str, str] = {}
+"""The text of each service's document, read once."""
+
+
 async def document_of(service: str) -> dict[str, Any]:
     """The document as the service serves it."""
-    async with serving(build(service)) as client, client.get("/openapi.json") as answer:
-        assert answer.content_type == "application/json"
-        document: dict[str, Any] = json.loads(await answer.text())
-        return document
+    if service not in _SERVED:
+        async with serving(build(service)) as client, client.get("/openapi.json") as answer:
+            assert answer.content_type == "application/json"
+            _SERVED[service] = await answer.text()
+    document: dict[str, Any] = json.loads(_SERVED[service])
+    return document
 
 
 @pytest.fixture

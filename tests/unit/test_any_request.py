@@ -19,6 +19,8 @@ from yarl import URL
 from common.http.api import Operation
 from tests.services import SERVICES, api_of, build, serving
 
+pytestmark = pytest.mark.slow  # thousands of requests
+
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # parses every file; `./userstream check` runs it
+
 ROOT = Path(__file__).parents[2]
 SERVICES = ("frontend", "queue_receiver", "sender", "database_service", "report_generator")
 OTHERS = ("common", "rabbitmq", "tools")

@@ -173,6 +173,10 @@ def _dead_letters(given: Namespace) -> int:
     return OK if dead_letters.run(given, Terminal(sys.stdout)) else FAILED
 
 
+def _check(_given: Namespace) -> int:
+    return checks.check(Terminal(sys.stdout))
+
+
 def _test(given: Namespace) -> int:
     return checks.run(given.pytest, Terminal(sys.stdout))
 
@@ -197,6 +201,7 @@ COMMANDS = {
     "bench": _bench,
     "chaos": _chaos,
     "dead-letters": _dead_letters,
+    "check": _check,
     "test": _test,
     "test-versions": _test_versions,
     "test-compose": _test_compose,

@@ -23,7 +23,8 @@ COMMANDS = {
     "bench": "measure the speed, beside a system that people would write instead",
     "chaos": "break everything that can break while people register, and count what is lost",
     "dead-letters": "show messages that were given up, send them back, correct or discard them",
-    "test": "check and test everything; what follows goes to pytest",
+    "check": "lint, types, dependencies, and whether the texts agree with the code; a minute",
+    "test": "check and test everything; --unit the quick ones; what else follows goes to pytest",
     "test-versions": "test on other versions of RabbitMQ, PostgreSQL and Python",
     "test-compose": "run the compose file on a container engine: the job, crashes, scaling",
 }
@@ -109,9 +110,10 @@ EXAMPLES = {
         "./userstream test-compose",
         "DOCKER_HOST=unix:///run/user/1000/docker.sock ./userstream test-compose",
     ),
+    "check": ("./userstream check",),
     "test": (
         "./userstream test                             everything, as CI does",
-        "./userstream test tests/unit",
+        "./userstream test --unit                      the quick ones, in seconds",
         "./userstream test -x -k ports",
     ),
 }

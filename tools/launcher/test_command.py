@@ -1,8 +1,11 @@
-"""``test``: everything that must hold, from the linter to the browser."""
+"""``check`` and ``test``: everything that must hold, from the linter to the browser."""
 
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from tools.launcher.cache import PROJECT
 from tools.launcher.environment import ensure_environment
@@ -15,44 +18,111 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 INSTALL_CHROMIUM = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
 
-STATIC_CHECKS = (
-    ("ruff", "check", "."),
-    ("ruff", "format", "--check", "."),
-    ("mypy", "."),
-)
+STATIC_CHECKS = {
+    "lint": ("ruff", "check", "."),
+    "format": ("ruff", "format", "--check", "."),
+    "types": ("mypy", "."),
+    "dependencies": ("deptry", "."),
+}
+"""What is checked without running anything of the project."""
 
-ALL_TESTS = ("-n", "2", "--dist", "loadfile")
-"""What pytest gets when the person gives no arguments: one worker per core of a small machine.
+TWO_WORKERS = ("-n", "2")
+"""One per core of a small machine."""
 
-A file stays on one worker, so that each starts its own broker and database only once.
-"""
+CONTRACTS = {
+    "texts": ("pytest", "-q", *TWO_WORKERS, "tests/contract", "tests/unit/test_architecture.py"),
+}
+"""Docs, words, lock files, compose file, layers: what must agree with the code."""
+
+REPEAT_AFTER_TIMEOUT = ("--reruns", "1", "--only-rerun", "pytest-timeout")
+"""A machine may stand still; everything else fails at once."""
+
+ALL_TESTS = (*TWO_WORKERS, "--dist", "loadfile", *REPEAT_AFTER_TIMEOUT)
+"""Every test. A file stays on one worker, which shares what its fixtures have started."""
+
+UNUSED = ("-p", "no:schemathesis", "-p", "no:rerunfailures", "-p", "no:anyio")
+"""Plugins that no unit test uses: they take a second of each worker, and some of each test."""
+
+UNIT_TESTS = (*TWO_WORKERS, "--dist", "worksteal", *UNUSED, "-m", "not slow", "tests/unit")
+"""What needs no broker and no database, starts no process and does not wait."""
+
+COVERAGE = ("--cov", "--cov-report=term:skip-covered", "--cov-report=xml")
+"""Of branches, in what ``pyproject.toml`` names; the summary, and ``coverage.xml`` for programs."""
+
+OWN_OPTIONS = {"--unit": UNIT_TESTS, "--coverage": COVERAGE}
+"""Options of ``test`` that stand for several of pytest's."""
 
 HELP = frozenset({"-h", "--help", "--version", "-V"})
 
+OWN_HELP = """\
+./userstream test                check, and run every test
+./userstream test --unit         only the quick ones, without a broker or a database
+./userstream test --coverage     also count which branches are run
+./userstream test ARGUMENTS      only pytest, with these; --unit and --coverage may precede them
 
-def run(pytest_arguments: list[str], terminal: Terminal) -> int:
-    """Run all checks, pytest last, and return 0 if all of them passed."""
+What pytest takes:
+"""
+
+
+def check(terminal: Terminal) -> int:
+    """Run the checks that take a minute, and return 0 if all of them passed."""
+    return _run_each({**STATIC_CHECKS, **CONTRACTS}, _variables(terminal), terminal)
+
+
+def run(arguments: list[str], terminal: Terminal) -> int:
+    """Run pytest, after all static checks if there are no arguments.
+
+    Returns:
+        0 if everything passed.
+    """
+    variables = _variables(terminal)
+    if HELP.intersection(arguments):  # nothing is to be tested
+        print(OWN_HELP, flush=True)
+        return _call(["pytest", *arguments], variables)
+    own = list(takewhile(OWN_OPTIONS.__contains__, arguments))
+    options = arguments[len(own) :]
+    chosen = [argument for option in own for argument in OWN_OPTIONS[option]]
+    if "--unit" not in own:
+        _provide_browser(terminal)
+        chosen += () if options else ALL_TESTS
+    failed = 0 if arguments else _run_each(STATIC_CHECKS, variables, terminal)
+    terminal.heading("\npytest")
+    return _call(["pytest", *chosen, *options], variables) or failed
+
+
+def _variables(terminal: Terminal) -> dict[str, str]:
+    """What the programs of the checks get: their own environment first on the path."""
     environment = ensure_environment("test", terminal)
     variables = {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     variables.pop("PYTHONPATH", None)
+    # Without compiled files each run would compile everything anew, in every worker.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     variables["PYTHONUTF8"] = "1"  # whatever the locale: files of the project are UTF-8
     if os.environ.get("CI") == "true":
         variables["USERSTREAM_REQUIRE_BROWSER"] = "1"
-    if HELP.intersection(pytest_arguments):  # nothing is to be tested
-        command = ["pytest", *pytest_arguments]
-        return subprocess.run(command, cwd=PROJECT, env=variables, check=False).returncode
-    _provide_browser(terminal)
-    failed = []
-    for check in STATIC_CHECKS:
-        terminal.heading(f"\n{' '.join(check)}")
-        if subprocess.run(check, cwd=PROJECT, env=variables, check=False).returncode != 0:
-            failed.append(" ".join(check))
-    for name in failed:
-        terminal.fail(f"{name} found something; see above")
-    terminal.heading("\npytest")
-    arguments = pytest_arguments or list(ALL_TESTS)
-    tests = subprocess.run(["pytest", *arguments], cwd=PROJECT, env=variables, check=False)
-    return tests.returncode or int(bool(failed))
+    return variables
+
+
+def _run_each(
+    checks: Mapping[str, Sequence[str]], variables: dict[str, str], terminal: Terminal
+) -> int:
+    """Run all of them, whatever fails; then list each with its result and duration."""
+    results = {}
+    for name, command in checks.items():
+        terminal.heading(f"\n{name}: {' '.join(command)}")
+        began = time.monotonic()
+        results[name] = (_call(command, variables), time.monotonic() - began)
+    terminal.say()
+    for name, (code, seconds) in results.items():
+        if code == 0:
+            terminal.done(name, seconds)
+        else:
+            terminal.fail(f"{name} found something; see above")
+    return int(any(code for code, _ in results.values()))
+
+
+def _call(command: Sequence[str], variables: dict[str, str]) -> int:
+    return subprocess.run(command, cwd=PROJECT, env=variables, check=False).returncode
 
 
 def run_compose(terminal: Terminal) -> int:

@@ -143,6 +143,7 @@ async def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) ->
         answer.close()
 
 
+@pytest.mark.slow
 async def test_a_stream_ends_when_it_has_lasted_long_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -354,6 +354,7 @@ def test_as_many_levels_as_are_allowed_can_be_read(kind: str) -> None:
     assert with_levels_inside_the_text.message_ids == (MAIL,)
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=2_000))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_are_a_report_or_refused(raw: bytes) -> None:
@@ -361,6 +362,7 @@ def test_any_bytes_are_a_report_or_refused(raw: bytes) -> None:
         read_report(raw)
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.integers(0, len(POSTFIX)), st.integers(0, 40), st.binary(max_size=20)),

@@ -3,6 +3,7 @@ import email.header
 import email.policy
 import re
 from email.message import EmailMessage
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -38,8 +39,14 @@ NASTY = [
 ]
 
 
+@cache
+def renderer() -> Renderer:
+    """One for all: to compile the templates takes longer than any test here."""
+    return Renderer(brand="UserStream")
+
+
 def a_writer(from_name: str = "UserStream", from_email: str = "hello@example.com") -> MailWriter:
-    return MailWriter(Renderer(brand="UserStream"), from_email=from_email, from_name=from_name)
+    return MailWriter(renderer(), from_email=from_email, from_name=from_name)
 
 
 def a_request(**changes: Any) -> EmailRequested:

@@ -2,11 +2,14 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sender.smtp.replies import MalformedReplyError, Reply, ReplyProtocol
 from tests.odd_replies import OddReply, cut, nonsense, odd_replies, replies
+
+pytestmark = pytest.mark.slow  # thousands of examples
 
 A_THOUSAND = settings(max_examples=1_000, deadline=None)
 SOME = settings(max_examples=300, deadline=None)

@@ -54,6 +54,7 @@ async def _no_setup(_: AbstractChannel, __: Wire) -> None:
     raise AssertionError("no connection was ever opened")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "server",
     [

@@ -103,6 +103,7 @@ async def read(broker: SlowBroker, *, limit: int, throttled: bool) -> list[int]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("throttled", [True, False])
 @pytest.mark.parametrize("seconds", [0.001, 0.03, 0.06, 0.12])
 async def test_a_broker_that_is_slow_has_not_come_to_the_end(
@@ -120,7 +121,10 @@ async def test_a_broker_that_is_slow_has_not_come_to_the_end(
 
 @pytest.mark.parametrize("throttled", [True, False])
 @pytest.mark.parametrize("messages", [1, PREFETCH - 1, PREFETCH, PREFETCH + 1, 130])
-async def test_the_end_of_a_stream_is_found(messages: int, *, throttled: bool) -> None:
+async def test_the_end_of_a_stream_is_found(
+    messages: int, monkeypatch: pytest.MonkeyPatch, *, throttled: bool
+) -> None:
+    monkeypatch.setattr(stream, "CALM_SECONDS", 0.05)
     broker = SlowBroker(messages, seconds=0.01)
 
     found = await read(broker, limit=400, throttled=throttled)
@@ -129,6 +133,7 @@ async def test_the_end_of_a_stream_is_found(messages: int, *, throttled: bool) -
     assert broker.owed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("throttled", [True, False])
 async def test_where_messages_drip_there_is_more(*, throttled: bool) -> None:
     """No portion is ever whole in time."""
@@ -139,6 +144,7 @@ async def test_where_messages_drip_there_is_more(*, throttled: bool) -> None:
     assert found == list(range(120))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("throttled", [True, False])
 @pytest.mark.parametrize("stall_after", [7, 10, PREFETCH])
 async def test_a_broker_that_stalls_has_not_come_to_the_end(

@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from common.amqp import stream
 from common.amqp.dead_letter_queue import DeadLetterQueue
 from common.amqp.stream import StreamReader
 from common.contracts.topology import BROKER_USERS, MONITOR, ROUTES, permissions
@@ -51,7 +52,10 @@ def _declared(service: str) -> set[str]:
 
 
 @pytest.mark.parametrize("rules", UP_TO_DATE)
-async def test_the_receiver_may_count_and_read_what_it_accounts_for(rules: str) -> None:
+async def test_the_receiver_may_count_and_read_what_it_accounts_for(
+    rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "FIRST_SECONDS", 0.02)  # no message will come
     async with running_permission_broker(PASSIVE_RULES[rules]) as broker:
         url = broker.url("queue_receiver")
         async with StreamReader.open(url, service="queue_receiver") as reader:

@@ -213,6 +213,7 @@ def every_kind_of_character() -> Iterator[str]:
                 yield chr(number)
 
 
+@pytest.mark.slow
 @given(
     st.text() | st.text("aé\u0301 \u200b\u200d\u0915\u094d\u3000\u2011`\u1fef.\ufe0f", max_size=20)
 )
@@ -408,6 +409,7 @@ _LOCAL = st.from_regex(r"[A-Za-z0-9._+-]{1,70}", fullmatch=True) | st.sampled_fr
 _DOMAIN = st.lists(_LABEL, min_size=1, max_size=4).map(".".join)
 
 
+@pytest.mark.slow
 @given(
     local=_LOCAL, domain=_DOMAIN, end=st.sampled_from(["", ".org", ".test", ".Local", ".xn--p1ai"])
 )

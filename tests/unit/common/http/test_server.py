@@ -81,6 +81,7 @@ async def test_what_is_no_http_is_answered_with_a_problem_that_tells_nothing_of_
     assert [entry["log_level"] for entry in logs] == ["info"]
 
 
+@pytest.mark.slow
 async def test_a_body_that_does_not_arrive_is_given_up(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

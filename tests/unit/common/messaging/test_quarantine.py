@@ -172,6 +172,7 @@ async def test_a_new_channel_ends_the_note(tmp_path: Path) -> None:
     assert dispatcher.handled == 1
 
 
+@pytest.mark.slow
 async def test_who_is_put_aside_keeps_its_deaths_and_leaves_no_note(tmp_path: Path) -> None:
     delivery = a_suspect()
     dispatcher = FakeDispatcher(outcome=Outcome.DEFERRED)
@@ -198,6 +199,7 @@ async def test_who_is_held_up_is_put_aside_unhandled_and_longer_each_time(
     assert dispatcher.handled == 0
 
 
+@pytest.mark.slow
 async def test_who_is_held_up_is_given_up_all_the_same_when_it_has_killed_too_often(
     tmp_path: Path,
 ) -> None:
@@ -231,6 +233,7 @@ def test_a_process_that_lives_is_no_death(tmp_path: Path) -> None:
     assert notes_in(tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_a_message_that_has_killed_too_often_is_given_up_unhandled(tmp_path: Path) -> None:
     delivery, dispatcher = a_suspect(), FakeDispatcher()
     die_with(delivery.id, tmp_path, times=CRASH_LIMIT)
@@ -256,6 +259,7 @@ async def test_copies_share_the_limit_of_deliveries_that_the_broker_has_for_each
     assert dispatcher.handled == 1 - len(given_up)
 
 
+@pytest.mark.slow
 async def test_other_messages_and_older_deaths_do_not_count(tmp_path: Path) -> None:
     delivery, dispatcher = a_suspect(), FakeDispatcher()
     die_with(uuid4(), tmp_path)

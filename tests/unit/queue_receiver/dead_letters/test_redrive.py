@@ -142,6 +142,7 @@ async def test_only_what_is_meant_is_sent() -> None:
     assert [message.code for message in queue.messages] == ["no_space"]
 
 
+@pytest.mark.slow
 async def test_a_step_that_is_not_handled_in_time_ends_it() -> None:
     queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
     outcomes.fate = MessageOutcome.OPEN

@@ -3,6 +3,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.polling import PATIENCE_SECONDS, until
 from tools.bench.procfs import (
     PAGE_BYTES,
@@ -48,6 +50,7 @@ def test_a_family_is_a_process_with_all_its_descendants() -> None:
     assert family(99, processes) == set()
 
 
+@pytest.mark.slow
 def test_what_a_process_uses_while_it_is_watched_is_counted() -> None:
     spin = "import time\nwhile time.process_time() < 0.5: pass\ninput()"
     child = subprocess.Popen([sys.executable, "-c", spin], stdin=subprocess.PIPE)
@@ -64,6 +67,7 @@ def test_what_a_process_uses_while_it_is_watched_is_counted() -> None:
     assert meter.usage()["child"].peak_rss > 1_000_000
 
 
+@pytest.mark.slow
 async def test_processes_are_looked_at_again_and_again() -> None:
     async with measuring({"me": os.getpid()}) as meter:
         await until(lambda: len(meter.samples) >= 3)

@@ -82,7 +82,7 @@ def service() -> Iterator[tuple[Service, str]]:
             """Say nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield service, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

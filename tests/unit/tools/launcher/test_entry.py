@@ -9,6 +9,8 @@ import pytest
 
 from tools.launcher.cache import PROJECT
 
+pytestmark = pytest.mark.slow  # each starts the script in a process of its own
+
 LINE = "2026-01-31T09:30:00Z   ✓ Starting sender — “ready” 名前"
 
 

@@ -78,6 +78,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "READY_WITHIN", 0.6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("given", [{"SMTP_HOST": "smtp"}, {}], ids=["of others", "our own"])
 def test_a_start_ends_although_something_stays_away(
