@@ -7,7 +7,6 @@ registration on a quiet system a tenth of its way: ``docs/adr/0022-lean-http-cli
 
 import asyncio
 import base64
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -15,10 +14,11 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple, Self, cast
 
 from aiohappyeyeballs import start_connection
+from httptools import HttpParserError, HttpResponseParser
 from yarl import URL
 
 HEAD_LIMIT = 64 * 1024
-"""Bytes of an answer's head."""
+"""Bytes that may come without a byte of the body: of a head, of a chunk's size, of trailers."""
 
 BODY_LIMIT = 64 * 1024 * 1024
 """Bytes of an answer's body; most have some hundred, a page of the largest mails half of it."""
@@ -33,19 +33,6 @@ NEXT_ADDRESS_SECONDS = 0.25
 """Until the next address of a name is tried as well (RFC 8305, 8)."""
 
 _IDEMPOTENT = ("GET", "PUT", "DELETE")
-
-_HEAD = re.compile(
-    rb"(HTTP/1\.[01]) ([1-5]\d\d)(?: [^\r\n]*)?"
-    rb"((?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*)*)"
-)
-"""A status line and headers; not one whose name has a blank, which others may read differently."""
-
-_SPOKEN = re.compile(
-    rb"\r\n(content-length|content-type|transfer-encoding|connection):([^\r\n]*)", re.IGNORECASE
-)
-"""The headers that say something here; of those of our servers a third."""
-_DECIMAL = re.compile(rb"\d{1,12}")
-_HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _NO_BODY = (204, 304)
 
 
@@ -64,102 +51,82 @@ class MalformedAnswerError(ConnectionError):
     """What came is no answer that is understood here; the connection is of no further use."""
 
 
-def read_answer(received: bytes | bytearray) -> Answer | int:
-    """The answer in the bytes that came until now, or how many it takes at least.
+class AnswerReader:
+    """Makes answers out of the bytes of a connection, one after the other."""
 
-    Raises:
-        MalformedAnswerError: There never will be one.
-    """
-    end = received.find(b"\r\n\r\n")
-    if end > HEAD_LIMIT or (end < 0 and len(received) > HEAD_LIMIT):
-        raise MalformedAnswerError("the head of an answer is too long")
-    if end < 0:
-        return len(received) + 1
-    if not (head := _HEAD.fullmatch(received, 0, end)):
-        raise MalformedAnswerError("the head of an answer is not understood")
-    version, code, lines = head.groups()
-    status, headers = int(code), _headers(lines)
-    if status < 200:  # noqa: PLR2004 - of which none is ever asked for here
-        raise MalformedAnswerError("an interim answer")
-    body = _read_body(status, headers, received, end + 4)
-    if isinstance(body, int):
-        return body
-    closing = b"close" in re.split(rb"[\s,]+", headers.get(b"connection", b"").lower())
-    return Answer(
-        status=status,
-        content_type=_content_type(headers.get(b"content-type", b"")),
-        body=body,
-        stays_open=version == b"HTTP/1.1" and not closing,
-    )
+    def __init__(self) -> None:
+        self._parser = HttpResponseParser(self)
+        self._answer: Answer | None = None
+        self._without_body = 0
 
+    def feed(self, data: bytes) -> Answer | None:
+        """Take the next bytes; return the answer as soon as it is whole.
 
-def _content_type(value: bytes) -> str:
-    return value.partition(b";")[0].strip().lower().decode("latin-1")
+        Raises:
+            MalformedAnswerError: There never will be one, or more came than one.
+        """
+        self._without_body += len(data)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as error:
+            raise MalformedAnswerError(str(error.__context__ or error)) from error
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            self._without_body = 0
+        elif self._without_body > HEAD_LIMIT:
+            raise MalformedAnswerError("the head, the trailers or a chunk's size are too long")
+        return answer
 
+    # Called by the parser:
 
-def _headers(lines: bytes) -> dict[bytes, bytes]:
-    headers: dict[bytes, bytes] = {}
-    for spelling, rest in _SPOKEN.findall(lines):
-        name, value = spelling.lower(), rest.strip()
-        if name == b"content-length" and headers.get(name, value) != value:
-            raise MalformedAnswerError("an answer of two lengths")
-        if name != b"content-length" and name in headers:
-            value = headers[name] + b", " + value  # RFC 9110, 5.3
-        headers[name] = value
-    return headers
+    def on_message_begin(self) -> None:
+        """Forget the last answer; refuse another one in the same bytes."""
+        if self._answer is not None:
+            raise MalformedAnswerError("more than an answer")
+        self._content_type, self._is_delimited = "", False
+        self._chunks: list[bytes] = []
+        self._body_bytes = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep the media type; refuse a body that is too long or encoded."""
+        name = name.lower()
+        if name == b"content-type":
+            self._content_type = value.partition(b";")[0].strip().lower().decode("latin-1")
+        elif name == b"content-length":
+            self._is_delimited = True
+            self._limit(int(value))
+        elif name == b"transfer-encoding":
+            self._is_delimited = True
+            if value.lower() != b"chunked":
+                raise MalformedAnswerError("a transfer coding that is not supported")
 
-def _read_body(
-    status: int, headers: Mapping[bytes, bytes], received: bytes | bytearray, start: int
-) -> bytes | int:
-    """The body from ``start`` on, or how many bytes the whole answer takes at least."""
-    if b"transfer-encoding" in headers:
-        if headers[b"transfer-encoding"].lower() != b"chunked":
-            raise MalformedAnswerError("a transfer coding that is not spoken here")
-        return _read_chunks(received, start)
-    length = headers.get(b"content-length", b"0" if status in _NO_BODY else b"")
-    if not _DECIMAL.fullmatch(length) or int(length) > BODY_LIMIT:
-        raise MalformedAnswerError("an answer that does not say how long it is, or too long")
-    end = start + int(length)
-    return bytes(received[start:end]) if _is_whole(received, end) else end
+    def on_headers_complete(self) -> None:
+        """Refuse interim answers, which no request asks for, and bodies that end by closing."""
+        status = self._parser.get_status_code()
+        if not 200 <= status < 600:  # noqa: PLR2004
+            raise MalformedAnswerError("an interim answer or an unknown status")
+        if not self._is_delimited and status not in _NO_BODY:
+            raise MalformedAnswerError("an answer without a length")
 
+    def on_body(self, data: bytes) -> None:
+        """Keep a part of the body."""
+        self._without_body = 0
+        self._body_bytes += len(data)
+        self._limit(self._body_bytes)
+        self._chunks.append(data)
 
-def _read_chunks(received: bytes | bytearray, start: int) -> bytes | int:
-    chunks: list[tuple[int, int]] = []
-    at, total = start, 0
-    while (line_end := received.find(b"\r\n", at)) >= 0:
-        size_text = bytes(received[at:line_end]).partition(b";")[0].strip()
-        size = int(size_text, 16) if _HEXADECIMAL.fullmatch(size_text) else BODY_LIMIT + 1
-        total += size
-        if total > BODY_LIMIT:
-            raise MalformedAnswerError("a chunk that does not say how long it is, or too long")
-        if size == 0:
-            end = _end_of_trailers(received, line_end)
-            body = (received[first:last] for first, last in chunks)
-            return b"".join(body) if _is_whole(received, end) else end
-        at = line_end + 2 + size + 2
-        if len(received) < at:
-            return at
-        if received[at - 2 : at] != b"\r\n":
-            raise MalformedAnswerError("a chunk of another length than it says")
-        chunks.append((line_end + 2, at - 2))
-    if len(received) - at > HEAD_LIMIT:
-        raise MalformedAnswerError("a chunk that does not say how long it is")
-    return len(received) + 1
+    def on_message_complete(self) -> None:
+        """Put the answer together."""
+        self._answer = Answer(
+            status=self._parser.get_status_code(),
+            content_type=self._content_type,
+            body=b"".join(self._chunks),
+            stays_open=self._parser.should_keep_alive(),
+        )
 
-
-def _end_of_trailers(received: bytes | bytearray, start: int) -> int:
-    """Where an answer ends whose last chunk has been; past the bytes that are there, if later."""
-    end = received.find(b"\r\n\r\n", start)
-    if end < 0 and len(received) - start > HEAD_LIMIT:
-        raise MalformedAnswerError("the trailers of an answer are too long")
-    return len(received) + 1 if end < 0 else end + 4
-
-
-def _is_whole(received: bytes | bytearray, end: int) -> bool:
-    if len(received) > end:
-        raise MalformedAnswerError("more than an answer")
-    return len(received) == end
+    def _limit(self, body_bytes: int) -> None:
+        if body_bytes > BODY_LIMIT:
+            raise MalformedAnswerError(f"a body of more than {BODY_LIMIT} bytes")
 
 
 class Connection(asyncio.Protocol):
@@ -168,8 +135,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.heard = False
         """Whether anything came since the last request."""
-        self._received = bytearray()
-        self._needed = 0
+        self._reader = AnswerReader()
         self._lasts = True
         self._waiting: asyncio.Future[Answer] | None = None
 
@@ -177,11 +143,6 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether another request can be sent, as far as can be told without sending one."""
         return self._lasts and not self._transport.is_closing()
-
-    @property
-    def waits(self) -> bool:
-        """Whether an answer is to come."""
-        return self._waiting is not None and not self._waiting.done()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -197,18 +158,14 @@ class Connection(asyncio.Protocol):
             self._break(MalformedAnswerError("an answer that nobody asked for"))
             return
         self.heard = True
-        self._received += data
-        if len(self._received) < self._needed:
-            return
         try:
-            answer = read_answer(self._received)
+            answer = self._reader.feed(data)
         except MalformedAnswerError as error:
             self._break(error)
             return
-        if isinstance(answer, int):
-            self._needed = answer
+        if answer is None:
             return
-        self._received, self._needed, self._waiting = bytearray(), 0, None
+        self._waiting = None
         if not answer.stays_open:
             self._transport.close()
         if not waiting.done():

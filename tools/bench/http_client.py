@@ -43,7 +43,8 @@ class _Connection(Connection):
         return super().send(request)
 
     def give_up(self, sent_before: float) -> None:
-        if self.waits and self._sent_at < sent_before:
+        waits = self._waiting is not None and not self._waiting.done()
+        if waits and self._sent_at < sent_before:
             self.abort()
 
 

@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from common.database_client.http_client import (
     BODY_LIMIT,
     HEAD_LIMIT,
     Answer,
+    AnswerReader,
     HttpClient,
     MalformedAnswerError,
-    read_answer,
 )
 from tests.polling import PATIENCE_SECONDS, until
 from tests.smtp_server import certificate
@@ -55,26 +56,22 @@ def test_an_answer_is_there_when_it_is_whole_and_not_before(
         text = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
     else:
         text = head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(body, size, trailers)
-    cut = data.draw(st.integers(0, len(text) - 1))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1), max_size=5)))
+    parts = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+    reader = AnswerReader()
 
-    needed = read_answer(text[:cut])
-    assert isinstance(needed, int)
-    assert cut < needed <= len(text)
-    assert read_answer(text) == Answer(status, "application/json", body, stays_open=True)
+    for _ in range(2):  # on one connection
+        assert [reader.feed(part) for part in parts[:-1]] == [None] * (len(parts) - 1)
+        assert reader.feed(parts[-1]) == Answer(status, "application/json", body, stays_open=True)
     with pytest.raises(MalformedAnswerError):
-        read_answer(text + b"x")
+        reader.feed(text + b"x")
 
 
 @given(st.binary(max_size=400) | st.binary(max_size=200).map(lambda rest: OK[:-2] + rest))
 def test_whatever_comes_is_an_answer_or_said_to_be_none(received: bytes) -> None:
-    try:
-        answer = read_answer(received)
-    except MalformedAnswerError:
-        return
-    if isinstance(answer, int):
-        assert answer > len(received)
-    else:
-        assert received.endswith(answer.body)
+    with suppress(MalformedAnswerError):
+        answer = AnswerReader().feed(received)
+        assert answer is None or received.endswith(answer.body)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +86,7 @@ def test_whatever_comes_is_an_answer_or_said_to_be_none(received: bytes) -> None
     ],
 )
 def test_an_answer_without_a_body(head: bytes, stays_open: bool) -> None:  # noqa: FBT001
-    answer = read_answer(head + b"\r\n")
+    answer = AnswerReader().feed(head + b"\r\n")
 
     assert isinstance(answer, Answer)
     assert (answer.body, answer.stays_open) == (b"", stays_open)
@@ -98,10 +95,12 @@ def test_an_answer_without_a_body(head: bytes, stays_open: bool) -> None:  # noq
 @pytest.mark.parametrize(
     "received",
     [
+        OK + OK,
         b"HTTP/2 200 OK\r\n\r\n",
         b"220 mail.example.org ESMTP\r\n\r\n",
         b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nno colon\r\n\r\n1",
@@ -118,10 +117,16 @@ def test_an_answer_without_a_body(head: bytes, stays_open: bool) -> None:  # noq
         b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (BODY_LIMIT + 1),
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         + 2 * (b"%x\r\n%b\r\n" % (BODY_LIMIT // 2 + 1, bytes(BODY_LIMIT // 2 + 1))),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n1",
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 1\r\n\r\n1",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7FFFFFFF\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * (HEAD_LIMIT + 1),
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"1" * (HEAD_LIMIT + 1),
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * HEAD_LIMIT,
@@ -130,7 +135,15 @@ def test_an_answer_without_a_body(head: bytes, stays_open: bool) -> None:  # noq
 )
 def test_what_is_no_answer(received: bytes) -> None:
     with pytest.raises(MalformedAnswerError):
-        read_answer(received)
+        AnswerReader().feed(received)
+
+
+def test_a_connection_may_bring_any_number_of_answers() -> None:
+    reader, answer = AnswerReader(), b"HTTP/1.1 204 No Content\r\n\r\n"
+
+    for _ in range(HEAD_LIMIT // len(answer) + 1):
+        assert reader.feed(answer[:-1]) is None
+        assert reader.feed(answer[-1:])
 
 
 # -- against a real server -------------------------------------------------------------------
@@ -205,6 +218,23 @@ async def test_a_connection_is_used_again_unless_the_server_closes_it(url: URL) 
     first, second = ports[0], ports[3]
     assert ports == [first, first, first, second, second]
     assert first != second
+
+
+async def test_a_connection_that_the_server_will_close_is_not_used_again() -> None:
+    requests: list[int] = []
+
+    async def stay_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = max(requests, default=0) + 1
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                requests.append(connection)
+                writer.write(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+    async with a_client_of(stay_open) as client:
+        await get(client)
+        await get(client)
+
+    assert requests == [1, 2]
 
 
 async def test_requests_at_the_same_time_have_connections_of_their_own(url: URL) -> None:
