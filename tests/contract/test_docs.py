@@ -118,15 +118,33 @@ def test_the_tree_of_the_readme_shows_what_is_there() -> None:
     assert packages <= shown
 
 
-def test_every_decision_is_in_the_list_under_its_title() -> None:
-    index = (ROOT / "docs/adr/README.md").read_text()
-    listed = dict(re.findall(r"\]\((\d{4}-[\w-]+\.md)\) \| (.+) \|", index))
+DECISIONS = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
 
-    titles = {
-        path.name: re.sub(r"^# \d+\. ", "", path.read_text().splitlines()[0])
-        for path in (ROOT / "docs/adr").glob("[0-9]*.md")
-    }
-    assert listed == titles
+DECISION = re.compile(
+    r"# \d+\. (?P<title>.+)\n\n"
+    r"\* \*\*Status\*\*: (?P<status>(?:Accepted|Superseded).*)\n"
+    r"\* \*\*Date\*\*: (?P<date>\d{4}-\d\d-\d\d)\n\n"
+)
+
+
+def test_every_decision_is_in_the_list_as_its_head_says() -> None:
+    listed = re.findall(
+        r"\]\((\d{4}-[\w-]+\.md)\) \| (.+) \| (.+) \| (.+) \|",
+        (ROOT / "docs/adr/README.md").read_text(),
+    )
+
+    heads = [(path.name, DECISION.match(path.read_text())) for path in DECISIONS]
+    assert listed == [(name, *(head.groups() if head else ())) for name, head in heads]
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=name_of)
+def test_a_decision_has_the_usual_parts(page: Path) -> None:
+    assert re.findall(r"^## (.+)$", page.read_text(), flags=re.MULTILINE) == [
+        "Context",
+        "Decision",
+        "Alternatives considered",
+        "Consequences",
+    ]
 
 
 @pytest.mark.parametrize("service", SERVICES)
