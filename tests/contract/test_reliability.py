@@ -1,24 +1,26 @@
-"""docs/reliability.md names a test for each window, and each of them exists."""
+"""docs/reliability.md names the tests of each window, and each of them exists."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "reliability.md").read_text()
-REFERENCE = re.compile(r"\]\(\.\./(tests/[^)]+\.py)\) <!-- (test_\w+) -->")
-WINDOW = re.compile(r"^\| (\d+) \|", re.MULTILINE)
+import pytest
+
+from tests.windows import HEADING, PAGE, ROOT, TESTS, appendix, windows
 
 
-def test_every_window_has_its_row() -> None:
-    assert [int(number) for number in WINDOW.findall(PAGE)] == list(range(1, 53))
+def test_every_window_has_its_row_with_the_number_of_its_tests() -> None:
+    shown = list(windows(PAGE.read_text()))
+
+    assert shown == [(number, len(TESTS.get(number, ()))) for number in range(1, 53)]
 
 
-def test_every_test_that_is_named_exists() -> None:
-    named = REFERENCE.findall(PAGE)
+def test_the_appendix_lists_the_tests_of_each_window() -> None:
+    written = PAGE.read_text().partition(HEADING)[2]
 
-    assert len(named) > 40
-    assert [
-        f"{path}::{name}"
-        for path, name in named
-        if not re.search(rf"def {name}\(", (ROOT / path).read_text())
-    ] == []
+    assert written == appendix(), "python -m tests.windows writes it"
+
+
+@pytest.mark.parametrize("test", sorted({test for tests in TESTS.values() for test in tests}))
+def test_every_test_that_is_named_exists(test: str) -> None:
+    path, _, name = test.partition("::")
+
+    assert re.search(rf"def {name}\(" if name else "def test_", (ROOT / path).read_text())

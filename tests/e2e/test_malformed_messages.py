@@ -71,7 +71,7 @@ async def dead_letters(stack: Stack) -> AsyncIterator[dict[str, str]]:
         yield reasons
 
 
-async def test_each_is_dead_lettered_with_its_reason_or_done_and_nobody_else_notices(
+async def test_each_is_dead_lettered_with_its_reason_or_done_and_no_other_is_affected(
     stack: Stack, dead_letters: dict[str, str]
 ) -> None:
     run = uuid4().hex[:8]

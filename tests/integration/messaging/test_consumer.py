@@ -191,7 +191,7 @@ UNREADABLE_PROPERTIES = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE_PROPERTIES)
-async def test_properties_that_no_client_can_read_stop_nobody(
+async def test_properties_that_no_client_can_read_stop_no_other_message(
     kind: str, empty_broker: TestBroker
 ) -> None:
     properties, replacement = UNREADABLE_PROPERTIES[kind]
@@ -621,7 +621,7 @@ class Leased(Recorder):
         await super().__call__(envelope)
 
 
-async def test_a_suspect_that_somebody_else_has_holds_up_nobody_and_is_handled_alone_after(
+async def test_a_quarantined_message_with_a_lease_elsewhere_delays_no_other(
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     handler = Leased(tmp_path)

@@ -138,7 +138,7 @@ async def test_poison_that_leaves_a_lease_behind_at_each_death_is_convicted_alon
     assert instances.notes_left == []
 
 
-async def test_many_poisons_beside_each_other_take_nobody_with_them(
+async def test_many_poisons_beside_each_other_take_no_other_message_with_them(
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     names = (["Ada"] * 30 + [POISON] + ["Ada"] * 9) * 5

@@ -248,7 +248,7 @@ async def test_the_recipient_is_told_where_to_find_it(stack: Stack) -> None:
     assert message.message_id != report_id
 
 
-async def test_what_can_not_be_written_ends_as_failed_and_dead_letter(
+async def test_what_cannot_be_written_ends_as_failed_and_dead_letter(
     stack: Stack, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()

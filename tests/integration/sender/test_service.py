@@ -200,7 +200,7 @@ async def test_what_every_recipient_gets_is_ours_so_it_is_said_and_nobody_has_fa
         ("jörg@example.org", "SMTPUTF8", "555 5.5.4 unsupported option"),
     ],
 )
-async def test_one_odd_recipient_stops_nobody_else(
+async def test_one_odd_recipient_stops_no_other_mail(
     empty_broker: TestBroker, database_dsn: str, odd: str, point: Point, reply: Action
 ) -> None:
     async with running_stack(empty_broker, database_dsn, max_retry_attempts=0) as stack:
