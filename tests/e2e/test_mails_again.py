@@ -15,7 +15,7 @@ import pytest
 
 from tests.amqp import eventually
 from tests.e2e.stack import Stack, addresses, register, running
-from tests.smtp_server import SmtpServer
+from tools.testing.smtp_server import SmtpServer
 
 DRAIN_SECONDS = 60.0
 

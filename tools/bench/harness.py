@@ -1,4 +1,4 @@
-"""Starts what is measured: a private stack, the mail sink, and beside them the peer."""
+"""Starts what is measured: a private stack, the mail server, and beside them the peer."""
 
 import os
 import socket
@@ -59,11 +59,11 @@ class Harness:
         return (self.ours, self.peer) if self.peer else (self.ours,)
 
     def around(self) -> dict[str, int]:
-        """The processes that all share: broker, database, mail sink, and this one."""
+        """The processes that all share: broker, database, mail server, and this one."""
         parts = self.supervisor.parts
         return {"driver": os.getpid()} | {
             name: part.running.pid
-            for name in ("rabbitmq", "postgres", "sink")
+            for name in ("rabbitmq", "postgres", "mail server")
             if (part := parts[name]).running
         }
 
@@ -112,10 +112,10 @@ def _start(
     offset: int, folder: Path, running: ExitStack, *, with_peer: bool, terminal: Terminal
 ) -> Harness:
     numbers = ports(offset)
-    sink_port = numbers["mailbox smtp"]  # the sink takes the mailbox's place
+    mail_port = numbers["mailbox smtp"]  # it takes the mailbox's place
     # No canary: it would be one more message among those that are counted.
     given = {"CANARY_SECONDS": "0"} | without_addresses(os.environ)
-    given |= {"SMTP_HOST": HOST, "SMTP_PORT": str(sink_port), "SMTP_SECURE": "none"}
+    given |= {"SMTP_HOST": HOST, "SMTP_PORT": str(mail_port), "SMTP_SECURE": "none"}
     stack = build_stack(offset=offset, data=folder, given=given, terminal=terminal)
     if stack.broker is None or stack.postgres is None:
         raise AssertionError("no address is handed on, so both are the stack's own")
@@ -123,15 +123,15 @@ def _start(
     log.touch()
     supervisor = Supervisor(terminal=terminal, on_change=lambda _: None)
     running.callback(supervisor.stop)
-    supervisor.start([_sink(sink_port, log, stack.logs)])
-    running.callback(_stop, supervisor, "sink")
+    supervisor.start([_mail_server(mail_port, log, stack.logs)])
+    running.callback(_stop, supervisor, "mail server")
     start_parts(stack, supervisor, terminal)
     peer = None
     if with_peer:
         port = numbers["mailbox web"]
         prepare_peer(stack.broker, stack.postgres)
         programs = peer_programs(
-            stack.broker, stack.postgres, port=port, smtp_port=sink_port, logs=stack.logs
+            stack.broker, stack.postgres, port=port, smtp_port=mail_port, logs=stack.logs
         )
         running.callback(_stop, supervisor, *(program.name for program in programs))
         supervisor.start(programs)
@@ -163,7 +163,7 @@ def _our_system(stack: Stack, broker: Broker, postgres: Postgres, supervisor: Su
     )
 
 
-def _sink(port: int, log: Path, logs: Path) -> Program:
+def _mail_server(port: int, log: Path, logs: Path) -> Program:
     def is_ready() -> bool:
         try:
             with socket.create_connection((HOST, port), timeout=1) as connection:
@@ -172,11 +172,11 @@ def _sink(port: int, log: Path, logs: Path) -> Program:
             return False
 
     return Program(
-        name="sink",
-        argv=(sys.executable, "-m", "tools.bench.sink", str(port), str(log)),
+        name="mail server",
+        argv=(sys.executable, "-m", "tools.bench.mail_server", str(port), str(log)),
         environment={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
         directory=PROJECT,
-        log=logs / "sink.log",
+        log=logs / "mail_server.log",
         is_ready=is_ready,
     )
 

@@ -1,4 +1,4 @@
-"""Which mails the sink took, and when."""
+"""Which mails the mail server took, and when."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ POLL_SECONDS = 0.02
 
 @dataclass(slots=True)
 class Mails:
-    """Reads the sink's log as it grows."""
+    """Reads the mail server's log as it grows."""
 
     log: Path
     first: dict[str, float] = field(default_factory=dict)

@@ -83,8 +83,8 @@ def burst(harness: Harness, *, rounds: int, number: int, say: Callable[[str], No
     return Comparison(
         name="burst",
         how=f"{number:,} registrations over {CONNECTIONS} connections, each posting again as soon"
-        " as it has its answer; from the first POST to the last mail that the sink accepted, with"
-        " every row counted.",
+        " as it has its answer; from the first POST to the last mail that is accepted, with every"
+        " row counted.",
         figures=BURST_FIGURES,
         baseline=PEER,
         runs=_in_turns(

@@ -87,11 +87,11 @@ class Observations:
     """Address in lower case to the number of users that have it."""
     mails: Sequence[Mail]
     taken: Sequence[tuple[str, str]]
-    """Message-ID and recipient of every mail that the sink took."""
+    """Message-ID and recipient of every mail that the mail server took."""
     put_off: Mapping[str, int]
-    """Recipient to how often the sink did not take a mail (or did not say so)."""
+    """Recipient to how often the mail server did not take a mail (or did not say so)."""
     refused: Mapping[str, int]
-    """Recipient to how often the sink answered 5yz."""
+    """Recipient to how often the mail server answered 5yz."""
     dead: Sequence[DeadLetter]
     waiting: Mapping[str, int]
     """Work or retry queue to the messages in it; those without any are left out."""

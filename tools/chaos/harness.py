@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from tools.chaos.disk import SmallDisk
 from tools.chaos.faketime import Clock
+from tools.chaos.mail_server import FaultyMailServer
 from tools.chaos.proxy import Proxy
 from tools.chaos.schedule import instances, instances_of, links_of, service_of
-from tools.chaos.sink import Sink
 from tools.launcher.broker import Broker
 from tools.launcher.cache import RUN_DIRECTORY
 from tools.launcher.invocation import Invocation
@@ -55,7 +55,7 @@ class Harness:
     broker: Broker
     postgres: Postgres
     supervisor: Supervisor
-    sink: Sink
+    mail_server: FaultyMailServer
     proxies: dict[str, Proxy]
     disk: SmallDisk
     clock: Clock
@@ -137,11 +137,11 @@ async def _start(
     )
     if stack.broker is None or stack.postgres is None:
         raise AssertionError("no address is handed on, so both are the stack's own")
-    sink = Sink(seed)
-    await sink.start()
-    running.push_async_callback(sink.stop)
+    mail_server = FaultyMailServer(seed=seed)
+    await mail_server.start()
+    running.push_async_callback(mail_server.stop)
     where = _where(numbers)
-    proxies = await _proxies(stack.broker, stack.postgres, where, sink)
+    proxies = await _proxies(stack.broker, stack.postgres, where, mail_server)
     for proxy in proxies.values():
         running.push_async_callback(proxy.stop)
     require_free(where, invocation=Invocation(offset=offset, data=folder))
@@ -153,7 +153,7 @@ async def _start(
         broker=stack.broker,
         postgres=stack.postgres,
         supervisor=supervisor,
-        sink=sink,
+        mail_server=mail_server,
         proxies=proxies,
         disk=disk,
         clock=clock,
@@ -176,7 +176,7 @@ def _where(numbers: dict[str, int]) -> dict[str, int]:
 
 
 async def _proxies(
-    broker: Broker, postgres: Postgres, where: dict[str, int], sink: Sink
+    broker: Broker, postgres: Postgres, where: dict[str, int], mail_server: FaultyMailServer
 ) -> dict[str, Proxy]:
     """One proxy for each link of each instance."""
     databases = [where[name] for name in instances_of("database_service")]
@@ -192,7 +192,7 @@ async def _proxies(
                 "amqp": [broker.ports.amqp],
                 "http": databases,
                 "sql": [postgres.port],
-                "smtp": [sink.port],
+                "smtp": [mail_server.port],
             }[kind]
             made[name] = Proxy(name, backends, is_well if kind == "http" else None)
             await made[name].start()

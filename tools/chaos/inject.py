@@ -76,7 +76,7 @@ class Injector:
             harness.send(name, signal.SIGCONT)
         harness.disk.clear()
         harness.clock.jump(0)
-        harness.sink.misbehaves = False
+        harness.mail_server.misbehaves = False
         await self._watermark(MEMORY_LIMIT)
         await asyncio.to_thread(self._import_definitions)
 

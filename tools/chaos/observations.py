@@ -19,7 +19,7 @@ from report_generator.files import DRAFT_MARK, DRAFT_MAX_AGE
 from tools.chaos.accounting import Attempt, DeadLetter, Mail, Observations, Registration
 from tools.chaos.harness import Harness
 from tools.chaos.journal import Journal
-from tools.chaos.sink import SmtpFault
+from tools.chaos.mail_server import SmtpFault
 from tools.launcher.errors import LauncherError
 
 DRAIN_SECONDS = 120.0
@@ -122,7 +122,7 @@ def waiting(harness: Harness, names: Collection[str] = WORK_QUEUES) -> dict[str,
 
 async def gather(harness: Harness, journal: Journal) -> Observations:
     """Everything that is there now."""
-    sink = harness.sink
+    mail_server = harness.mail_server
     connection = await asyncpg.connect(harness.postgres.dsn(), timeout=10)
     try:
         registrations = await connection.fetch(REGISTRATIONS)
@@ -140,7 +140,7 @@ async def gather(harness: Harness, journal: Journal) -> Observations:
         SmtpFault.DROP_AFTER_DOT,
         SmtpFault.HANG_UP,
     ):
-        put_off += sink.faulted.get(fault, Counter())
+        put_off += mail_server.faulted.get(fault, Counter())
     return Observations(
         journal=journal,
         registrations=[
@@ -154,9 +154,9 @@ async def gather(harness: Harness, journal: Journal) -> Observations:
         ],
         users={row["email"]: row["number"] for row in users},
         mails=mails,
-        taken=[(mail.message_id, mail.recipient) for mail in sink.accepted],
+        taken=[(mail.message_id, mail.recipient) for mail in mail_server.taken],
         put_off=put_off,
-        refused=sink.faulted.get(SmtpFault.REFUSE, Counter()),
+        refused=mail_server.faulted.get(SmtpFault.REFUSE, Counter()),
         locked=harness.locked,
         ledger=ledger,
         unpromised=[UUID(int=row["registration_id"].int) for row in unpromised],

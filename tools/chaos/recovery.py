@@ -137,7 +137,7 @@ def measure(
         "frontend": sorted(observations.journal.first_answers),
         "queue_receiver": progress.stored,
         "database_service": progress.stored,
-        "sender": [mail.at for mail in harness.sink.accepted],
+        "sender": [mail.at for mail in harness.mail_server.taken],
     }
     calm = list(_calm(happened, observations.journal.accepted_at.values()))
     found = Recovery(stood_still={name: _longest_gap(seen, calm) for name, seen in did.items()})
@@ -194,9 +194,11 @@ def _mailed_at(observations: Observations, harness: Harness) -> dict[UUID, float
 
     Their waits are the server's doing, not the freeze's.
     """
-    faulted = {each for by_recipient in harness.sink.faulted.values() for each in by_recipient}
+    faulted = {
+        each for by_recipient in harness.mail_server.faulted.values() for each in by_recipient
+    }
     taken: dict[str, float] = {}
-    for mail in harness.sink.accepted:
+    for mail in harness.mail_server.taken:
         if mail.recipient not in faulted:
             taken.setdefault(mail.message_id, mail.at)
     return {

@@ -9,10 +9,10 @@ from tools.chaos.accounting import Verdict
 from tools.chaos.harness import SHORTENED
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
+from tools.chaos.mail_server import SmtpFault
 from tools.chaos.observations import Rest
 from tools.chaos.recovery import Figures, Recovery
 from tools.chaos.schedule import Fault, Kind
-from tools.chaos.sink import SmtpFault
 
 PROMISES = ("lost", "stored_twice", "unexpected", "stuck", "dlq_unexplained")
 """Invariants that the first promise line names; the others are named where they break."""

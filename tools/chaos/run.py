@@ -71,7 +71,7 @@ class Watcher:
         now = ", ".join(f"{f.kind.value} {f.target} {f.mode}".strip() for f in under_way[-3:])
         journal = self.driver.journal if self.driver else None
         stored = self.progress.rows if self.progress else 0
-        mailed = len(self.harness.sink.accepted) if self.harness else 0
+        mailed = len(self.harness.mail_server.taken) if self.harness else 0
         return (
             f"[{time.monotonic() - self.begun:5.0f} s] seed {self.seed}, {self.phase}:"
             f" {len(faults)} faults, accepted {len(journal.accepted) if journal else 0},"
@@ -138,7 +138,7 @@ async def _run(given: Namespace, seed: int, harness: Harness, watcher: Watcher) 
         seconds=seconds,
         verdict=evaluate(observations),
         happened=injector.happened,
-        faults=dict(harness.sink.faults),
+        faults=dict(harness.mail_server.faults),
         recovery=measure(injector.happened, observations, progress, harness),
         rest=rest,
         journal=driver.journal,

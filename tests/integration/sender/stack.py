@@ -17,7 +17,7 @@ from sender.app import build_app
 from sender.settings import Settings
 from tests.amqp import eventually
 from tests.backends import TestBroker
-from tests.smtp_server import SmtpServer, running_smtp_server
+from tools.testing.smtp_server import SmtpServer, running_smtp_server
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from common.contracts.topology import EMAIL_NOTIFICATIONS
 from tests.amqp import depth, eventually, publish
 from tests.backends import TestBroker
 from tests.integration.sender.stack import Stack, running_sender, running_stack
-from tests.smtp_server import DROP, Hold
+from tools.testing.smtp_server import DROP, Hold
 
 REFUSED = "550 5.1.1 no such user"
 

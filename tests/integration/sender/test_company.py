@@ -16,7 +16,15 @@ from sender.smtp.connection import Connection, Mail
 from sender.smtp.replies import Phase
 from tests.integration.sender.test_mailer import a_mailer
 from tests.polling import until
-from tests.smtp_server import DROP, STALL, Action, Hold, Point, SmtpServer, running_smtp_server
+from tools.testing.smtp_server import (
+    DROP,
+    STALL,
+    Action,
+    Hold,
+    Point,
+    SmtpServer,
+    running_smtp_server,
+)
 
 SENT, FAILED = DeliveryStatus.SENT, DeliveryStatus.FAILED
 DEFERRED, UNSURE = DeliveryStatus.DEFERRED, DeliveryStatus.UNSURE

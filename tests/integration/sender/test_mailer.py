@@ -18,7 +18,7 @@ from sender.smtp.connection import Mail
 from sender.smtp.handshake import Security, Server
 from sender.smtp.replies import Phase
 from tests.polling import until
-from tests.smtp_server import DROP, STALL, Action, Point, SmtpServer, running_smtp_server
+from tools.testing.smtp_server import DROP, STALL, Action, Point, SmtpServer, running_smtp_server
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from tests.amqp import depth, eventually, publish, take
 from tests.backends import TestBroker
 from tests.integration.sender.stack import Stack, running_sender, running_stack
 from tests.polling import until
-from tests.smtp_server import DROP, STALL, Action, Point
+from tools.testing.smtp_server import DROP, STALL, Action, Point
 
 REPORT = {
     "to": "ada@example.org",

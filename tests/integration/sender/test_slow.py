@@ -15,7 +15,7 @@ from sender.smtp.replies import Phase
 from tests.amqp import eventually
 from tests.integration.sender.test_mailer import a_mailer, send
 from tests.polling import until
-from tests.smtp_server import STALL, Hold, Point, SmtpServer, running_smtp_server
+from tools.testing.smtp_server import STALL, Hold, Point, SmtpServer, running_smtp_server
 
 SIZE = 4
 MOST = SIZE * pool.MOST_PER_PLACE

@@ -11,15 +11,15 @@ from sender.smtp.connection import Connection, Mail
 from sender.smtp.errors import LinkDroppedError, NotConnectedError, Utf8AddressError
 from sender.smtp.handshake import Security, Server
 from sender.smtp.replies import Phase
+from tests.certificates import certificate
 from tests.polling import until
-from tests.smtp_server import (
+from tools.testing.smtp_server import (
     DROP,
     STALL,
     Action,
     Hold,
     Point,
     SmtpServer,
-    certificate,
     running_smtp_server,
 )
 

@@ -24,8 +24,8 @@ from common.database_client.http_client import (
     HttpClient,
     MalformedAnswerError,
 )
+from tests.certificates import certificate
 from tests.polling import PATIENCE_SECONDS, until
-from tests.smtp_server import certificate
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -9,9 +9,9 @@ from tools.chaos.accounting import Mail, Observations, Registration
 from tools.chaos.harness import Harness
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
+from tools.chaos.mail_server import Accepted, FaultyMailServer
 from tools.chaos.recovery import Figures, Progress, measure
 from tools.chaos.schedule import Fault, Kind
-from tools.chaos.sink import Accepted, Sink
 
 ONE = UUID(int=1)
 
@@ -31,8 +31,8 @@ class Scene:
         journal = Journal(accepted={ONE: "a@example.org"}, accepted_at={ONE: self.promised})
         journal.first_answers = [self.promised]
         journal.accepted_at |= {UUID(int=100 + n): at for n, at in enumerate(self.promises)}
-        sink = Sink(1)
-        sink.accepted = [Accepted(str(UUID(int=2)), "a@example.org", self.mailed)]
+        server = FaultyMailServer(seed=1)
+        server.taken = [Accepted(str(UUID(int=2)), "a@example.org", self.mailed)]
         observations = Observations(
             journal=journal,
             registrations=[Registration(id=ONE, email="a@example.org", stored_at=self.stored)],
@@ -51,7 +51,7 @@ class Scene:
             dead=[],
             waiting={},
         )
-        harness = cast(Harness, SimpleNamespace(sink=sink))
+        harness = cast(Harness, SimpleNamespace(mail_server=server))
         return measure(
             self.happened, observations, Progress(harness, self.rows or [self.stored]), harness
         )

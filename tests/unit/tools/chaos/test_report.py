@@ -5,11 +5,11 @@ import json
 from tools.chaos.accounting import Verdict
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
+from tools.chaos.mail_server import SmtpFault
 from tools.chaos.observations import Rest
 from tools.chaos.recovery import Recovery
 from tools.chaos.report import Report, Run
 from tools.chaos.schedule import Fault, Kind
-from tools.chaos.sink import SmtpFault
 
 MACHINE = {"cores": "2"}
 

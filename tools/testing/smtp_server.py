@@ -1,4 +1,6 @@
-"""A mail server that does as it is told: any reply, silence or farewell at any point.
+"""A mail server for tests and benchmarks: gives any reply, or none, at any point.
+
+It takes every mail until a rule or a subclass decides otherwise.
 
 async with running_smtp_server() as server:
     server.on("RCPT", "550 5.1.1 no such mailbox", to="ada@example.org")
@@ -8,43 +10,44 @@ async with running_smtp_server() as server:
 """
 
 import asyncio
-import atexit
 import base64
-import os
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
-import pytest
+from tools.launcher.ports import HOST
 
 
 class _Drop:
-    """Close the link without a word."""
+    """Close the connection without a reply."""
 
 
 class _Stall:
-    """Say nothing, keep the link."""
+    """Send nothing, keep the connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Reply when it is released."""
+    """Reply once released, or after some seconds."""
 
     reply: str
+    seconds: float | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """Reply, then close the connection."""
+
+    reply: str
 
 
 DROP: Final = _Drop()
 STALL: Final = _Stall()
 
-Action = str | bytes | _Drop | _Stall | Hold
+Action = str | bytes | _Drop | _Stall | Hold | Goodbye
 """A reply (text: CRLF is added; bytes: sent as they are), or what is done instead."""
 
 Point = Literal[
@@ -54,7 +57,11 @@ Point = Literal[
 """Where a rule applies: a command; CONNECT, the greeting; SMTPUTF8, MAIL with that parameter; BODY,
 after 354 and before the text is read; TEXT, after the final dot."""
 
-_USUAL = {
+END_OF_TEXT = b"\r\n.\r\n"
+
+NOT_IMPLEMENTED = "502 5.5.1 not implemented"
+
+USUAL = {
     "CONNECT": "220 test ESMTP",
     "MAIL": "250 2.1.0 ok",
     "RCPT": "250 2.1.5 ok",
@@ -77,7 +84,13 @@ class ReceivedMail:
 
     encrypted: bool
     user: str
-    accepted: bool = False
+    reply: str
+    """To the final dot; empty where there is none."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the client was told that the mail is accepted."""
+        return self.reply.startswith("2")
 
 
 @dataclass(slots=True)
@@ -106,13 +119,16 @@ class SmtpServer:
     """Makes STARTTLS available."""
 
     plain: Literal["takes", "refuses", "asks", "hangs up"] = "takes"
-    """What AUTH PLAIN leads to: a login, 504, a 334 although all was said, 535 and the end."""
+    """What AUTH PLAIN leads to: a login, 504, a needless 334, 535 and the end."""
 
     forgets: Literal["nothing", "all", "a line"] = "nothing"
     """What is lost of that which stands behind the final dot of a text."""
 
-    host: str = "127.0.0.1"
+    host: str = HOST
     port: int = 0
+    records: bool = True
+    """Whether commands and packets are kept: not where a benchmark sends a million."""
+
     mails: list[ReceivedMail] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     """Every command line of every connection, in order."""
@@ -159,7 +175,9 @@ class SmtpServer:
 
     async def start(self, *, tls: ssl.SSLContext | None = None) -> None:
         """Listen, on the same port as before if there was one; ``tls``: from the first byte."""
-        self._server = await asyncio.start_server(self._serve, self.host, self.port, ssl=tls)
+        self._server = await asyncio.start_server(
+            self._serve, self.host, self.port, ssl=tls, backlog=1024
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -180,38 +198,42 @@ class SmtpServer:
             writer.transport.abort()
 
     def say(self, text: str) -> None:
-        """Say something on every connection that nobody asked for."""
+        """Send an unsolicited reply on every connection."""
         for writer in self._writers:
             writer.write(f"{text}\r\n".encode())
 
-    def action(self, point: Point, recipients: list[str]) -> Action:
-        """What to do now."""
+    def action(self, point: Point, recipients: list[str]) -> Action | None:
+        """Decide what to do at ``point``; None: the usual."""
         for rule in self._rules:
             if rule.point == point and rule.applies_to(recipients):
-                if rule.times == 0:
-                    continue
                 if rule.times is not None:
                     rule.times -= 1
+                    if not rule.times:
+                        self._rules.remove(rule)
                 return rule.action
-        return _USUAL.get(point, "502 unknown")
+        return None
+
+    def receive(self, mail: ReceivedMail) -> None:
+        """Keep a mail, before it is answered."""
+        self.mails.append(mail)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         self.sessions += 1
         self._writers.add(writer)
         self.most_seen = max(self.most_seen, len(self._writers))
         self._tasks.add(task)
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, _Hangup):
-                await _Session(self, reader, writer).run()
+            await _Session(self, reader, writer).run()
+            writer.close()  # what was written still leaves
+        except (OSError, asyncio.IncompleteReadError, _HangUp):
+            writer.transport.abort()
         finally:
             self._writers.discard(writer)
             self._tasks.discard(task)
-            writer.transport.abort()
 
 
-class _Hangup(Exception):  # noqa: N818 - not an error
+class _HangUp(Exception):  # noqa: N818 - not an error
     pass
 
 
@@ -223,27 +245,32 @@ class _Session:
         self.reader = reader
         self.writer = writer
         self.buffer = b""
+        self.unsent = b""
+        """Replies to what came in one packet leave in one packet."""
         self.sender = ""
         self.recipients: list[str] = []
         self.in_transaction = False
+        self.is_over = False
         self.encrypted = writer.get_extra_info("sslcontext") is not None
         self.user = ""
 
     async def run(self) -> None:
         if self.server.open_sessions > self.server.most_sessions:
-            await self.reply("421 4.7.0 too many connections from you")
-            raise _Hangup
-        await self.do("CONNECT")
-        while True:
+            await self.perform(Goodbye("421 4.7.0 too many connections from you"))
+        else:
+            await self.do("CONNECT")
+        while not self.is_over:
             line = await self.read_line()
-            self.server.commands.append(line)
+            if self.server.records:
+                self.server.commands.append(line)
             verb, _, argument = line.partition(" ")
             await self.command(verb.upper(), argument)
+        await self.flush()
 
     async def command(self, verb: str, argument: str) -> None:
         match verb:
             case "EHLO":
-                await self.hello()
+                await self.do("EHLO", self.greeting())
             case "HELO":
                 await self.do("HELO")
             case "STARTTLS":
@@ -257,20 +284,20 @@ class _Session:
                 await self.do(point)
             case "QUIT":
                 await self.do("QUIT")
-                raise _Hangup
+                self.is_over = True
             case _:
-                await self.reply("500 what")
+                self.reply("500 5.5.1 unknown command")
 
     async def mail(self, verb: str, argument: str) -> None:
         if verb == "MAIL" and self.in_transaction:
-            await self.reply("503 5.5.1 nested MAIL")
+            self.reply("503 5.5.1 nested MAIL")
         elif verb == "MAIL":
             self.sender, self.recipients = _address(argument), []
-            odd = argument.endswith(" SMTPUTF8") and self.server.action("SMTPUTF8", [])
-            action = odd if odd and odd != "502 unknown" else self.server.action("MAIL", [])
-            self.in_transaction = (await self.perform(action)).startswith("2")
+            odd = self.server.action("SMTPUTF8", []) if argument.endswith(" SMTPUTF8") else None
+            reply = await (self.perform(odd) if odd is not None else self.do("MAIL"))
+            self.in_transaction = reply.startswith("2")
         elif not self.in_transaction and self.server.forgets != "nothing":
-            await self.reply("503 5.5.1 need MAIL command")
+            self.reply("503 5.5.1 need MAIL command")
         elif verb == "RCPT":
             self.recipients.append(_address(argument))
             if not (await self.do("RCPT")).startswith("2"):
@@ -278,123 +305,136 @@ class _Session:
         else:
             await self.text()
 
-    async def hello(self) -> None:
-        action = self.server.action("EHLO", [])
-        if action != "502 unknown":
-            await self.perform(action)
-            return
+    def greeting(self) -> str:
         offers = list(self.server.extensions)
         if self.server.tls and not self.encrypted:
             offers.append("STARTTLS")
         if self.server.credentials:
             offers.append("AUTH PLAIN LOGIN")
         lines = ["test", *offers]
-        await self.reply("\r\n".join([*(f"250-{x}" for x in lines[:-1]), f"250 {lines[-1]}"]))
+        return "\r\n".join([*(f"250-{x}" for x in lines[:-1]), f"250 {lines[-1]}"])
 
     async def start_tls(self) -> None:
         action = self.server.action("STARTTLS", [])
-        if action != "502 unknown" or self.server.tls is None:
-            await self.perform(action)
+        if action is not None or self.server.tls is None:
+            await self.perform(NOT_IMPLEMENTED if action is None else action)
             return
-        await self.reply("220 go on")
+        self.reply("220 go on")
+        await self.flush()
         await self.writer.start_tls(self.server.tls)
         self.encrypted = True
 
     async def log_in(self, argument: str) -> None:
         method, _, initial = argument.partition(" ")
         if method == "PLAIN" and self.server.plain == "refuses":
-            await self.reply("504 5.5.4 unrecognized authentication type")
+            self.reply("504 5.5.4 unrecognized authentication type")
             return
         if method == "PLAIN" and self.server.plain == "hangs up":
-            await self.reply("535 5.7.8 not like that")
-            raise _Hangup
+            await self.perform(Goodbye("535 5.7.8 not like that"))
+            return
         if method == "PLAIN":
             if self.server.plain == "asks":
-                await self.reply("334")
+                self.reply("334")
                 initial = await self.read_line()
             _, user, password = base64.b64decode(initial).decode().split("\0")
         else:
-            await self.reply("334 VXNlcm5hbWU6")
+            self.reply("334 VXNlcm5hbWU6")
             user = base64.b64decode(await self.read_line()).decode()
-            await self.reply("334 UGFzc3dvcmQ6")
+            self.reply("334 UGFzc3dvcmQ6")
             password = base64.b64decode(await self.read_line()).decode()
-        action = self.server.action("AUTH", [])
-        if action != "502 unknown":
-            await self.perform(action)
-        elif self.server.credentials.get(user) == password:
+        matches = self.server.credentials.get(user) == password
+        usual = "235 2.7.0 welcome" if matches else "535 5.7.8 wrong user or password"
+        if await self.do("AUTH", usual) == usual and matches:
             self.user = user
-            await self.reply("235 2.7.0 welcome")
-        else:
-            await self.reply("535 5.7.8 wrong user or password")
 
     async def text(self) -> None:
-        action = self.server.action("DATA", self.recipients)
-        if action == _USUAL["DATA"] and not self.recipients:
-            action = "554 5.5.1 no valid recipients"
-        await self.perform(action)
-        if action != _USUAL["DATA"]:
+        usual = USUAL["DATA"] if self.recipients else "554 5.5.1 no valid recipients"
+        if await self.do("DATA", usual) != USUAL["DATA"]:
             return
-        if (action := self.server.action("BODY", self.recipients)) != "502 unknown":
+        if (action := self.server.action("BODY", self.recipients)) is not None:
             await self.perform(action)
         await self.read_text()
 
     async def read_text(self) -> None:
-        while not (b"\r\n" + self.buffer).startswith(b"\r\n.\r\n") and (
-            b"\r\n.\r\n" not in self.buffer
-        ):
+        self.buffer = b"\r\n" + self.buffer  # so that an empty text has its end as well
+        while END_OF_TEXT not in self.buffer:
             await self.read_more()
-        if self.buffer.startswith(b".\r\n"):
-            content, self.buffer = b"", self.buffer[3:]
-        else:
-            content, _, self.buffer = self.buffer.partition(b"\r\n.\r\n")
-            content += b"\r\n"
-        if self.buffer:
+        content, _, self.buffer = self.buffer.partition(END_OF_TEXT)
+        if self.buffer and self.server.records:
             self.server.behind_texts.append(self.buffer)
         if self.server.forgets != "nothing":
             self.buffer = self.buffer.partition(b"\n")[2] * (self.server.forgets == "a line")
-        content = (b"\r\n" + content).replace(b"\r\n..", b"\r\n.")[2:]
-        mail = ReceivedMail(self.sender, self.recipients, content, self.encrypted, self.user)
-        self.server.mails.append(mail)
-        action = self.server.action("TEXT", self.recipients)
+        content = (content + b"\r\n").replace(b"\r\n..", b"\r\n.")[2:]
+        if (action := self.server.action("TEXT", self.recipients)) is None:
+            action = USUAL["TEXT"]
+        reply = action.reply if isinstance(action, Hold | Goodbye) else action
+        self.server.receive(
+            ReceivedMail(
+                self.sender,
+                self.recipients,
+                content,
+                self.encrypted,
+                self.user,
+                reply if isinstance(reply, str) else "",
+            )
+        )
         self.in_transaction, self.recipients = False, []
-        reply = action.reply if isinstance(action, Hold) else action
-        mail.accepted = isinstance(reply, str) and reply.startswith("2")
         await self.perform(action)
 
-    async def do(self, point: Point) -> str:
-        return await self.perform(self.server.action(point, self.recipients))
+    async def do(self, point: Point, usual: str = "") -> str:
+        action = self.server.action(point, self.recipients)
+        if action is None:
+            action = usual or USUAL.get(point, NOT_IMPLEMENTED)
+        return await self.perform(action)
 
     async def perform(self, action: Action) -> str:
-        if isinstance(action, _Drop):
-            raise _Hangup
-        if isinstance(action, _Stall):
-            while await self.reader.read(65536):
-                pass
-            raise _Hangup
-        if isinstance(action, bytes):
-            self.writer.write(action)
-            await self.writer.drain()
-            return action.decode("latin-1")
-        if isinstance(action, Hold):
-            await action.released.wait()
-            action = action.reply
-        await self.reply(action)
-        return action
+        """Do it; returns what was replied."""
+        match action:
+            case str():
+                self.reply(action)
+                return action
+            case bytes():
+                self.unsent += action
+                return action.decode("latin-1")
+            case Hold():
+                await self.flush()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(action.released.wait(), action.seconds)
+            case Goodbye():
+                self.is_over = True
+            case _Stall():
+                await self.flush()
+                while await self.reader.read(65536):
+                    pass
+                raise _HangUp
+            case _Drop():
+                await self.flush()
+                raise _HangUp
+        self.reply(action.reply)
+        return action.reply
 
-    async def reply(self, text: str) -> None:
-        self.writer.write(f"{text}\r\n".encode())
-        await self.writer.drain()
+    def reply(self, text: str) -> None:
+        self.unsent += f"{text}\r\n".encode()
+
+    async def flush(self) -> None:
+        if self.unsent:
+            self.writer.write(self.unsent)
+            self.unsent = b""
+            await self.writer.drain()
 
     async def read_line(self) -> str:
         while b"\r\n" not in self.buffer:
-            self.server.packets.append(await self.read_more())
+            packet = await self.read_more()
+            if self.server.records:
+                self.server.packets.append(packet)
         line, _, self.buffer = self.buffer.partition(b"\r\n")
         return line.decode()
 
     async def read_more(self) -> bytes:
+        await self.flush()
         data = await self.reader.read(65536)
         if not data:
-            raise _Hangup
+            raise _HangUp
         self.buffer += data
         return data
 
@@ -414,38 +454,3 @@ async def running_smtp_server(
         yield server
     finally:
         await server.stop()
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """A certificate that signs itself, for one name."""
-
-    certificate: Path
-    key: Path
-
-    def for_server(self) -> ssl.SSLContext:
-        """What a server needs to show it."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.certificate, self.key)
-        return context
-
-    def for_client(self) -> ssl.SSLContext:
-        """What a client needs to trust it."""
-        return ssl.create_default_context(cafile=str(self.certificate))
-
-
-@cache
-def certificate(name: str = "IP:127.0.0.1", *, days: int = 30) -> Certificate:
-    """Make a certificate for ``name`` (``IP:…`` or ``DNS:…``); needs the openssl program."""
-    if shutil.which("openssl") is None:
-        end = pytest.fail if os.environ.get("CI") else pytest.skip
-        end("no openssl on this machine; to run the tests of TLS, type: apt-get install openssl")
-    directory = Path(mkdtemp(prefix="userstream-certificate-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    key, pem = directory / "key.pem", directory / "certificate.pem"
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=test "
-        f"-keyout {key} -out {pem} -days {days} -addext subjectAltName={name}"
-    )
-    subprocess.run(command.split(), check=True, capture_output=True)
-    return Certificate(pem, key)
