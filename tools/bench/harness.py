@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,23 +12,15 @@ from tools.bench.mails import Mails
 from tools.bench.peer_system import peer_programs, peer_system, prepare_peer
 from tools.bench.systems import System
 from tools.launcher.broker import Broker
-from tools.launcher.cache import PROJECT, RUN_DIRECTORY
-from tools.launcher.errors import LauncherError
+from tools.launcher.cache import PROJECT
 from tools.launcher.ports import HOST, ports
 from tools.launcher.postgres import Postgres
 from tools.launcher.processes import Program
-from tools.launcher.running import start_parts
 from tools.launcher.services import SETTINGS
-from tools.launcher.stack import Stack, build_stack
+from tools.launcher.stack import Stack
 from tools.launcher.supervisor import Part, Supervisor
 from tools.launcher.terminal import Terminal
-from tools.testing.ephemeral_stack import (
-    ADDRESSES,
-    free_offset,
-    make_folder,
-    remove_folder,
-    without_addresses,
-)
+from tools.testing.ephemeral_stack import ADDRESSES, EphemeralStack, ephemeral_stack, free_offset
 
 OURS = "UserStream"
 
@@ -84,82 +76,65 @@ def harness(
 ) -> Iterator[Harness]:
     """Start everything with data of its own; stop it and remove the data at the end.
 
-    Where something goes wrong the logs stay, because they say why.
-
     Args:
         offset: Of the ports; 0 takes the first ones that are free.
         data: Where a folder for the data is made.
         with_peer: Whether the peer is needed.
-        terminal: Hears of the progress.
+        terminal: Shows the progress.
 
     Raises:
         LauncherError: Something could not be started.
     """
     offset = offset or free_offset()
-    folder = make_folder(data or RUN_DIRECTORY, prefix="bench-")
-    keep_logs = False
-    try:
-        with ExitStack() as running:
-            yield _start(offset, folder, running, with_peer=with_peer, terminal=terminal)
-    except LauncherError as error:
-        keep_logs = True
-        raise LauncherError(f"{error}\nThe logs are kept in {folder / 'logs'}") from error
-    finally:
-        remove_folder(folder, keep_logs=keep_logs)
-
-
-def _start(
-    offset: int, folder: Path, running: ExitStack, *, with_peer: bool, terminal: Terminal
-) -> Harness:
     numbers = ports(offset)
-    mail_port = numbers["mailbox smtp"]  # it takes the mailbox's place
-    # No canary: it would be one more message among those that are counted.
-    given = {"CANARY_SECONDS": "0"} | without_addresses(os.environ)
-    given |= {"SMTP_HOST": HOST, "SMTP_PORT": str(mail_port), "SMTP_SECURE": "none"}
-    stack = build_stack(offset=offset, data=folder, given=given, terminal=terminal)
-    if stack.broker is None or stack.postgres is None:
-        raise AssertionError("no address is handed on, so both are the stack's own")
-    log = folder / "mails.log"
+    mail_port = numbers["mailbox smtp"]  # nothing else listens there
+    settings = {"SMTP_HOST": HOST, "SMTP_PORT": str(mail_port), "SMTP_SECURE": "none"}
+    settings["CANARY_SECONDS"] = "0"  # it would be one more message among those that are counted
+    with ephemeral_stack(
+        "bench", offset=offset, data=data, settings=settings, terminal=terminal
+    ) as running:
+        yield _start(running, mail_port, numbers["mailbox web"] if with_peer else None)
+
+
+def _start(running: EphemeralStack, mail_port: int, peer_port: int | None) -> Harness:
+    stack, broker, postgres = running.stack, running.broker, running.postgres
+    supervisor = running.supervisor
+    log = stack.data / "mails.log"
     log.touch()
-    supervisor = Supervisor(terminal=terminal, on_change=lambda _: None)
-    running.callback(supervisor.stop)
     supervisor.start([_mail_server(mail_port, log, stack.logs)])
-    running.callback(_stop, supervisor, "mail server")
-    start_parts(stack, supervisor, terminal)
+    supervisor.start(stack.services())
     peer = None
-    if with_peer:
-        port = numbers["mailbox web"]
-        prepare_peer(stack.broker, stack.postgres)
+    if peer_port:
+        prepare_peer(broker, postgres)
         programs = peer_programs(
-            stack.broker, stack.postgres, port=port, smtp_port=mail_port, logs=stack.logs
+            broker, postgres, port=peer_port, smtp_port=mail_port, logs=stack.logs
         )
-        running.callback(_stop, supervisor, *(program.name for program in programs))
         supervisor.start(programs)
         parts = {program.name: supervisor.parts[program.name] for program in programs}
-        peer = peer_system(stack.broker, stack.postgres, port=port, parts=parts)
+        peer = peer_system(broker, postgres, port=peer_port, parts=parts)
     return Harness(
         stack=stack,
-        broker=stack.broker,
-        postgres=stack.postgres,
+        broker=broker,
+        postgres=postgres,
         supervisor=supervisor,
-        ours=_our_system(stack, stack.broker, stack.postgres, supervisor),
+        ours=_our_system(running),
         peer=peer,
         mails=Mails(log),
-        scratch=folder,
+        scratch=stack.data,
     )
 
 
-def _our_system(stack: Stack, broker: Broker, postgres: Postgres, supervisor: Supervisor) -> System:
+def _our_system(running: EphemeralStack) -> System:
     return System(
         name=OURS,
-        port=stack.ports["frontend"],
+        port=running.stack.ports["frontend"],
         path="/api/registrations",
-        dsn=postgres.dsn(),
+        dsn=running.postgres.dsn(),
         count_rows=COUNT_ROWS,
-        amqp_url=broker.url(),
+        amqp_url=running.broker.url(),
         queue="user.registration",
         consumer="queue_receiver",
-        parts={name: supervisor.parts[name] for name in PASSED_THROUGH},
+        parts={name: running.supervisor.parts[name] for name in PASSED_THROUGH},
     )
 
 
@@ -179,11 +154,3 @@ def _mail_server(port: int, log: Path, logs: Path) -> Program:
         log=logs / "mail_server.log",
         is_ready=is_ready,
     )
-
-
-def _stop(supervisor: Supervisor, *names: str) -> None:
-    """Stop parts that the supervisor's own order does not know."""
-    running = [part.running for name in names if (part := supervisor.parts[name]).running]
-    for each in running:
-        if each:
-            each.stop()

@@ -1,13 +1,11 @@
-"""Run the fault bench: ``./userstream chaos``."""
+"""Run the fault-injection tests: ``./userstream chaos``."""
 
 import asyncio
 import json
 import logging
-import signal
 import sys
 import warnings
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from tools.bench.machine import describe_machine
@@ -16,12 +14,10 @@ from tools.chaos.report import Report
 from tools.chaos.run import BrokenPromiseError, run_seed
 from tools.launcher.arguments import parser
 from tools.launcher.errors import LauncherError
+from tools.launcher.running import interrupt_on_signals
 from tools.launcher.terminal import STDERR
 
 OK, FAILED = 0, 1
-
-THREADS = 24
-"""For what blocks: questions whether an instance is ready, above all."""
 
 
 def main(argv: list[str]) -> int:
@@ -30,10 +26,11 @@ def main(argv: list[str]) -> int:
     # The driver's own AMQP client complains of each connection that a fault costs it.
     logging.disable(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")
+    interrupt_on_signals()
     if given.windows:
         return windows.main(given)
     try:
-        report = asyncio.run(_run(given))
+        report = _run(given)
     except LauncherError as error:
         STDERR.fail(str(error))
         return FAILED
@@ -46,17 +43,11 @@ def main(argv: list[str]) -> int:
     return OK if report.holds else FAILED
 
 
-async def _run(given: Namespace) -> Report:
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="chaos"))
-    this = asyncio.current_task()
-    assert this is not None  # noqa: S101 - called by a task
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, this.cancel)
+def _run(given: Namespace) -> Report:
     report = Report(describe_machine(), f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     for seed in range(given.seed, given.seed + given.seeds):
         try:
-            run = await run_seed(given, seed, STDERR)
+            run = run_seed(given, seed, STDERR)
         except BrokenPromiseError as error:
             run = error.run
         report.runs.append(run)

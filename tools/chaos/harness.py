@@ -1,11 +1,10 @@
 """The private stack that is broken: two of each service, and a proxy in every link."""
 
 import asyncio
-import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,17 +15,15 @@ from tools.chaos.mail_server import FaultyMailServer
 from tools.chaos.proxy import Proxy
 from tools.chaos.schedule import instances, instances_of, links_of, service_of
 from tools.launcher.broker import Broker
-from tools.launcher.cache import RUN_DIRECTORY
-from tools.launcher.invocation import Invocation
-from tools.launcher.ports import HOST, ports, require_free
+from tools.launcher.ports import HOST
 from tools.launcher.postgres import Postgres
 from tools.launcher.processes import Program
-from tools.launcher.running import start_infrastructure
 from tools.launcher.services import READY, answers_ok, service_program
-from tools.launcher.stack import Stack, build_stack
+from tools.launcher.stack import Stack
 from tools.launcher.supervisor import Part, Supervisor
 from tools.launcher.terminal import Terminal
-from tools.testing.ephemeral_stack import free_offset, make_folder, remove_folder, without_addresses
+from tools.testing.ephemeral_stack import EphemeralStack, ephemeral_stack
+from tools.testing.smtp_server import running_smtp_server
 
 FURTHER_PORTS = 10
 """From a service's port to that of its second instance; offsets are 20 apart."""
@@ -100,75 +97,70 @@ class Harness:
         return [f"http://{HOST}:{self.numbers[name]}" for name in instances_of(service)]
 
 
-@asynccontextmanager
-async def running_arena(
-    *, seed: int, offset: int, data: Path | None, terminal: Terminal
-) -> AsyncIterator[Harness]:
-    """Start everything with data of its own; end it and remove the data.
+@contextmanager
+def stack_to_break(
+    *, offset: int, data: Path | None, terminal: Terminal
+) -> Iterator[EphemeralStack]:
+    """Run a broker and a database with data of their own; end them and remove the data.
 
     Where an invariant is broken the caller raises, and the logs stay.
 
     Raises:
         LauncherError: Something could not be started.
     """
-    offset = offset or free_offset()
-    folder = make_folder(data or RUN_DIRECTORY, prefix="chaos-")
-    keep_logs = True
-    try:
-        async with AsyncExitStack() as running:
-            yield await _start(running, seed=seed, offset=offset, folder=folder, terminal=terminal)
-        keep_logs = False
-    except Exception:
-        terminal.say(f"The logs are kept in {folder / 'logs'}")
-        raise
-    finally:
-        await asyncio.to_thread(remove_folder, folder, keep_logs=keep_logs)
-
-
-async def _start(
-    running: AsyncExitStack, *, seed: int, offset: int, folder: Path, terminal: Terminal
-) -> Harness:
-    numbers = ports(offset)
-    given = without_addresses(os.environ)
     # The mailbox is not started where a mail server is named; ours is behind the proxies.
-    given |= {"SMTP_HOST": HOST, "SMTP_SECURE": "none"}
-    stack = await asyncio.to_thread(
-        build_stack, offset=offset, data=folder, given=given, terminal=terminal
-    )
-    if stack.broker is None or stack.postgres is None:
-        raise AssertionError("no address is handed on, so both are the stack's own")
-    mail_server = FaultyMailServer(seed=seed)
-    await mail_server.start()
-    running.push_async_callback(mail_server.stop)
-    where = _where(numbers)
-    proxies = await _proxies(stack.broker, stack.postgres, where, mail_server)
-    for proxy in proxies.values():
-        running.push_async_callback(proxy.stop)
-    require_free(where, invocation=Invocation(offset=offset, data=folder))
-    disk = SmallDisk.made(folder / "reports")
-    clock = await asyncio.to_thread(Clock.made, folder / "clock")
+    settings = {"SMTP_HOST": HOST, "SMTP_SECURE": "none"}
     supervisor = _QuietSupervisor(terminal=terminal, on_change=lambda _: None)
-    harness = Harness(
-        stack=stack,
-        broker=stack.broker,
-        postgres=stack.postgres,
+    with ephemeral_stack(
+        "chaos",
+        offset=offset,
+        data=data,
+        settings=settings,
+        terminal=terminal,
         supervisor=supervisor,
-        mail_server=mail_server,
-        proxies=proxies,
-        disk=disk,
-        clock=clock,
-        numbers=where,
-        notes=[note for note in (disk.why_not, clock.why_not) if note],
-    )
-    running.push_async_callback(_end, harness)
-    await asyncio.to_thread(start_infrastructure, stack, supervisor, terminal)
-    await asyncio.to_thread(supervisor.start, _programs(harness))
-    watching = asyncio.create_task(_watch(supervisor))
-    running.push_async_callback(_cancelled, watching)
-    return harness
+    ) as running:
+        yield running
 
 
-def _where(numbers: dict[str, int]) -> dict[str, int]:
+@asynccontextmanager
+async def running_harness(running: EphemeralStack, *, seed: int) -> AsyncIterator[Harness]:
+    """Start every instance of every service, and what is between them; end all processes.
+
+    Raises:
+        LauncherError: Something could not be started.
+    """
+    folder, supervisor = running.stack.data, running.supervisor
+    async with AsyncExitStack() as exits:
+        mail_server = FaultyMailServer(seed=seed)
+        await exits.enter_async_context(running_smtp_server(mail_server))
+        where = _where(running.stack.ports)
+        proxies = await _proxies(running, where, mail_server)
+        for proxy in proxies.values():
+            exits.push_async_callback(proxy.stop)
+        disk = SmallDisk.made(folder / "reports")
+        exits.callback(disk.remove)
+        clock = await asyncio.to_thread(Clock.made, folder / "clock")
+        exits.callback(clock.remove)
+        exits.push_async_callback(asyncio.to_thread, running.end)
+        harness = Harness(
+            stack=running.stack,
+            broker=running.broker,
+            postgres=running.postgres,
+            supervisor=supervisor,
+            mail_server=mail_server,
+            proxies=proxies,
+            disk=disk,
+            clock=clock,
+            numbers=where,
+            notes=[note for note in (disk.why_not, clock.why_not) if note],
+        )
+        await asyncio.to_thread(supervisor.start, _programs(harness))
+        watching = asyncio.create_task(_watch(supervisor))
+        exits.push_async_callback(_cancelled, watching)
+        yield harness
+
+
+def _where(numbers: Mapping[str, int]) -> dict[str, int]:
     return {
         name: numbers[service_of(name)] + FURTHER_PORTS * (int(name.partition("-")[2] or 1) - 1)
         for name in instances()
@@ -176,7 +168,7 @@ def _where(numbers: dict[str, int]) -> dict[str, int]:
 
 
 async def _proxies(
-    broker: Broker, postgres: Postgres, where: dict[str, int], mail_server: FaultyMailServer
+    running: EphemeralStack, where: dict[str, int], mail_server: FaultyMailServer
 ) -> dict[str, Proxy]:
     """One proxy for each link of each instance."""
     databases = [where[name] for name in instances_of("database_service")]
@@ -189,9 +181,9 @@ async def _proxies(
         for kind in links_of(instance):
             name = f"{kind}/{instance}"
             backends = {
-                "amqp": [broker.ports.amqp],
+                "amqp": [running.broker.ports.amqp],
                 "http": databases,
-                "sql": [postgres.port],
+                "sql": [running.postgres.port],
                 "smtp": [mail_server.port],
             }[kind]
             made[name] = Proxy(name, backends, is_well if kind == "http" else None)
@@ -263,16 +255,3 @@ async def _watch(supervisor: Supervisor) -> None:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def _end(harness: Harness) -> None:
-    """End everything: nothing of it is needed any more, so nothing is given time to finish."""
-    parts = harness.supervisor.parts
-    for name, part in parts.items():
-        if part.running and name != "postgres":
-            await asyncio.to_thread(part.running.kill)
-    # In good order: it would leave its shared memory behind.
-    if (postgres := parts.get("postgres")) and postgres.running:
-        await asyncio.to_thread(postgres.running.stop)
-    harness.disk.remove()
-    harness.clock.remove()

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 
 from tools.chaos.accounting import evaluate
 from tools.chaos.driver import Driver
-from tools.chaos.harness import Harness, running_arena
+from tools.chaos.harness import Harness, running_harness, stack_to_break
 from tools.chaos.inject import Injector
+from tools.chaos.interruptible import run_interruptibly
 from tools.chaos.observations import drained, gather
 from tools.chaos.recovery import Progress, measure
 from tools.chaos.report import Run
 from tools.chaos.schedule import instances, plan
 from tools.launcher.terminal import Terminal
+from tools.testing.ephemeral_stack import EphemeralStack
 
 INSIST_SECONDS = 60.0
 """After the last registration was due: until what is not promised is given up."""
@@ -79,25 +81,28 @@ class Watcher:
         )
 
 
-async def run_seed(given: Namespace, seed: int, terminal: Terminal) -> Run:
+def run_seed(given: Namespace, seed: int, terminal: Terminal) -> Run:
     """Run one seed on a stack of its own.
 
     Raises:
         BrokenPromiseError: With the run, where an invariant is broken.
         LauncherError: The stack could not be started.
     """
-    watcher = Watcher(terminal, seed)
-    async with running_arena(
-        seed=seed, offset=given.port_offset, data=given.data, terminal=terminal
-    ) as harness:
-        watching = asyncio.create_task(watcher.watch())
-        try:
-            run = await _run(given, seed, harness, watcher)
-        finally:
-            watching.cancel()
+    with stack_to_break(offset=given.port_offset, data=given.data, terminal=terminal) as running:
+        run = run_interruptibly(_watched(given, seed, running, terminal))
         if not run.holds:
             raise BrokenPromiseError(run)
         return run
+
+
+async def _watched(given: Namespace, seed: int, running: EphemeralStack, terminal: Terminal) -> Run:
+    watcher = Watcher(terminal, seed)
+    async with running_harness(running, seed=seed) as harness:
+        watching = asyncio.create_task(watcher.watch())
+        try:
+            return await _run(given, seed, harness, watcher)
+        finally:
+            watching.cancel()
 
 
 async def _run(given: Namespace, seed: int, harness: Harness, watcher: Watcher) -> Run:

@@ -7,11 +7,10 @@ comes to rest, and everything that was promised must be there once.
 
 import asyncio
 import json
-import signal
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,21 +22,22 @@ import asyncpg
 
 from common.contracts.topology import ROUTES, USER_REGISTRATION
 from common.failpoints import WINDOWS
-from tools.chaos.single import Lone, running_lone
+from tools.chaos.interruptible import run_interruptibly
+from tools.chaos.single import SingleStack, running_single
 from tools.launcher.errors import LauncherError
 from tools.launcher.terminal import STDERR, Terminal
 
 CLIENTS = 2
-"""Who register at the same time."""
+"""Clients that register at the same time."""
 
 PAUSE_SECONDS = 0.1
 """Of each client after a registration: enough to be in the middle of something, no flood."""
 
 REACH_SECONDS = 30.0
-"""Longest time for one death; starting a service again takes one or two."""
+"""Longest time for one crash; starting a service again takes one or two."""
 
 REST_SECONDS = 90.0
-"""Longest time until all is done once nobody dies any more: three leases of a mail."""
+"""Longest time until all is done after the last crash: three leases of a mail."""
 
 ANSWER_SECONDS = 10.0
 
@@ -62,7 +62,7 @@ class Result:
 
     window: str
     service: str
-    deaths: int = 0
+    crashes: int = 0
     promised: int = 0
     duplicate_mails: int = 0
     seconds: float = 0.0
@@ -71,11 +71,11 @@ class Result:
 
     def line(self) -> str:
         """For the terminal."""
-        verdict = "kept" if not self.broken else f"BROKEN: {'; '.join(self.broken[:5])}"
+        outcome = "kept" if not self.broken else f"BROKEN: {'; '.join(self.broken[:5])}"
         return (
-            f"{self.window:>4}  {self.service:<17} deaths={self.deaths:<3} "
+            f"{self.window:>4}  {self.service:<17} crashes={self.crashes:<3} "
             f"promised={self.promised:<5} dup_mail={self.duplicate_mails:<3} "
-            f"{self.seconds:5.1f} s  {verdict}"
+            f"{self.seconds:5.1f} s  {outcome}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Result:
             "window": self.window,
             "means": WINDOWS[self.window],
             "service": self.service,
-            "deaths": self.deaths,
+            "crashes": self.crashes,
             "promised": self.promised,
             "duplicateMails": self.duplicate_mails,
             "seconds": round(self.seconds, 1),
@@ -95,7 +95,7 @@ class Result:
 def main(given: Namespace) -> int:
     """Try every window, print what was found, and return 0 if every promise was kept."""
     try:
-        results = asyncio.run(_stoppable(run_windows(given, STDERR)))
+        results = run_windows(given, STDERR)
     except BrokenWindowsError as error:
         results = error.results
     except LauncherError as error:
@@ -112,43 +112,42 @@ def main(given: Namespace) -> int:
     return 0 if holds else 1
 
 
-async def _stoppable(work: Coroutine[Any, Any, list[Result]]) -> list[Result]:
-    """Break the work off, and end what it started, when this process is told to stop."""
-    this = asyncio.current_task()
-    assert this is not None  # noqa: S101 - called by a task
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    return await work
-
-
 def summary(results: Sequence[Result]) -> str:
     """The promise line."""
     broken = [result.window for result in results if result.broken]
     return (
-        f"windows={len(results)} deaths={sum(result.deaths for result in results)} "
+        f"windows={len(results)} crashes={sum(result.crashes for result in results)} "
         f"promised={sum(result.promised for result in results)} "
         f"dup_mail={sum(result.duplicate_mails for result in results)} "
         f"broken={','.join(broken) or 0}"
     )
 
 
-async def run_windows(given: Namespace, terminal: Terminal) -> list[Result]:
+def run_windows(given: Namespace, terminal: Terminal) -> list[Result]:
     """Try every window, or those that are named, on one stack.
 
     Raises:
+        BrokenWindowsError: A promise was broken.
         LauncherError: The stack could not be started.
     """
-    results = []
-    async with (
-        running_lone(offset=given.port_offset, data=given.data, terminal=terminal) as single,
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)) as session,
-    ):
-        for window in given.only or WINDOWS:
-            result = await _Trial(single, session, window, given.times).run()
-            terminal.say(result.line())
-            results.append(result)
+    with running_single(offset=given.port_offset, data=given.data, terminal=terminal) as single:
+        results = run_interruptibly(_run_windows(given, single, terminal))
         if any(result.broken for result in results):
             raise BrokenWindowsError(results)
+        return results
+
+
+async def _run_windows(given: Namespace, single: SingleStack, terminal: Terminal) -> list[Result]:
+    results = []
+    watching = asyncio.create_task(single.watch())
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_SECONDS)) as session:
+            for window in given.only or WINDOWS:
+                result = await _Trial(single, session, window, given.times).run()
+                terminal.say(result.line())
+                results.append(result)
+    finally:
+        watching.cancel()
     return results
 
 
@@ -164,9 +163,9 @@ class _Trial:
     """One window: who dies there, what drives the stack to it, and what must hold after."""
 
     def __init__(
-        self, single: Lone, session: aiohttp.ClientSession, window: str, times: int
+        self, single: SingleStack, session: aiohttp.ClientSession, window: str, times: int
     ) -> None:
-        self._lone = single
+        self._single = single
         self._session = session
         self._window = window
         self._service, self._drive = _DRIVEN[window]
@@ -177,33 +176,33 @@ class _Trial:
 
     async def run(self) -> Result:
         begun = time.monotonic()
-        self._lone.unplanned.clear()
-        await self._lone.arm(self._service, self._window, self._times)
+        self._single.unplanned.clear()
+        await self._single.arm(self._service, self._window, self._times)
         driving = [asyncio.create_task(work) for work in self._drive(self)]
-        reached = await self._deaths(driving)
+        reached = await self._wait_for_crashes(driving)
         self._is_over = True
         done, late = await asyncio.wait(driving, timeout=REACH_SECONDS)
         for task in late:
             task.cancel()
         result = self._result
-        result.deaths = self._lone.deaths
+        result.crashes = self._single.crashes
         if not reached:
-            result.broken.append(f"died {self._lone.deaths} times of {self._times}")
-            await self._lone.disarm()
+            result.broken.append(f"killed {self._single.crashes} times of {self._times}")
+            await self._single.disarm()
         result.broken += [repr(error) for task in done if (error := task.exception())]
         result.broken += ["a request is still not answered with 202"] * len(late)
         left = await self._at_rest()
-        result.broken += left + await self._check() + self._lone.unplanned
+        result.broken += left + await self._check() + self._single.unplanned
         result.promised = len(self._promises.registrations) + len(self._promises.reports)
         result.seconds = time.monotonic() - begun
         return result
 
-    async def _deaths(self, driving: list[asyncio.Task[None]]) -> bool:
+    async def _wait_for_crashes(self, driving: list[asyncio.Task[None]]) -> bool:
         """Wait for all of them; False if the next one does not come."""
         seen, since = 0, time.monotonic()
-        while not self._lone.is_over:
-            if self._lone.deaths > seen:
-                seen, since = self._lone.deaths, time.monotonic()
+        while not self._single.is_over:
+            if self._single.crashes > seen:
+                seen, since = self._single.crashes, time.monotonic()
                 await self._end_leases()
             if time.monotonic() - since > REACH_SECONDS or all(task.done() for task in driving):
                 return False
@@ -215,7 +214,7 @@ class _Trial:
         """Let the half minute pass for which a mail is kept for the sender that has just died."""
         if self._service != "sender":
             return
-        connection = await asyncpg.connect(self._lone.postgres.dsn())
+        connection = await asyncpg.connect(self._single.postgres.dsn())
         try:
             await connection.execute(
                 "UPDATE notification_logs SET lease_until = now() WHERE status = 'sending'"
@@ -231,7 +230,7 @@ class _Trial:
             address = f"{self._window}-{uuid4().hex}@example.org"
             self._promises.tried.add(address)
             answer = await self._insist(
-                f"{self._lone.url('frontend')}/api/registrations",
+                f"{self._single.url('frontend')}/api/registrations",
                 {**PERSON, "email": address},
             )
             self._promises.registrations[UUID(answer["registrationId"])] = address
@@ -242,7 +241,7 @@ class _Trial:
         while not self._is_over:
             address = f"{self._window}-{uuid4().hex}@example.org"
             answer = await self._insist(
-                f"{self._lone.url('report_generator')}/api/reports/generate",
+                f"{self._single.url('report_generator')}/api/reports/generate",
                 {"reportName": "windows", "recipient": address},
             )
             self._promises.reports[UUID(answer["reportId"])] = address
@@ -250,14 +249,14 @@ class _Trial:
 
     async def redrive(self) -> None:
         """Put registrations among the dead letters, and send them back again and again."""
-        connection = await aio_pika.connect(self._lone.broker.url())
+        connection = await aio_pika.connect(self._single.broker.url())
         async with connection:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             dead = await channel.get_exchange(USER_REGISTRATION.dead_letter_exchange, ensure=False)
             for _ in range(5 * self._times + 10):
                 await self._bury(dead)
         while not self._is_over or await self._dead_letters():
-            url = f"{self._lone.url('queue_receiver')}/api/dead-letters/redrive"
+            url = f"{self._single.url('queue_receiver')}/api/dead-letters/redrive"
             with suppress(aiohttp.ClientError, OSError, TimeoutError):
                 body = {"route": USER_REGISTRATION.name, "rate": 1000}
                 async with self._session.post(url, json=body) as response:
@@ -298,10 +297,10 @@ class _Trial:
         left = ["never looked"]
         while left and time.monotonic() < deadline:
             await asyncio.sleep(0.5)
-            left = await self._under_way()
+            left = await self._unfinished()
         return left
 
-    async def _under_way(self) -> list[str]:
+    async def _unfinished(self) -> list[str]:
         registrations, reports = await self._stored()
         promises = self._promises
         statuses = {row["registration_id"]: row["status"] for row in registrations}
@@ -326,7 +325,7 @@ class _Trial:
         promises, broken = self._promises, []
         addresses = Counter(row["email"] for row in registrations)
         broken += [f"{each}: stored {n} times" for each, n in addresses.items() if n > 1]
-        broken += [f"{each}: nobody tried" for each in addresses if each not in promises.tried]
+        broken += [f"{each}: never registered" for each in addresses if each not in promises.tried]
         for row in registrations:
             if promises.registrations.get(row["registration_id"], row["email"]) != row["email"]:
                 broken.append(f"{row['registration_id']}: another person's")
@@ -336,10 +335,10 @@ class _Trial:
             for each in promises.reports
             if records[each] != 1
         ]
-        broken += await asyncio.to_thread(_wrong_files, self._lone, reports, promises)
-        return broken + await self._judge_mails()
+        broken += await asyncio.to_thread(_wrong_files, self._single, reports, promises)
+        return broken + await self._check_mails()
 
-    async def _judge_mails(self) -> list[str]:
+    async def _check_mails(self) -> list[str]:
         mails = await self._mails()
         by_address: dict[str, set[str]] = {}
         for message_id, address in mails:
@@ -351,14 +350,14 @@ class _Trial:
         broken += [f"{address}: no mail" for address in wanted if address not in by_address]
         self._result.duplicate_mails = len(mails) - len(set(mails))
         # SMTP cannot prevent it there: RFC 5321, 4.5.3.2.6.
-        allowed = self._lone.deaths if self._window == "w24" else 0
+        allowed = self._single.crashes if self._window == "w24" else 0
         if self._result.duplicate_mails > allowed:
             broken.append(f"{self._result.duplicate_mails} mails sent twice, {allowed} explained")
         return broken
 
     async def _stored(self) -> tuple[list[Any], list[Any]]:
         """This window's registrations with their mails, and its reports."""
-        connection = await asyncpg.connect(self._lone.postgres.dsn())
+        connection = await asyncpg.connect(self._single.postgres.dsn())
         try:
             registrations = await connection.fetch(
                 """
@@ -387,7 +386,7 @@ class _Trial:
         found: list[tuple[str, str]] = []
         start = 0
         while True:
-            url = f"{self._lone.mailbox}/api/v1/messages?limit=1000&start={start}"
+            url = f"{self._single.mailbox}/api/v1/messages?limit=1000&start={start}"
             async with self._session.get(url) as response:
                 page = (await response.json())["messages"]
             if not page:
@@ -396,7 +395,7 @@ class _Trial:
             start += len(page)
 
     async def _dead_letters(self) -> int:
-        connection = await aio_pika.connect(self._lone.broker.url())
+        connection = await aio_pika.connect(self._single.broker.url())
         async with connection:
             channel = await connection.channel()
             queues = [
@@ -438,7 +437,7 @@ _DRIVEN: Mapping[str, tuple[str, Callable[[_Trial], list[Any]]]] = {
 """Window to the service that dies there, and what brings it there."""
 
 
-def _wrong_files(single: Lone, reports: list[Any], promises: Promises) -> list[str]:
+def _wrong_files(single: SingleStack, reports: list[Any], promises: Promises) -> list[str]:
     """Files that do not hold what their record says."""
     wrong = []
     for row in reports:

@@ -121,16 +121,6 @@ def interrupt_on_signals() -> None:
         signal.signal(number, _interrupt)
 
 
-def start_parts(stack: Stack, supervisor: Supervisor, terminal: Terminal) -> None:
-    """Start everything, what others need first; return when all of it is ready.
-
-    Raises:
-        LauncherError: Something did not start; what had been started goes on.
-    """
-    start_infrastructure(stack, supervisor, terminal)
-    supervisor.start(stack.services())
-
-
 def start_infrastructure(stack: Stack, supervisor: Supervisor, terminal: Terminal) -> None:
     """Start what the services need; return when it is ready and survives a crash.
 

@@ -1,18 +1,28 @@
-"""A stack for one run alone: free ports, a folder that goes, nothing from the environment.
+"""A stack for one run: free ports, data that is removed, no address from the environment.
 
-What measures and what breaks things need the same: to touch nothing that a person runs.
+Benchmarks and fault-injection tests must touch nothing that a person runs.
 """
 
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from tools.launcher.cache import cache_directory
+from tools.launcher.broker import Broker
+from tools.launcher.cache import RUN_DIRECTORY, cache_directory
 from tools.launcher.errors import LauncherError
+from tools.launcher.invocation import Invocation
 from tools.launcher.locks import take
-from tools.launcher.ports import LARGEST_OFFSET, is_free, ports
+from tools.launcher.ports import LARGEST_OFFSET, is_free, ports, require_free
+from tools.launcher.postgres import Postgres
+from tools.launcher.running import start_infrastructure
+from tools.launcher.stack import Stack, build_stack, listening_ports
+from tools.launcher.supervisor import Supervisor
+from tools.launcher.terminal import Terminal
 
 FIRST_OFFSET, OFFSET_STEP = 1000, 20
 """Where free ports are looked for; a person's own stacks begin at 0."""
@@ -26,6 +36,95 @@ ADDRESSES = frozenset(
     }
 )
 """What is not taken from the environment: nothing but this machine is touched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EphemeralStack:
+    """A stack whose broker and database run; starting services is left to the caller."""
+
+    stack: Stack
+    broker: Broker
+    postgres: Postgres
+    supervisor: Supervisor
+
+    def end(self) -> None:
+        """End every process at once: none of what it does is needed any more."""
+        self.supervisor.give_up()
+        for part in self.supervisor.parts.values():
+            running, part.running = part.running, None
+            if running and part.program.name == "postgres":
+                running.stop()  # in good order: it would leave its shared memory behind
+            elif running:
+                running.kill()
+
+
+@contextmanager
+def ephemeral_stack(
+    kind: str,
+    *,
+    offset: int,
+    data: Path | None,
+    settings: Mapping[str, str],
+    terminal: Terminal,
+    supervisor: Supervisor | None = None,
+) -> Iterator[EphemeralStack]:
+    """Run a stack with data of its own; end it and remove the data.
+
+    Where the caller raises, the logs stay: they say why.
+
+    Args:
+        kind: What the name of its folder begins with.
+        offset: Of the ports; 0 takes the first ones that are free.
+        data: Where the folder is made.
+        settings: Take precedence over the environment.
+        terminal: Shows the progress.
+        supervisor: Starts the processes, in place of the usual one.
+
+    Raises:
+        LauncherError: Something could not be started.
+    """
+    offset = offset or free_offset()
+    folder = make_folder(data or RUN_DIRECTORY, prefix=f"{kind}-")
+    keep_logs = False
+    try:
+        ephemeral = _lay_out(
+            offset,
+            folder,
+            given={**without_addresses(os.environ), **settings},
+            terminal=terminal,
+            supervisor=supervisor or Supervisor(terminal=terminal, on_change=lambda _: None),
+        )
+        try:
+            start_infrastructure(ephemeral.stack, ephemeral.supervisor, terminal)
+            yield ephemeral
+        finally:
+            ephemeral.end()
+    except Exception:
+        keep_logs = True
+        raise
+    finally:
+        remove_folder(folder, keep_logs=keep_logs)
+        if keep_logs:
+            terminal.say(f"The logs are kept in {folder / 'logs'}")
+
+
+def _lay_out(
+    offset: int,
+    folder: Path,
+    *,
+    given: Mapping[str, str],
+    terminal: Terminal,
+    supervisor: Supervisor,
+) -> EphemeralStack:
+    stack = build_stack(offset=offset, data=folder, given=given, terminal=terminal)
+    if stack.broker is None or stack.postgres is None:
+        raise AssertionError("no address is handed on, so both are the stack's own")
+    require_free(
+        listening_ports(stack.given, offset), invocation=Invocation(offset=offset, data=folder)
+    )
+    return EphemeralStack(
+        stack=stack, broker=stack.broker, postgres=stack.postgres, supervisor=supervisor
+    )
 
 
 def without_addresses(environment: Mapping[str, str]) -> dict[str, str]:
