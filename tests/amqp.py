@@ -69,8 +69,8 @@ class RawPublisher:
             assert len(found) == len(replacement)
             wire = wire.replace(found, replacement)
         for start in range(0, len(body), BODY_FRAME_BYTES):
-            piece = ContentBody(body[start : start + BODY_FRAME_BYTES])
-            wire += frame.marshal(piece, self._channel.number)
+            chunk = ContentBody(body[start : start + BODY_FRAME_BYTES])
+            wire += frame.marshal(chunk, self._channel.number)
         await self._channel.write_queue.put(
             ChannelFrame(wire, should_close=False, drain_future=None)
         )

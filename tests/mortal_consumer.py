@@ -31,7 +31,7 @@ REFUSALS = 2
 SERVICE = "queue_receiver"
 
 HANDLING_SECONDS = 0.02
-"""So that there is always something in hand beside it."""
+"""So that there is always something in flight beside it."""
 
 
 async def main(url: str, prefetch: int, notes: Path, journal: Path) -> None:
@@ -70,21 +70,21 @@ def take_lease(path: Path) -> None:
         raise InProgressError(again_after=timedelta(milliseconds=100))
 
 
-def deaths_of(journal: Path) -> Path:
-    """Where a byte is written for each death."""
-    return journal.with_name("deaths")
+def crashes_of(journal: Path) -> Path:
+    """Where a byte is written for each crash."""
+    return journal.with_name("crashes")
 
 
 def keep_one_running(url: str, prefetch: int, notes: Path, journal: Path) -> None:
     """Run one after the other, until this whole group of processes is killed."""
-    deaths = os.open(deaths_of(journal), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    crashes = os.open(crashes_of(journal), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     while True:
         child = os.fork()
         if child == 0:
             asyncio.run(main(url, prefetch, notes, journal))
             os._exit(0)
         os.waitpid(child, 0)
-        os.write(deaths, b"x")
+        os.write(crashes, b"x")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 class OddReply:
     """Bytes that come where one reply should."""
 
-    pieces: tuple[bytes, ...]
+    parts: tuple[bytes, ...]
     """As they leave, one after the other."""
 
     code: int | None
@@ -22,11 +22,11 @@ class OddReply:
     @property
     def content(self) -> bytes:
         """All of it."""
-        return b"".join(self.pieces)
+        return b"".join(self.parts)
 
 
 PACKET_BYTES = 1_000
-"""What surely arrives in one piece."""
+"""What surely arrives in one read."""
 
 NEWLINE = st.sampled_from([b"\r\n", b"\n"])
 

@@ -130,8 +130,8 @@ def frame_class(name: str) -> type[Frame]:
 async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, object]]:
     """Channel and content of each frame but those of bodies."""
     data = b""
-    while piece := await reader.read(65_536):
-        data += piece
+    while chunk := await reader.read(65_536):
+        data += chunk
         while True:
             used, number, content = frame.unmarshal(data) if len(data) >= 8 else (0, 0, None)
             if not used:

@@ -30,7 +30,7 @@ def data() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def found(data: Path) -> dict[str, dict[str, Any]]:
-    """What the command says about each window, after one death at each."""
+    """What the command says about each window, after one crash at each."""
     command = ["chaos", "--windows", "--times", "1", "--json", "--data", str(data)]
     done = subprocess.run(
         [str(PROJECT / "userstream"), *command],
@@ -44,11 +44,11 @@ def found(data: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_death_breaks_no_promise(window: str, found: dict[str, dict[str, Any]]) -> None:
+def test_a_crash_breaks_no_promise(window: str, found: dict[str, dict[str, Any]]) -> None:
     result = found[window]
 
     assert result["broken"] == []
-    assert result["deaths"] == 1
+    assert result["crashes"] == 1
     assert result["promised"] > 0
 
 

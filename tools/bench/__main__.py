@@ -80,12 +80,12 @@ def show(
     about: dict[str, dict[str, str]], comparisons: dict[str, Comparison], *, as_json: bool
 ) -> None:
     """Print everything on stdout."""
-    verdicts = evaluate(comparisons)
+    evaluations = evaluate(comparisons)
     if as_json:
         document: dict[str, Any] = {
             **about,
             "complete": not any(found.problems for found in comparisons.values()),
-            "goals": [verdict.as_json() for verdict in verdicts],
+            "goals": [evaluation.as_json() for evaluation in evaluations],
             "workloads": {name: found.as_json() for name, found in comparisons.items()},
         }
         print(json.dumps(document))
@@ -94,17 +94,17 @@ def show(
         print(f"\n{name}: {found.how}\n", plain(figures_table(found)), sep="\n")
         if usage := usage_table(found):
             print("\n", plain(usage), sep="")
-    print("\nGoals", plain(goals_table(verdicts)), sep="\n\n")
+    print("\nGoals", plain(goals_table(evaluations)), sep="\n\n")
 
 
 def _measured(running: Harness, given: Namespace) -> dict[str, Comparison]:
     try:
         return measure(running, given.only, sizes(given), STDERR.say)
     except UNREACHABLE as error:
-        deaths = [death for system in running.systems for death in system.deaths()]
+        crashes = [crash for system in running.systems for crash in system.crashes()]
         raise LauncherError(
             "Something that was to be measured cannot be reached any more, so there are no"
-            f" results: {error!r}\n" + "\n".join(f"  {death}" for death in deaths)
+            f" results: {error!r}\n" + "\n".join(f"  {crash}" for crash in crashes)
         ) from error
 
 

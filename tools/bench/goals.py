@@ -124,7 +124,7 @@ as the same page asked twice differs by as much."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Evaluation:
     """A goal and what was measured."""
 
     goal: Goal
@@ -154,10 +154,10 @@ class Verdict:
         }
 
 
-def evaluate(comparisons: Mapping[str, Comparison]) -> list[Verdict]:
-    """The verdicts on everything that was measured."""
+def evaluate(comparisons: Mapping[str, Comparison]) -> list[Evaluation]:
+    """The evaluations on everything that was measured."""
     return [
-        Verdict(goal, measured)
+        Evaluation(goal, measured)
         for goal in GOALS
         if (comparison := comparisons.get(goal.workload))
         and (measured := goal.measured(comparison)) is not None

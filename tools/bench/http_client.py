@@ -141,13 +141,13 @@ async def open_loop(client: Client, posts: Sequence[bytes], *, rate: float) -> l
     all that had to wait meanwhile.
     """
     begun = time.monotonic()
-    under_way = []
+    tasks = []
     for number, request in enumerate(posts):
         due = begun + number / rate
         if (pause := due - time.monotonic()) > 0:
             await asyncio.sleep(pause)
-        under_way.append(asyncio.create_task(_post(client, request, due=due)))
-    return list(await asyncio.gather(*under_way))
+        tasks.append(asyncio.create_task(_post(client, request, due=due)))
+    return list(await asyncio.gather(*tasks))
 
 
 async def _post(client: Client, request: bytes, *, due: float) -> Post:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tools.bench.comparison import Comparison
-from tools.bench.goals import Verdict
+from tools.bench.goals import Evaluation
 from tools.bench.table import figures_table, goals_table, markdown, usage_table
 from tools.launcher.cache import PROJECT
 from tools.launcher.errors import LauncherError
@@ -18,9 +18,11 @@ About = Mapping[str, Mapping[str, str]]
 """Machine, versions and settings, by name."""
 
 
-def results(about: About, comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> str:
+def results(
+    about: About, comparisons: Sequence[Comparison], evaluations: Sequence[Evaluation]
+) -> str:
     """Everything as Markdown."""
-    sections = [_about(about), "### Goals", markdown(goals_table(verdicts))]
+    sections = [_about(about), "### Goals", markdown(goals_table(evaluations))]
     for comparison in comparisons:
         heading = comparison.name[0].upper() + comparison.name[1:]
         sections += [f"### {heading}", comparison.how, markdown(figures_table(comparison))]

@@ -25,7 +25,7 @@ NAME = "peer"
 """Of its virtual host and its database."""
 
 PREFETCH = "20"
-"""Messages that a consumer of the peer has in hand; as many as its pool has connections.
+"""Messages that a consumer of the peer has in flight; as many as its pool has connections.
 
 With 100 it was a fifth slower in bursts.
 """

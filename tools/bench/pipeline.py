@@ -51,7 +51,7 @@ _runs = count(1)
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody who is registered once."""
+    """A person who is registered once."""
 
     name: str
     surname: str
@@ -66,7 +66,7 @@ Load = Callable[[Client, Sequence[bytes]], Awaitable[list[Post]]]
 
 
 def people(number: int) -> list[Person]:
-    """People whose addresses nobody had before."""
+    """People with new addresses."""
     run = f"{next(_runs)}-{uuid4().hex[:8]}"
     return [
         Person(NAMES[i % len(NAMES)], SURNAMES[i % len(SURNAMES)], f"u{i}.{run}@example.com")
@@ -160,7 +160,7 @@ class _Course:
 def _in_turns(
     harness: Harness, course: _Course, say: Callable[[str], None]
 ) -> dict[str, list[Run]]:
-    """Each system once a round; who begins changes, so that drift favours nobody."""
+    """Each system once a round; the order changes, so that drift favours neither."""
     runs: dict[str, list[Run]] = {system.name: [] for system in harness.systems}
     for turn in range(course.rounds):
         for system in harness.systems[:: -1 if turn % 2 else 1]:
@@ -192,7 +192,7 @@ async def register(harness: Harness, system: System, persons: Sequence[Person], 
         "cpu_ms": 1e3 * sum(usage[name].cpu_seconds for name in own) / len(persons),
         "rss_mb": meter.peak(own) / 1e6,
     }
-    problems = [*refused(made), *missing_of(len(made), rows, missing), *system.deaths()]
+    problems = [*refused(made), *missing_of(len(made), rows, missing), *system.crashes()]
     return Run(figures=figures, usage=usage, problems=problems)
 
 

@@ -34,7 +34,7 @@ class System:
         """Process id by name."""
         return {name: part.running.pid for name, part in self.parts.items() if part.running}
 
-    def deaths(self) -> list[str]:
+    def crashes(self) -> list[str]:
         """Which processes ended by themselves."""
         return [
             f"{name} {describe_exit(code)}; its log: {part.program.log}"
@@ -64,7 +64,7 @@ class System:
             await connection.close()
 
     async def waiting(self) -> int:
-        """Messages in the queue that no consumer has in hand."""
+        """Messages in the queue that no consumer has in flight."""
         async with await aio_pika.connect(self.amqp_url) as connection:
             queue = await (await connection.channel()).get_queue(self.queue)
             return queue.declaration_result.message_count or 0
@@ -77,7 +77,7 @@ class System:
 
 
 def has_consumer(amqp_url: str, queue: str) -> bool:
-    """Whether somebody takes messages from this queue."""
+    """Whether a consumer takes messages from this queue."""
 
     async def ask() -> bool:
         async with await aio_pika.connect(amqp_url) as connection:

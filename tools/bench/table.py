@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tools.bench.comparison import Comparison
 from tools.bench.figures import Spread
-from tools.bench.goals import Verdict
+from tools.bench.goals import Evaluation
 
 Table = list[list[str]]
 """Rows of cells, the head first."""
@@ -33,19 +33,19 @@ def usage_table(comparison: Comparison) -> Table:
     return [["", "process", "CPU, s", "peak memory, MB"], *rows] if rows else []
 
 
-def goals_table(verdicts: Sequence[Verdict]) -> Table:
+def goals_table(evaluations: Sequence[Evaluation]) -> Table:
     """Each goal, and whether it is met."""
     rows = [["goal", "measured", "must", "", "aim", ""]]
-    for verdict in verdicts:
-        goal = verdict.goal
+    for evaluation in evaluations:
+        goal = evaluation.goal
         rows.append(
             [
                 goal.text,
-                _with_unit(verdict.measured, goal.unit),
+                _with_unit(evaluation.measured, goal.unit),
                 f"{goal.direction} {_with_unit(goal.must, goal.unit)}",
-                _yes(met=verdict.must_met),
+                _yes(met=evaluation.must_met),
                 f"{goal.direction} {_with_unit(goal.aim, goal.unit)}" if goal.aim else "",
-                "" if verdict.aim_met is None else _yes(met=verdict.aim_met),
+                "" if evaluation.aim_met is None else _yes(met=evaluation.aim_met),
             ]
         )
     return rows

@@ -1,4 +1,4 @@
-"""While nobody takes messages: ``accept``, and the ``backlog`` that is let go at the end."""
+"""While no consumer takes messages: ``accept``, and the ``backlog`` that is let go at the end."""
 
 import asyncio
 import json
@@ -54,8 +54,8 @@ def accept(harness: Harness, *, rounds: int, number: int, say: Callable[[str], N
                 say(f"accept {turn + 1}/{rounds}, {system.name}: {said}")
     return Comparison(
         name="accept",
-        how=f"{number:,} POSTs over {CONNECTIONS} connections to one process while nobody takes the"
-        " messages; each that was accepted is counted in the queue afterwards.",
+        how=f"{number:,} POSTs over {CONNECTIONS} connections to one process while nothing takes"
+        " the messages; each that was accepted is counted in the queue afterwards.",
         figures=ACCEPT_FIGURES,
         baseline=PEER,
         runs=runs,
@@ -121,7 +121,7 @@ async def _fill_by_http(system: System, persons: Sequence[Person]) -> Run:
     await system.purge()
     usage = meter.usage()
     busiest = max(used.cpu_seconds for used in usage.values())  # the others have nothing to do
-    problems = [*refused(made), *system.deaths()]
+    problems = [*refused(made), *system.crashes()]
     if waiting != len(persons):
         problems.append(f"{waiting} messages are in the queue, {len(persons)} were accepted")
     return Run(
@@ -195,7 +195,7 @@ async def _drain(harness: Harness, persons: Sequence[Person]) -> Run:
             "rss_growth": last_quarter / first_quarter,
         },
         usage=usage,
-        problems=[*missing_of(len(persons), rows, missing), *system.deaths()],
+        problems=[*missing_of(len(persons), rows, missing), *system.crashes()],
     )
 
 

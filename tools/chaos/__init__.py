@@ -1,4 +1,4 @@
-"""The fault bench: breaks everything that can break while people register, and counts by ids.
+"""Fault-injection tests: break everything that can break while people register, and count by ids.
 
 In: a seed. Out: what was lost, doubled or left in stuck, which must be nothing.
 """

@@ -20,13 +20,13 @@ ENDED = frozenset({"sent", "failed", "suppressed", "bounced"})
 """States in which a mail stays."""
 
 UNRECORDED = frozenset({"sending", "unsure"})
-"""How an attempt stands whose 250, if there was one, nobody could write down."""
+"""How an attempt stands whose 250, if there was one, could not be recorded."""
 
 ROW_LOCKED = "row_locked"
-"""Code of what met a row that somebody held through all retries."""
+"""Code of a message that met a row which was locked through all retries."""
 
 ID_REUSED = "id_reused"
-"""Code of what came under an id that is somebody else's."""
+"""Code of a registration whose id belongs to another person."""
 
 EXHAUSTED = frozenset({"mail_deferred", "mail_unsure", "lease_lost"})
 """Codes of mails that were put off to the end of the retry steps."""
@@ -98,19 +98,19 @@ class Observations:
     reports: Sequence[tuple[UUID, str]] = ()
     """Report and its status."""
     stray_files: Sequence[str] = ()
-    """Half-made files that nobody will finish."""
+    """Half-made files that will not be finished."""
     locked: Collection[str] = ()
-    """Addresses, in lower case, of users whose rows somebody held for a while."""
+    """Addresses, in lower case, of users whose rows were locked for a while."""
     ledger: Mapping[str, Any] | None = None
-    """What ``GET /api/ledger`` says; None where nobody asked."""
+    """What ``GET /api/ledger`` says; None where it was not asked."""
     unpromised: Collection[UUID] = ()
-    """Whom the ledger says that nobody was promised."""
+    """Those of whom the ledger says that they were never promised."""
     logs_deleted: int = 0
     """How often the stream of registrations was deleted."""
 
 
 @dataclass(slots=True)
-class Verdict:
+class Evaluation:
     """What was found; every count but ``recovered`` and the bound must be nothing."""
 
     broken: dict[str, list[str]] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class Verdict:
         return not any(self.broken.values())
 
 
-def evaluate(observations: Observations) -> Verdict:
+def evaluate(observations: Observations) -> Evaluation:
     """Check every invariant."""
     checks = {
         "lost": lost,
@@ -141,22 +141,22 @@ def evaluate(observations: Observations) -> Verdict:
         "ledger_untrue": ledger_untrue,
         "promised_unpromised": promised_unpromised,
     }
-    verdict = Verdict({name: sorted(check(observations)) for name, check in checks.items()})
-    verdict.counts = _counts(observations) | {
-        name: len(found) for name, found in verdict.broken.items()
+    evaluation = Evaluation({name: sorted(check(observations)) for name, check in checks.items()})
+    evaluation.counts = _counts(observations) | {
+        name: len(found) for name, found in evaluation.broken.items()
     }
-    return verdict
+    return evaluation
 
 
 def lost(observations: Observations) -> Iterator[str]:
     """Promised, and neither stored nor among the dead letters; or stored without a user."""
     stored = {row.id for row in observations.registrations}
-    dead = {letter.message_id for letter in observations.dead if letter.route == REGISTRATIONS}
+    dead = {each.message_id for each in observations.dead if each.route == REGISTRATIONS}
     for registration_id, email in observations.journal.accepted.items():
         if registration_id not in stored and registration_id not in dead:
             yield str(registration_id)
         elif registration_id in observations.journal.reused:
-            continue  # one of two people, whoever was handled first; see reused_untold
+            continue  # one of two people, the one handled first; see reused_untold
         elif registration_id in stored and not observations.users.get(email.lower()):
             yield f"{registration_id} (stored, but there is no user)"
 
@@ -174,16 +174,16 @@ def stored_twice(observations: Observations) -> Iterator[str]:
 
 
 def unexpected(observations: Observations) -> Iterator[str]:
-    """Stored, though nobody ever tried to."""
+    """Stored, though never submitted."""
     for row in observations.registrations:
         if row.email not in observations.journal.attempted:
             yield str(row.id)
 
 
 def stuck(observations: Observations) -> Iterator[str]:
-    """Neither done nor given up: still in a queue, or a mail that nobody will go on with."""
+    """Neither done nor given up: still in a queue, or a mail that no sender will take up."""
     yield from (f"{queue}: {n} messages" for queue, n in observations.waiting.items())
-    dead = {letter.message_id for letter in observations.dead}
+    dead = {each.message_id for each in observations.dead}
     for mail in observations.mails:
         if mail.status not in ENDED and mail.message_id not in dead:
             yield f"mail {mail.message_id}: {mail.status}"
@@ -191,7 +191,7 @@ def stuck(observations: Observations) -> Iterator[str]:
 
 def unmailed(observations: Observations) -> Iterator[str]:
     """Stored, and no mail was taken, refused with a code, suppressed or given up with a reason."""
-    dead = {letter.message_id for letter in observations.dead if letter.route == MAILS}
+    dead = {each.message_id for each in observations.dead if each.route == MAILS}
     taken = {message_id for message_id, _ in observations.taken}
     mails = {mail.registration_id: mail for mail in observations.mails}
     for row in observations.registrations:
@@ -219,28 +219,29 @@ def dlq_unexplained(observations: Observations) -> Iterator[str]:
     """Dead letters that no malformed message and no mail server is the reason of."""
     mails = {mail.message_id: mail for mail in observations.mails}
     reasons = observations.journal.poisoned | observations.journal.malformed
-    for letter in observations.dead:
-        expected = reasons.get(letter.message_id)
-        if letter.route == REGISTRATIONS and expected == letter.code:
+    for dead_letter in observations.dead:
+        expected = reasons.get(dead_letter.message_id)
+        if dead_letter.route == REGISTRATIONS and expected == dead_letter.code:
             continue
-        accepted = observations.journal.accepted.get(letter.message_id, "")
-        if letter.code == ID_REUSED and letter.message_id in observations.journal.reused:
+        accepted = observations.journal.accepted.get(dead_letter.message_id, "")
+        if dead_letter.code == ID_REUSED and dead_letter.message_id in observations.journal.reused:
             continue
-        if letter.code == ROW_LOCKED and accepted.lower() in observations.locked:
+        if dead_letter.code == ROW_LOCKED and accepted.lower() in observations.locked:
             continue
-        mail = mails.get(letter.message_id) if letter.route == MAILS else None
+        mail = mails.get(dead_letter.message_id) if dead_letter.route == MAILS else None
         put_off = observations.put_off.get(mail.recipient, 0) if mail else 0
         was_locked = mail is not None and mail.recipient.lower() in observations.locked
-        if letter.code in (*EXHAUSTED, ROW_LOCKED) and (put_off > MAIL_STEPS or was_locked):
+        if dead_letter.code in (*EXHAUSTED, ROW_LOCKED) and (put_off > MAIL_STEPS or was_locked):
             continue
-        yield f"{letter.route}: {letter.message_id} ({letter.code}, expected {expected})"
+        where = f"{dead_letter.route}: {dead_letter.message_id}"
+        yield f"{where} ({dead_letter.code}, expected {expected})"
 
 
 def reused_untold(observations: Observations) -> Iterator[str]:
     """Two people under one id of whom one vanished without a dead letter."""
-    told = {letter.message_id for letter in observations.dead if letter.code == ID_REUSED}
-    deferrals = {letter.message_id for letter in observations.dead if letter.code == ROW_LOCKED}
-    yield from (str(each) for each in observations.journal.reused - told - deferrals)
+    told = {each.message_id for each in observations.dead if each.code == ID_REUSED}
+    locked = {each.message_id for each in observations.dead if each.code == ROW_LOCKED}
+    yield from (str(each) for each in observations.journal.reused - told - locked)
 
 
 def ledger_untrue(observations: Observations) -> Iterator[str]:
@@ -271,13 +272,13 @@ def ledger_untrue(observations: Observations) -> Iterator[str]:
 
 
 def promised_unpromised(observations: Observations) -> Iterator[str]:
-    """Answered with 202, and for the ledger nobody was promised it: a loss would be hidden."""
+    """Answered with 202, and never promised for the ledger: a loss would be hidden."""
     yield from map(str, observations.journal.accepted.keys() & set(observations.unpromised))
 
 
 def malformed_missing(observations: Observations) -> Iterator[str]:
     """Malformed messages that were taken, but are not among the dead letters."""
-    dead = {letter.message_id for letter in observations.dead}
+    dead = {each.message_id for each in observations.dead}
     yield from (str(each) for each in observations.journal.malformed if each not in dead)
 
 
@@ -290,7 +291,7 @@ def mailed_too_often(observations: Observations) -> Iterator[str]:
 
 
 def _excused(attempts: Sequence[Attempt]) -> int:
-    """Attempts whose 250 nobody could write down before the next sender was allowed to try."""
+    """Attempts whose 250 could not be recorded before the next sender was allowed to try."""
     following: list[Attempt | None] = [*attempts[1:], None]
     return sum(
         attempt.status in UNRECORDED
@@ -339,7 +340,7 @@ def _counts(observations: Observations) -> dict[str, int]:
         "dead_letters": len(observations.dead),
         "dead_letters_twice": len(twice),
         "dead_letters_twice_sent_once": _count(
-            letter.message_id not in journal.insisted for letter in twice
+            each.message_id not in journal.insisted for each in twice
         ),
         "dup_mail": sum(times - 1 for times in by_id.values()),
         "dup_mail_bound": sum(min(excused.get(each, 0), n) for each, n in by_id.items()),

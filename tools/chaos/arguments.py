@@ -9,7 +9,7 @@ MINUTES = 6.0
 """Of one seed's load; starting, draining and counting take about two more."""
 
 TIMES = 20
-"""Deaths at each window."""
+"""Crashes at each window."""
 
 LEAST_REGISTRATIONS = 50
 LEAST_MINUTES = 1.0

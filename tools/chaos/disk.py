@@ -1,4 +1,4 @@
-"""A disk so small that it can be filled: a tmpfs of the bench's own, where root may mount one."""
+"""A disk so small that it can be filled: a tmpfs, where root may mount one."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from typing import Self
 SIZE = "16m"
 """Room for the reports of a run. A full one holds up no other program."""
 
-PIECE = 65_536
+CHUNK_BYTES = 65_536
 """Bytes that are written at once to fill it; the last one is cut short."""
 
 
@@ -42,7 +42,7 @@ class SmallDisk:
         try:
             with self._filler.open("wb", buffering=0) as file:
                 while True:
-                    file.write(bytes(PIECE))
+                    file.write(bytes(CHUNK_BYTES))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

@@ -27,7 +27,7 @@ EVERY_FOREIGN = 6
 """Every so manieth comes over AMQP from a program that is not ours."""
 
 EVERY_KNOWN = 25
-"""Every so manieth is for an address that somebody has registered before."""
+"""One registration of so many is for an address that is registered already."""
 
 EVERY_REUSED = 60
 """Every so manieth foreign one comes under the id of another person, who was there before."""
@@ -107,7 +107,7 @@ class Driver:
     async def _due(
         self, session: aiohttp.ClientSession
     ) -> AsyncIterator[Coroutine[Any, Any, None]]:
-        """Each piece of work at the moment when it is due."""
+        """Each task at the moment when it is due."""
         chance = random.Random(f"userstream driver {self.seed}")
         for number in range(self.number):
             due = self.begun + number * self.seconds / self.number
@@ -191,7 +191,7 @@ class Driver:
     # -- AMQP -------------------------------------------------------------------------------
 
     async def _publish(self, message_id: UUID, person: dict[str, str], number: int) -> None:
-        """Register somebody as a foreign program would, some twice under the same id."""
+        """Register a person as a foreign program would, some twice under the same id."""
         body = json.dumps(person, ensure_ascii=False).encode()
         twice = number % EVERY_TWICE == 1
         self.journal.repeated += twice
@@ -203,7 +203,7 @@ class Driver:
         self._foreign.append(message_id)
 
     async def _reuse(self, message_id: UUID, person: dict[str, str]) -> None:
-        """Register somebody under an id that was somebody else's."""
+        """Register a person under the id of another one."""
         body = json.dumps(person, ensure_ascii=False).encode()
         await self._until_confirmed(message_id, body, TYPE)
         self.journal.reused.add(message_id)
@@ -262,7 +262,7 @@ def _malformed(number: int, chance: random.Random) -> tuple[bytes, str, str]:
         (b"", TYPE, "malformed"),
         (chance.randbytes(200), TYPE, "malformed"),
         (json.dumps({**person, "name": 7}).encode(), TYPE, "malformed"),
-        (json.dumps({**person, "email": "nobody"}).encode(), TYPE, "malformed"),
+        (json.dumps({**person, "email": "no-address"}).encode(), TYPE, "malformed"),
         (json.dumps({"name": "Ada"}).encode(), TYPE, "malformed"),
         (json.dumps(person).encode(), "user.registration.submitted.v99", "unknown_version"),
         (json.dumps({**person, "name": "A" * LARGEST_BODY}).encode(), TYPE, "too_large"),

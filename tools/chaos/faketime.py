@@ -54,11 +54,11 @@ class Clock:
         return True
 
     def remove(self) -> None:
-        """Remove the shared memory that the killed processes left behind, one piece each."""
+        """Remove the shared memory that the killed processes left behind, one segment each."""
         for pattern in ("faketime_shm_*", "sem.faketime_sem_*"):
-            for piece in SHARED_MEMORY.glob(pattern):
-                if not Path("/proc", piece.name.rpartition("_")[2]).exists():
-                    piece.unlink(missing_ok=True)
+            for segment in SHARED_MEMORY.glob(pattern):
+                if not Path("/proc", segment.name.rpartition("_")[2]).exists():
+                    segment.unlink(missing_ok=True)
 
 
 def _library(tools: Path) -> Path:

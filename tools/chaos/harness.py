@@ -1,4 +1,4 @@
-"""The private stack that is broken: two of each service, and a proxy in every link."""
+"""The stack that is broken: two of each service, and a proxy in every connection."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ FURTHER_PORTS = 10
 """From a service's port to that of its second instance; offsets are 20 apart."""
 
 LOOK_SECONDS = 0.05
-"""Between two looks of the supervisor: who dies is started again at once."""
+"""Between two looks of the supervisor: one that ended is started again at once."""
 
 SHORTENED = {
     "frontend": {"CANARY_SECONDS": "0"},
@@ -74,8 +74,8 @@ class Harness:
         part = self.part(name)
         if part.running is None or part.running.exit_code is not None:
             return None
-        # Killed by us, it shows no sign of dying by itself: no longer and longer pauses.
-        part.deaths = 0
+        # Killed by us, it did not crash by itself: no longer and longer pauses.
+        part.crashes = 0
         part.running.send(number)
         return part.running.pid
 
@@ -240,10 +240,10 @@ def _through(proxy: Proxy, kind: str, told: dict[str, str]) -> dict[str, str]:
 
 
 class _QuietSupervisor(Supervisor):
-    """A supervisor that keeps to itself what the faults bring about."""
+    """A supervisor that does not print what the faults bring about."""
 
     def log(self, text: str) -> None:
-        """Say nothing: a part that dies is what this is for."""
+        """Print nothing: parts are meant to crash here."""
 
 
 async def _watch(supervisor: Supervisor) -> None:

@@ -186,7 +186,7 @@ class Injector:
         os.kill(pid, signal.SIGKILL)
 
     async def _lock_rows(self, fault: Fault, happened: Happened) -> None:
-        """Hold the rows of the newest users in a transaction, as somebody in psql does."""
+        """Hold the rows of the newest users in a transaction, as a person in psql does."""
         harness = self.harness
         try:
             connection = await asyncpg.connect(harness.postgres.dsn(), timeout=2)
@@ -204,7 +204,7 @@ class Injector:
             connection.terminate()
 
     async def _delete_log(self, fault: Fault, happened: Happened) -> None:
-        """Delete the stream of registrations and make it anew, as somebody who tidies up does.
+        """Delete the stream of registrations and make it anew, as a person who tidies up does.
 
         A broker that is killed soon after may lose a new queue (docs/reliability.md, W8), so it
         is made again until that cannot be.

@@ -40,7 +40,7 @@ DEAD_LETTER_QUEUES = frozenset(route.dead_letter_queue for route in ROUTES)
 HELD_ELSEWHERE_SECONDS = 60.0
 """Longest wait for another reader of the dead letters to put back what it holds."""
 
-UNDER_WAY = """
+UNFINISHED = """
     SELECT (SELECT count(*)
               FROM registrations AS r
          LEFT JOIN notification_logs AS n ON n.registration_id = r.registration_id
@@ -80,7 +80,7 @@ async def drained(harness: Harness, journal: Journal) -> Rest:
     """Wait until nothing is under way any more, at most two minutes."""
     begun, quiet, left = time.monotonic(), 0, ""
     while (waited := time.monotonic() - begun) < DRAIN_SECONDS:
-        left = await _under_way(harness, journal)
+        left = await _unfinished(harness, journal)
         quiet = 0 if left else quiet + 1
         if quiet == RESTS:
             return Rest(waited - RESTS * LOOK_SECONDS)
@@ -88,14 +88,14 @@ async def drained(harness: Harness, journal: Journal) -> Rest:
     return Rest(waited, left or "something new all the time")
 
 
-async def _under_way(harness: Harness, journal: Journal) -> str:
+async def _unfinished(harness: Harness, journal: Journal) -> str:
     """What is not at rest, in words; empty if all is."""
     try:
         queues = await asyncio.to_thread(waiting, harness)
         dead = await asyncio.to_thread(waiting, harness, [EMAIL_NOTIFICATIONS.dead_letter_queue])
         connection = await asyncpg.connect(harness.postgres.dsn(), timeout=5)
         try:
-            rows = await connection.fetchval(UNDER_WAY)
+            rows = await connection.fetchval(UNFINISHED)
             stored = await connection.fetchval("SELECT count(*) FROM registrations")
         finally:
             await connection.close()
@@ -230,7 +230,7 @@ async def dead_letters(harness: Harness) -> list[DeadLetter]:
 
 
 async def _read_dead_letters(amqp_url: str) -> list[DeadLetter]:
-    """Those that nobody holds; none is acknowledged, so the end of the channel puts all back."""
+    """Read those that are ready; none is acknowledged, so the end of the channel requeues all."""
     found: list[DeadLetter] = []
     connection = await aio_pika.connect(amqp_url)
     async with connection:

@@ -11,7 +11,7 @@ from itertools import count
 
 from tools.launcher.ports import HOST
 
-PIECE = 65_536
+CHUNK_BYTES = 65_536
 """Bytes that are read at once."""
 
 TRICKLE_SECONDS = 1.0
@@ -137,28 +137,28 @@ class Proxy:
         self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Hand on one direction until its end; then that side is closed, not the other."""
-        while piece := await reader.read(PIECE):
-            await self._hand_on(link, piece, writer)
+        while chunk := await reader.read(CHUNK_BYTES):
+            await self._hand_on(link, chunk, writer)
         with suppress(OSError):
             writer.write_eof()
 
-    async def _hand_on(self, link: _Link, piece: bytes, writer: asyncio.StreamWriter) -> None:
-        while piece:
+    async def _hand_on(self, link: _Link, chunk: bytes, writer: asyncio.StreamWriter) -> None:
+        while chunk:
             match self.mode:
                 case Mode.BLACKHOLE:
                     await self._changed.wait()
                     continue
                 case Mode.THROTTLE:
-                    writer.write(piece[:1])
-                    piece = piece[1:]
+                    writer.write(chunk[:1])
+                    chunk = chunk[1:]
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._changed.wait(), TRICKLE_SECONDS)
                     continue
-                case Mode.RESET_AFTER if link.passed + len(piece) > self.limit:
-                    writer.write(piece[: self.limit - link.passed])
+                case Mode.RESET_AFTER if link.passed + len(chunk) > self.limit:
+                    writer.write(chunk[: self.limit - link.passed])
                     raise ConnectionResetError("as the fault wants it")
-            link.passed += len(piece)
-            writer.write(piece)
+            link.passed += len(chunk)
+            writer.write(chunk)
             await writer.drain()
             return
 

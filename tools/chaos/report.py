@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.chaos.accounting import Verdict
+from tools.chaos.accounting import Evaluation
 from tools.chaos.harness import SHORTENED
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
@@ -28,12 +28,12 @@ IN_JSON = 100
 
 @dataclass(slots=True)
 class Run:
-    """One seed, from its first registration to the verdict."""
+    """One seed, from its first registration to the evaluation."""
 
     seed: int
     registrations: int
     seconds: float
-    verdict: Verdict
+    evaluation: Evaluation
     happened: Sequence[Happened]
     faults: dict[SmtpFault, int]
     recovery: Recovery
@@ -44,7 +44,7 @@ class Run:
     @property
     def holds(self) -> bool:
         """Whether every promise was kept."""
-        return self.verdict.holds
+        return self.evaluation.holds
 
     def as_json(self) -> dict[str, Any]:
         """Everything that a program may want to know."""
@@ -56,8 +56,8 @@ class Run:
             "drain_seconds": round(self.rest.seconds, 1),
             "left_after_drain": self.rest.left,
             "holds": self.holds,
-            "counts": self.verdict.counts,
-            "broken": {name: ids[:IN_JSON] for name, ids in self.verdict.broken.items() if ids},
+            "counts": self.evaluation.counts,
+            "broken": {name: ids[:IN_JSON] for name, ids in self.evaluation.broken.items() if ids},
             "faults": _doses(self.happened),
             "faults_skipped": dict(Counter(h.skipped for h in self.happened if h.skipped)),
             "fault_log": [_fault(each, self.happened[0].begun) for each in self.happened],
@@ -85,7 +85,7 @@ class Report:
 
     def total(self, name: str) -> int:
         """A count, summed over the seeds."""
-        return sum(run.verdict.counts.get(name, 0) for run in self.runs)
+        return sum(run.evaluation.counts.get(name, 0) for run in self.runs)
 
     def recovery(self) -> Recovery:
         """What all seeds measured together."""
@@ -106,7 +106,7 @@ class Report:
         more = " ".join(f"{kind.value}={did[kind]}" for kind in others)
         broken = {
             name: self.total(name)
-            for name in (self.runs[0].verdict.broken if self.runs else {})
+            for name in (self.runs[0].evaluation.broken if self.runs else {})
             if name not in PROMISES and self.total(name)
         }
         lines = [
@@ -136,7 +136,7 @@ class Report:
         ]
         lines += [f"BROKEN {name}={number}" for name, number in broken.items()]
         for run in self.runs:
-            for name, ids in run.verdict.broken.items():
+            for name, ids in run.evaluation.broken.items():
                 lines += [f"  seed {run.seed}: {name}: {each}" for each in ids[:SHOWN]]
             if run.rest.left:
                 lines.append(f"  seed {run.seed}: not at rest after the drain: {run.rest.left}")

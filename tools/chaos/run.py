@@ -69,8 +69,8 @@ class Watcher:
     def line(self) -> str:
         """Phase, faults, and how many registrations have come how far."""
         faults = self.injector.happened if self.injector else []
-        under_way = [each.fault for each in faults if not each.mended]
-        now = ", ".join(f"{f.kind.value} {f.target} {f.mode}".strip() for f in under_way[-3:])
+        active = [each.fault for each in faults if not each.mended]
+        now = ", ".join(f"{f.kind.value} {f.target} {f.mode}".strip() for f in active[-3:])
         journal = self.driver.journal if self.driver else None
         stored = self.progress.rows if self.progress else 0
         mailed = len(self.harness.mail_server.taken) if self.harness else 0
@@ -141,7 +141,7 @@ async def _run(given: Namespace, seed: int, harness: Harness, watcher: Watcher) 
         seed=seed,
         registrations=given.registrations,
         seconds=seconds,
-        verdict=evaluate(observations),
+        evaluation=evaluate(observations),
         happened=injector.happened,
         faults=dict(harness.mail_server.faults),
         recovery=measure(injector.happened, observations, progress, harness),

@@ -84,7 +84,7 @@ SECONDS_PER_KILL = 2.0
 
 SECONDS_PER_LOCK = 35.0
 LOCK_SECONDS = 30.0
-"""A transaction of somebody's that holds some rows; longer than all retries of a registration."""
+"""A foreign transaction that holds some rows; longer than all retries of a registration."""
 
 SECONDS_PER_DELETION = 150.0
 DELETION_SECONDS = 15.0

@@ -1,6 +1,6 @@
 """``./userstream chaos --windows``: ends a process at each window in turn, and counts by ids.
 
-For each window of docs/reliability.md that has a failpoint: the service dies there so many
+For each window of docs/reliability.md that has a failpoint: the service is killed there so many
 times, while people register (or ask for reports, or dead letters are sent back); then everything
 comes to rest, and everything that was promised must be there once.
 """
@@ -53,7 +53,7 @@ class Promises:
     tried: set[str] = field(default_factory=set)
     """Every address that was given, promised or not."""
     reports: dict[UUID, str] = field(default_factory=dict)
-    """Id to the address that is told."""
+    """Id to the address that gets the mail."""
 
 
 @dataclass(slots=True)
@@ -160,7 +160,7 @@ class BrokenWindowsError(Exception):
 
 
 class _Trial:
-    """One window: who dies there, what drives the stack to it, and what must hold after."""
+    """One window: the service killed there, what drives the stack to it, and what must hold."""
 
     def __init__(
         self, single: SingleStack, session: aiohttp.ClientSession, window: str, times: int
@@ -211,7 +211,7 @@ class _Trial:
         return True
 
     async def _end_leases(self) -> None:
-        """Let the half minute pass for which a mail is kept for the sender that has just died."""
+        """End the half minute for which a mail is kept for the sender that was just killed."""
         if self._service != "sender":
             return
         connection = await asyncpg.connect(self._single.postgres.dsn())
@@ -294,7 +294,7 @@ class _Trial:
     async def _at_rest(self) -> list[str]:
         """Wait until all is done; what is not, in words."""
         deadline = time.monotonic() + REST_SECONDS
-        left = ["never looked"]
+        left = ["not checked yet"]
         while left and time.monotonic() < deadline:
             await asyncio.sleep(0.5)
             left = await self._unfinished()
@@ -434,7 +434,7 @@ _DRIVEN: Mapping[str, tuple[str, Callable[[_Trial], list[Any]]]] = {
     "w34": ("report_generator", _reporting),
     "w44": ("queue_receiver", _redriving),
 }
-"""Window to the service that dies there, and what brings it there."""
+"""Window to the service that is killed there, and what brings it there."""
 
 
 def _wrong_files(single: SingleStack, reports: list[Any], promises: Promises) -> list[str]:

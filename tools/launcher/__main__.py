@@ -162,7 +162,7 @@ def _bench(_given: Namespace) -> NoReturn:
 
 
 def _chaos(_given: Namespace) -> NoReturn:
-    """Become the fault bench, with mounts of its own where the system lets it have them."""
+    """Become the fault-injection tests, with mounts of their own where the system allows it."""
     python = ensure_environment("demo", STDERR) / "bin" / "python"
     environment = _environment()
     command = [*own_mounts(), str(python), "-P", "-m", "tools.chaos", *sys.argv[1:]]

@@ -97,7 +97,7 @@ class Broker:
             cookie.write_text(secrets.token_hex(20), "utf-8")
 
     def epmd(self) -> Program:
-        """Erlang's port mapper; the node's own, or one that nobody stops would stay behind."""
+        """Erlang's port mapper; the node's own, or one that is never stopped would stay behind."""
         argv = (str(self.programs.epmd), "-port", str(self.ports.epmd), "-address", HOST)
         return Program(
             name="epmd",

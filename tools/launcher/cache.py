@@ -23,7 +23,7 @@ def cache_directory() -> Path:
 def choose(environment: Mapping[str, str]) -> Path:
     """``userstream`` below ``XDG_CACHE_HOME``, or below ``~/.cache``, made if it is missing.
 
-    Where the home cannot be written, or is somebody else's, ``.run`` of the project; where that
+    Where the home cannot be written, or is another user's, ``.run`` of the project; where that
     cannot be written either, a folder of this user's own below the one for temporary files.
 
     Raises:
@@ -60,7 +60,7 @@ def _personal(environment: Mapping[str, str]) -> Iterator[Path]:
 def _is_usable(folder: Path) -> bool:
     try:
         above = next(path for path in folder.parents if path.exists())
-        # Root with the home of somebody else, as sudo may leave it: what it made there would be
+        # Root with the home of another user, as sudo may leave it: what it made there would be
         # in the way of its owner.
         if os.geteuid() == 0 and above.stat().st_uid != 0:
             return False

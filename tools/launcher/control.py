@@ -91,7 +91,7 @@ def management_url(invocation: Invocation) -> str:
     """The management API of the broker that runs with this data, with its administrator.
 
     Raises:
-        LauncherError: Nothing runs there, or with a broker of somebody else.
+        LauncherError: Nothing runs there, or with a broker that is not its own.
     """
     state = StateFile(invocation.data).read()
     broker = state["connections"]["rabbitmq"] if state else None

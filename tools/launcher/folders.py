@@ -37,7 +37,7 @@ def open_data(data: Path) -> None:
 
 
 def _is_ours_alone(data: Path) -> bool:
-    """Whether nobody else's things are in it, as they would be in /tmp or a home."""
+    """Whether it holds no other user's files, as they would be in /tmp or a home."""
     known = {*OWN, "postgres", "postgres.link", "lock", "state.json", "state.new"}
     entries = {entry.name for entry in data.iterdir()}
     ours = entries <= known and not data.stat().st_mode & stat.S_ISVTX

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def waiting_for(path: Path) -> Iterator[None]:
-    """Hold the lock; whoever comes second waits."""
+    """Hold the lock; the second one waits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -33,7 +33,7 @@ def take(path: Path) -> bool:
 
 
 def holder(path: Path) -> int | None:
-    """The process that holds the lock, None if nobody does."""
+    """The process that holds the lock, None if none does."""
     try:
         with path.open(encoding="utf-8") as file:
             try:

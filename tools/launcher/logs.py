@@ -47,7 +47,7 @@ _HEAD = ("timestamp", "level", "service", "event")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class LogLine:
     """One line of a log."""
 
     time: float
@@ -75,25 +75,25 @@ class Line:
         )
 
 
-def parse(raw: str, *, part: str, before: float) -> Line:
+def parse(raw: str, *, part: str, before: float) -> LogLine:
     """A line in any of the forms; ``before`` is the time of the line above it."""
     if raw.startswith("{"):
         with suppress(ValueError):
             return _parse_json(json.loads(raw), raw, part, before)
     found = STAMP.match(raw)
     if found is None:
-        return Line(time=before, part=part, level="", text=raw.strip(), raw=raw)
+        return LogLine(time=before, part=part, level="", text=raw.strip(), raw=raw)
     text, level = raw[found.end() :], "info"
     if named := RABBITMQ.match(text) or POSTGRES.match(text) or PYTHON.match(text):
         level = LEVELS.get(named["level"].lower(), named["level"].lower())
         text = text[named.end() :]
     moment = _seconds(found["time"], found["zone"], before)
-    return Line(time=moment, part=part, level=level, text=text.strip(), raw=raw)
+    return LogLine(time=moment, part=part, level=level, text=text.strip(), raw=raw)
 
 
-def _parse_json(found: Mapping[str, Any], raw: str, part: str, before: float) -> Line:
+def _parse_json(found: Mapping[str, Any], raw: str, part: str, before: float) -> LogLine:
     facts = [f"{name}={_plain(value)}" for name, value in found.items() if name not in _HEAD]
-    return Line(
+    return LogLine(
         time=_seconds(str(found.get("timestamp", "")), None, before),
         part=part,
         level=str(found.get("level", "")),
@@ -157,7 +157,7 @@ def show(
     if part is not None and part not in present:
         raise LauncherError(f"There is no log of {part}. There are: {', '.join(present)}")
 
-    def write(found: Iterable[Line]) -> None:
+    def write(found: Iterable[LogLine]) -> None:
         for line in found:
             terminal.say(line.as_json() if as_json else _coloured(line, terminal))
 
@@ -183,14 +183,14 @@ def _logs(folder: Path, part: str | None) -> dict[str, Path]:
     return found if part is None else {part: found[part]}
 
 
-def _coloured(line: Line, terminal: Terminal) -> str:
+def _coloured(line: LogLine, terminal: Terminal) -> str:
     text = line.readable()
     if not terminal.colourful or line.level not in {"warning", "error", "critical", "fatal"}:
         return text
     return f"\033[{33 if line.level == 'warning' else 31}m{text}\033[0m"
 
 
-def _whole(part: str, log: Path, limit: int | None) -> list[Line]:
+def _whole(part: str, log: Path, limit: int | None) -> list[LogLine]:
     """The lines of a log, with those of the one before it, or the last ``limit`` of them."""
     older = log.with_suffix(".log.1")
     texts = _last_texts(log, limit)
@@ -199,9 +199,9 @@ def _whole(part: str, log: Path, limit: int | None) -> list[Line]:
     return _parsed(part, texts, _written(log))
 
 
-def _parsed(part: str, texts: Iterable[str], before: float) -> list[Line]:
+def _parsed(part: str, texts: Iterable[str], before: float) -> list[LogLine]:
     """The lines; those above the first that has a time get that one's."""
-    found: list[Line] = []
+    found: list[LogLine] = []
     untimed: list[str] = []
     at: float | None = None
     for text in texts:
@@ -273,7 +273,7 @@ class Tail:
         self._position += len(complete)
         return complete.decode("utf-8", "replace").splitlines()
 
-    def added(self, part: str) -> Iterator[Line]:
+    def added(self, part: str) -> Iterator[LogLine]:
         """The same, read."""
         for text in self.texts():
             line = parse(text, part=part, before=self._time)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from tools.launcher.invocation import Invocation
 
 WHAT_FOR = {
-    "frontend": "the form: register somebody",
+    "frontend": "the form: register a person",
     "queue_receiver": "stores; given up: /dead-letters",
     "sender": "sends the mails",
     "database_service": "users and records",
@@ -16,7 +16,7 @@ WHAT_FOR = {
 }
 
 WIDE = 34
-"""Characters; a longer cell does not widen its column."""
+"""Characters; a longer cell does not make its column wider."""
 
 
 def overview(connections: Mapping[str, Any], invocation: Invocation) -> str:

@@ -46,7 +46,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def _places() -> Iterator[Path]:
-    """Folders for links, those first that nobody tidies up."""
+    """Folders for links, those first that are never tidied up."""
     for folder in (cache_directory() / "links", RUN_DIRECTORY / "links"):
         if _is_plain(folder):
             yield folder
@@ -65,7 +65,7 @@ def _kept(folder: Path) -> Path:
 
 
 def _point(link: Path, target: Path) -> None:
-    """Make the link, in one step, in a folder that nobody else can change."""
+    """Make the link, in one step, in a folder that no other user can change."""
     link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if link.parent.stat().st_uid != os.geteuid():
         raise PermissionError(link.parent)

@@ -44,7 +44,7 @@ PROTOCOL_VERSION = 3 << 16
 
 
 def unprivileged_owner() -> Owner | None:
-    """Who runs PostgreSQL: nobody in particular, unless this is root, whom it refuses."""
+    """The user that runs PostgreSQL: this one, unless it is root, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -53,7 +53,7 @@ def unprivileged_owner() -> Owner | None:
         except KeyError:
             continue
         return Owner(uid=user.pw_uid, gid=user.pw_gid)
-    raise LauncherError("PostgreSQL does not run as root, and there is no user nobody here.")
+    raise LauncherError("PostgreSQL does not run as root, and there is no user named nobody.")
 
 
 @dataclass(slots=True, kw_only=True)

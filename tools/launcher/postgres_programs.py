@@ -74,7 +74,7 @@ def _fetch(name: str, place: Path, tools: Path) -> dict[int, Path]:
     fresh = place.with_name(f"{place.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(place, ignore_errors=True)
-    # Without what it requires: that is for its Python part, which nobody calls.
+    # Without what it requires: that is for its Python part, which is never called.
     options = ["--no-deps", "--target", str(fresh)]
     install_packages(REQUIREMENTS / f"{name}.lock", options, tools)
     if not _usable(fresh, WHEEL_FOLDERS):

@@ -213,7 +213,7 @@ def tell_who_waits(waiting: Waiting, terminal: Terminal, invocation: Invocation)
 def detach(invocation: Invocation, terminal: Terminal) -> dict[str, Any]:
     """Run a stack in a process of its own; return its connections when it is up.
 
-    A stack that runs already is as good as a new one, and so is one that somebody just starts.
+    A stack that runs already is as good as a new one, and so is one that is just being started.
 
     Raises:
         LauncherError: It could not be started.
@@ -275,7 +275,7 @@ def _when_up(state: StateFile) -> dict[str, Any] | None:
 
 
 def _with_waiting(connections: dict[str, Any], waiting: Waiting) -> dict[str, Any]:
-    """The connections; with ``waiting``, where somebody waits for something."""
+    """The connections; with ``waiting``, where a service waits for something."""
     return {**connections, "waiting": waiting} if waiting else connections
 
 

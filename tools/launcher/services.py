@@ -118,7 +118,7 @@ def answers_ok(port: int, path: str) -> bool:
 
 
 def summary(port: int) -> dict[str, Any]:
-    """What a service says of itself in ``/health``; nothing where nobody answers."""
+    """What a service says of itself in ``/health``; nothing where there is no answer."""
     return _as_object(_get(port, "/health", EXPLAIN_SECONDS)[1])
 
 
@@ -164,7 +164,7 @@ def _as_object(body: str) -> dict[str, Any]:
 
 
 def _get(port: int, path: str, seconds: float = ANSWER_SECONDS) -> tuple[int, str]:
-    """Status and body of a GET; status 0 if nobody answers in time."""
+    """Status and body of a GET; status 0 without an answer in time."""
     connection = http.client.HTTPConnection(HOST, port, timeout=seconds)
     try:
         connection.request("GET", path)

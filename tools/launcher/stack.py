@@ -29,7 +29,7 @@ STOP_ORDER = (
     ("rabbitmq",),
     ("epmd",),
 )
-"""Who stops together, first ones first: nobody loses a part it still needs."""
+"""Parts that stop together, first ones first: none loses a part it still needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

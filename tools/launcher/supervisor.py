@@ -19,7 +19,7 @@ LONGEST_PAUSE = 30.0
 """Seconds."""
 
 PROVEN_AFTER = 60.0
-"""Seconds a part must live for its next death to count as the first."""
+"""Seconds a part must run for its next crash to count as the first."""
 
 WATCH_INTERVAL = 0.1
 """Seconds between two looks at the parts."""
@@ -28,15 +28,15 @@ WORK_INTERVAL = 5.0
 """Seconds between two questions whether a part does its work."""
 
 MOST_DOUBLINGS = 5
-"""Of the patience with a part that does not work even after it was started again."""
+"""Of the limit for a part that does not work even after it was started again."""
 
 LOG_INTERVAL = 10.0
 """Seconds between two looks at the sizes of their logs."""
 
 
-def pause_before_restart(deaths: int) -> float:
-    """Seconds to wait after the given number of deaths in a row."""
-    return min(FIRST_PAUSE * 2.0 ** min(deaths - 1, 16), LONGEST_PAUSE)
+def pause_before_restart(crashes: int) -> float:
+    """Seconds to wait after the given number of crashes in a row."""
+    return min(FIRST_PAUSE * 2.0 ** min(crashes - 1, 16), LONGEST_PAUSE)
 
 
 @dataclass(slots=True)
@@ -47,20 +47,20 @@ class Part:
     running: Running | None = None
     restarts: int = 0
     """Times it was started again."""
-    deaths: int = 0
-    """Deaths in a row."""
+    crashes: int = 0
+    """Crashes in a row."""
     start_at: float = 0.0
     """When it is started again, on the monotonic clock; meaningless while it runs."""
 
-    def note_death(self, now: float) -> str | None:
+    def note_exit(self, now: float) -> str | None:
         """If it died since the last look: plan its start and say what happened."""
         if self.running is None or (code := self.running.exit_code) is None:
             return None
         lived = now - self.running.since
         self.running.kill()  # what it may have left behind
         self.running = None
-        self.deaths = 1 if lived >= PROVEN_AFTER else self.deaths + 1
-        pause = pause_before_restart(self.deaths)
+        self.crashes = 1 if lived >= PROVEN_AFTER else self.crashes + 1
+        pause = pause_before_restart(self.crashes)
         self.start_at = now + pause
         return (
             f"{self.program.name} {describe_exit(code)} after {lived:.1f} s;"
@@ -79,7 +79,7 @@ class Part:
     def note_work(self, now: float, ask: Callable[[Callable[[], bool]], "Future[bool]"]) -> bool:
         """Ask now and then whether it works; True if it has not for too long.
 
-        The patience doubles with each time that a new start did not help.
+        The limit doubles with each restart that did not help.
         """
         if self.running is None or (works := self.program.works) is None:
             self.question = self.failing_since = None
@@ -97,8 +97,8 @@ class Part:
             return False
         if self.failing_since is None:
             self.failing_since = now
-        patience = self.program.stuck_after * 2.0 ** min(self.stuck, MOST_DOUBLINGS)
-        return now - self.failing_since >= patience
+        limit = self.program.stuck_after * 2.0 ** min(self.stuck, MOST_DOUBLINGS)
+        return now - self.failing_since >= limit
 
     def end_stuck(self, now: float) -> str:
         """End it, to be started again as if it had died, and say why."""
@@ -138,7 +138,7 @@ class Supervisor:
         fresh = [Part(program) for program in programs]
         with self._lock:
             if self._given_up.is_set():
-                raise LauncherError("The start was broken off.")
+                raise LauncherError("The start was aborted.")
             for part in fresh:
                 self.parts[part.program.name] = part
                 part.running = start(part.program)
@@ -167,7 +167,7 @@ class Supervisor:
         """Note who died, and start again who is due."""
         changed = False
         for part in self.parts.values():
-            if said := part.note_death(now):
+            if said := part.note_exit(now):
                 self.log(said)
                 changed = True
             elif part.note_work(now, self._asking.submit):
@@ -189,7 +189,7 @@ class Supervisor:
             if not together:
                 continue
             with self._terminal.step(f"Stopping {', '.join(r.program.name for r in together)}"):
-                # All are asked first: each may take its time to finish what it has in hand.
+                # All are asked first: each may take its time to finish what it has in flight.
                 for running in together:
                     running.ask_to_end()
                 for running in together:

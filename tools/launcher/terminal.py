@@ -142,7 +142,7 @@ class Terminal:
 
 
 def discard(stream: TextIO) -> None:
-    """Let what is written from now on go nowhere: whoever read it has gone."""
+    """Let what is written from now on go nowhere: its reader has gone."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, stream.fileno())
     os.close(devnull)

@@ -18,7 +18,7 @@ _NESTING_LIMIT = 50
 """Parts within parts; the parser compares each line with the ends of all of them."""
 
 _PART_LIMIT = 1000
-"""Parts looked at; a mail of more is a test of our patience."""
+"""Parts looked at; a mail of more is an attack or a test."""
 
 
 _PARAMETER_LIMIT = 200
@@ -72,11 +72,11 @@ class Content:
 def read_content(raw: bytes) -> Content:
     """Decode a mail. Of one that makes no sense, whatever can be shown: never an error."""
     if raw.lower().count(b"multipart/") > _NESTING_LIMIT or _has_endless_header(raw):
-        return _unread(raw)
+        return _unreadable(raw)
     try:
         return _read_parts(email.message_from_bytes(raw))
     except Exception:  # noqa: BLE001 - broken MIME makes the parser raise nearly anything
-        return _unread(raw)
+        return _unreadable(raw)
 
 
 def _has_endless_header(raw: bytes) -> bool:
@@ -84,7 +84,7 @@ def _has_endless_header(raw: bytes) -> bool:
     return any(header[0].count(b";") > _PARAMETER_LIMIT for header in headers)
 
 
-def _unread(raw: bytes) -> Content:
+def _unreadable(raw: bytes) -> Content:
     return Content(text=clean(_body_of(raw).decode("utf-8", "replace")), html="")
 
 
@@ -129,7 +129,7 @@ _MARKUP = re.compile(
 to the end of the text."""
 
 _SILENT = frozenset({"head", "title"})
-"""Elements whose text nobody sees."""
+"""Elements whose text is not shown."""
 
 
 def _read_parts(mail: Part) -> Content:

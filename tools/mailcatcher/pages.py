@@ -33,8 +33,8 @@ PAGE_POLICY = (
 )
 
 MAIL_POLICY = (
-    # What a stranger wrote: no script, no form, nothing fetched from elsewhere. Links open in
-    # a window of their own, because following the one in the mail is what one came for.
+    # What an unknown sender wrote: no script, no form, nothing fetched from elsewhere. Links open
+    # in a window of their own, because following the one in the mail is what one came for.
     "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; "
     "img-src 'self' data:; style-src 'unsafe-inline'; font-src data:; frame-ancestors 'self'"
 )

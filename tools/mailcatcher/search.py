@@ -56,7 +56,7 @@ class Query:
 
     @classmethod
     def parse(cls, text: str) -> "Query":
-        """Read a query; what has no letter or digit in it is left out."""
+        """Read a query; what has no alphanumeric character is left out."""
         terms = (_parse_term(match[0]) for match in _ARGUMENT.finditer(text))
         return cls(tuple(sorted(filter(None, terms), key=lambda term: term.needs_content)))
 

@@ -18,7 +18,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
     bind_address: IPvAnyAddress = IPv4Address("127.0.0.1")
-    """Address both servers listen on. Whoever reaches it reads every mail: no login is asked."""
+    """Address both servers listen on. There is no login: who reaches it reads every mail."""
 
     allowed_hosts: HostNames = ""
     """Names, separated by commas, of the page besides localhost and addresses; * allows all."""

@@ -167,7 +167,7 @@ class MailStore:
 
     @property
     def unread(self) -> int:
-        """Mails nobody opened since the start."""
+        """Mails not opened since the start."""
         return len(self._order) - len(self._read)
 
     @property
@@ -182,7 +182,7 @@ class MailStore:
         return self._version
 
     def _announce(self) -> None:
-        # Whoever waits holds this event; the next change has one of its own.
+        # Each waiter holds this event; the next change has one of its own.
         self._version += 1
         self._changed.set()
         self._changed = asyncio.Event()

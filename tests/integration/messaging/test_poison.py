@@ -17,7 +17,7 @@ from common.contracts.topology import USER_REGISTRATION
 from common.messaging.quarantine import CRASH_LIMIT, SUSPECT_AFTER
 from tests.amqp import a_registration, depth, eventually, opened, take
 from tests.backends import TestBroker
-from tests.mortal_consumer import LEASED_POISON, POISON, deaths_of
+from tests.mortal_consumer import LEASED_POISON, POISON, crashes_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,7 +38,7 @@ class Instances:
 
     @property
     def deaths(self) -> int:
-        deaths = deaths_of(self.journal)
+        deaths = crashes_of(self.journal)
         return deaths.stat().st_size if deaths.exists() else 0
 
     @property

@@ -72,7 +72,7 @@ class OddServer:
         reply = self._next(point)
         if text is not None and 200 <= (reply.code or 0) < 300:
             self.accepted.append(text)  # before it is said: then the client may know
-        for piece in reply.pieces:
+        for piece in reply.parts:
             writer.write(piece)
             await asyncio.sleep(0)
         if reply.hangs_up:

@@ -37,7 +37,7 @@ def read(packets: tuple[bytes, ...]) -> tuple[list[Reply], type[Exception]]:
 @given(odd_replies())
 @A_THOUSAND
 def test_an_odd_reply_is_a_reply_or_an_error(odd: OddReply) -> None:
-    found, _ = read(odd.pieces)
+    found, _ = read(odd.parts)
 
     assert (found[0].code if found else None) == odd.code
     for reply in found:

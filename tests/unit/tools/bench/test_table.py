@@ -1,5 +1,5 @@
 from tools.bench.comparison import Comparison, Figure, Run
-from tools.bench.goals import Goal, Verdict, evaluate
+from tools.bench.goals import Evaluation, Goal, evaluate
 from tools.bench.procfs import Usage
 from tools.bench.table import figures_table, goals_table, markdown, plain, usage_table
 
@@ -63,11 +63,11 @@ def test_a_table_becomes_markdown() -> None:
 def test_a_goal_is_judged_by_the_median_multiple() -> None:
     found = comparison(ours=[3000, 900, 1000], theirs=[300, 300, 200])
 
-    (verdict,) = evaluate({"burst": found})
+    (evaluation,) = evaluate({"burst": found})
 
-    assert verdict.measured == 5
-    assert (verdict.must_met, verdict.aim_met) == (True, False)
-    assert goals_table([verdict])[1] == [
+    assert evaluation.measured == 5
+    assert (evaluation.must_met, evaluation.aim_met) == (True, False)
+    assert goals_table([evaluation])[1] == [
         "burst: registrations/s", "5.00 ×", "≥ 4.00 ×", "met", "≥ 10.0 ×", "NOT MET",
     ]  # fmt: skip
 
@@ -77,15 +77,15 @@ def test_of_several_contenders_the_worst_is_judged() -> None:
     found = comparison(middle=[15], end=[30], theirs=[10])
 
     assert goal.measured(found) == 3
-    assert not Verdict(goal, 3).must_met
+    assert not Evaluation(goal, 3).must_met
 
 
 def test_a_figure_by_itself_is_judged_in_its_unit() -> None:
     goal = Goal(workload="report", figure="registrations_per_s", text="", must=64, unit="MB")
 
     assert goal.measured(comparison(ours=[60], theirs=[1])) == 60
-    assert Verdict(goal, 64).must_met
-    assert Verdict(goal, 64).aim_met is None
+    assert Evaluation(goal, 64).must_met
+    assert Evaluation(goal, 64).aim_met is None
 
 
 def test_what_was_not_measured_is_not_judged() -> None:

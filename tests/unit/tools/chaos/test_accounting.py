@@ -65,10 +65,15 @@ def adas_mail(**changes: Any) -> list[Mail]:
 
 
 def test_nothing_is_broken_where_everything_arrived() -> None:
-    verdict = evaluate(observations())
+    evaluation = evaluate(observations())
 
-    assert verdict.holds
-    assert verdict.counts["accepted"] == verdict.counts["stored"] == verdict.counts["mailed"] == 2
+    assert evaluation.holds
+    assert (
+        evaluation.counts["accepted"]
+        == evaluation.counts["stored"]
+        == evaluation.counts["mailed"]
+        == 2
+    )
 
 
 def without_bob() -> Observations:
@@ -88,7 +93,7 @@ def a_second_row() -> Observations:
     return observations(registrations=[*whole.registrations, more], mails=[*whole.mails, mail])
 
 
-def a_stranger() -> Observations:
+def an_unknown_person() -> Observations:
     eve = Registration(id=UUID(int=4), email="eve@example.org")
     mail = a_mail(UUID(int=14), eve.id, "eve@example.org", status="suppressed", attempts=[])
     whole = observations()
@@ -101,8 +106,8 @@ def taken_again(attempts: list[Attempt]) -> Observations:
 
 
 def a_dead_letter(code: str, message_id: UUID = BOBS_MAIL) -> Observations:
-    letter = DeadLetter("email.notifications", message_id, code)
-    return observations(dead=[*observations().dead, letter])
+    dead_letter = DeadLetter("email.notifications", message_id, code)
+    return observations(dead=[*observations().dead, dead_letter])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def a_dead_letter(code: str, message_id: UUID = BOBS_MAIL) -> Observations:
             lambda: observations(users={"ada@example.org": 2, "bob@example.org": 1}),
             {"stored_twice"},
         ),
-        (a_stranger, {"unexpected"}),
+        (an_unknown_person, {"unexpected"}),
         (lambda: observations(waiting={"user.registration.retry.1": 1}), {"stuck"}),
         (lambda: observations(mails=adas_mail(status="sending")), {"stuck", "unmailed"}),
         (lambda: observations(mails=observations().mails[1:]), {"unmailed"}),
@@ -157,10 +162,10 @@ def test_each_broken_promise_is_named(found: Callable[[], Observations], names: 
 def test_a_second_mail_is_excused_by_an_attempt_nobody_could_record(
     attempts: list[Attempt],
 ) -> None:
-    verdict = evaluate(taken_again(attempts))
+    evaluation = evaluate(taken_again(attempts))
 
-    assert verdict.holds
-    assert verdict.counts["dup_mail"] == verdict.counts["dup_mail_bound"] == 1
+    assert evaluation.holds
+    assert evaluation.counts["dup_mail"] == evaluation.counts["dup_mail_bound"] == 1
 
 
 def test_a_mail_that_was_put_off_to_the_end_is_explained() -> None:
@@ -215,10 +220,10 @@ def test_what_was_stored_without_a_promise_is_counted_and_allowed() -> None:
     whole = observations()
     journal = replace(whole.journal, accepted={ADA: "ada@example.org"})
 
-    verdict = evaluate(replace(whole, journal=journal))
+    evaluation = evaluate(replace(whole, journal=journal))
 
-    assert verdict.holds
-    assert verdict.counts["recovered"] == 1
+    assert evaluation.holds
+    assert evaluation.counts["recovered"] == 1
 
 
 def a_ledger(**changes: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 
-from tools.chaos.accounting import Verdict
+from tools.chaos.accounting import Evaluation
 from tools.chaos.inject import Happened
 from tools.chaos.journal import Journal
 from tools.chaos.mail_server import SmtpFault
@@ -16,15 +16,15 @@ MACHINE = {"cores": "2"}
 
 def a_run(seed: int, **broken: list[str]) -> Run:
     counts = {"accepted": 10, "stored": 10, "mailed": 9, "dup_mail": 1, "dup_mail_bound": 2}
-    verdict = Verdict({"lost": [], "unmailed": [], **broken})
-    verdict.counts = counts | {name: len(ids) for name, ids in verdict.broken.items()}
+    evaluation = Evaluation({"lost": [], "unmailed": [], **broken})
+    evaluation.counts = counts | {name: len(ids) for name, ids in evaluation.broken.items()}
     kill = Happened(Fault(at=1, kind=Kind.KILL, target="sender"), 100.0, mended=101.0)
     spared = Happened(Fault(at=2, kind=Kind.DISK_FULL), 102.0, mended=102.0, skipped="no root")
     return Run(
         seed=seed,
         registrations=10,
         seconds=60.0,
-        verdict=verdict,
+        evaluation=evaluation,
         happened=[kill, spared],
         faults={SmtpFault.DEFER: 3},
         recovery=Recovery(service=[0.5], by_service={"sender": [0.5]}),

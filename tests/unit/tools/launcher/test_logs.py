@@ -180,7 +180,7 @@ def test_a_log_is_left_alone_while_it_is_small_and_young(tmp_path: Path) -> None
     assert log.stat().st_size == 0
 
 
-def test_what_was_put_aside_does_not_stay_for_ever(tmp_path: Path) -> None:
+def test_a_rotated_log_does_not_stay_for_ever(tmp_path: Path) -> None:
     (tmp_path / "sender.log").touch()
     older = tmp_path / "sender.log.1"
     older.touch()

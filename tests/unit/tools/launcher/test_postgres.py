@@ -73,7 +73,7 @@ def test_data_that_moves_to_another_disk_still_belong_to_the_server(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
-def test_a_move_that_was_broken_off_is_ended_at_the_next_start(
+def test_an_interrupted_move_is_completed_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ELSEWHERE", (tmp_path / "elsewhere",))

@@ -45,7 +45,7 @@ def a_stack(tmp_path: Path, *, broker: bool = True, postgres: bool = True, **giv
             True,
         ),
         ({}, {"database_service": ["postgres"], "sender": ["database_service"]}, False),
-        # It is ready by now, so its neighbour will see it in a moment.
+        # It is ready by now, so the other one will see it in a moment.
         ({"postgres": False}, {"sender": ["database_service"]}, False),
         ({"SMTP_HOST_FILE": "/smtp"}, {"sender": ["smtp"]}, True),
         ({"SMTP_HOST": "smtp"}, {"report_generator": ["output_directory"]}, False),
@@ -121,7 +121,7 @@ def test_nothing_is_told_where_nobody_waits() -> None:
     assert stream.getvalue() == ""
 
 
-def test_a_start_under_way_is_waited_for_and_not_begun_twice(
+def test_a_start_in_progress_is_waited_for_and_not_begun_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "all_waiting", lambda *_: {})

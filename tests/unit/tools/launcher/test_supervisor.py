@@ -64,7 +64,7 @@ def a_part(**running: Any) -> Part:
 
 
 def test_pauses_double_and_end_at_thirty_seconds() -> None:
-    pauses = [pause_before_restart(deaths) for deaths in range(1, 12)]
+    pauses = [pause_before_restart(crashes) for crashes in range(1, 12)]
 
     assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30, 30]
     assert pause_before_restart(10_000) == 30
@@ -73,14 +73,14 @@ def test_pauses_double_and_end_at_thirty_seconds() -> None:
 def test_part_that_lives_is_left_alone() -> None:
     part = a_part()
 
-    assert part.note_death(now=1.0) is None
+    assert part.note_exit(now=1.0) is None
     assert part.running is not None
 
 
 def test_part_that_dies_is_due_after_its_pause_and_not_before() -> None:
     part = a_part(exit_code=-9)
 
-    said = part.note_death(now=10.0)
+    said = part.note_exit(now=10.0)
 
     assert said is not None
     assert "sender was ended by SIGKILL after 10.0 s" in said
@@ -90,18 +90,18 @@ def test_part_that_dies_is_due_after_its_pause_and_not_before() -> None:
 
 def test_part_that_keeps_dying_waits_longer_each_time() -> None:
     part = a_part(exit_code=1)
-    part.deaths = 3
+    part.crashes = 3
 
-    part.note_death(now=5.0)
+    part.note_exit(now=5.0)
 
     assert part.start_at == pytest.approx(5.0 + 1.6)
 
 
 def test_part_that_proved_itself_begins_with_the_first_pause_again() -> None:
     part = a_part(exit_code=1)
-    part.deaths = 8
+    part.crashes = 8
 
-    part.note_death(now=PROVEN_AFTER + 1)
+    part.note_exit(now=PROVEN_AFTER + 1)
 
     assert part.start_at == pytest.approx(PROVEN_AFTER + 1.2)
 
@@ -152,7 +152,7 @@ def test_patience_grows_while_a_new_start_does_not_help(now: Any) -> None:
     assert found == sorted(found)
     assert 30 <= found[0] < 45
     assert found[3] > 7 * 30
-    assert found[-1] < 33 * 30 + 15  # the patience does not grow for ever
+    assert found[-1] < 33 * 30 + 15  # the limit does not grow for ever
 
 
 def test_part_that_is_not_asked_is_never_stuck(now: Any) -> None:

@@ -78,13 +78,13 @@ def test_strip_html_leaves_out_scripts_styles_and_titles() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece",
+    "part",
     ["<!--", "<a ", "<", "</a ", "</", "<!a", "<?", "<![CDATA[", "<head>", "<a href='", "&"],
 )
-def test_strip_html_takes_ten_times_as_long_for_ten_times_as_much(piece: str) -> None:
+def test_strip_html_takes_ten_times_as_long_for_ten_times_as_much(part: str) -> None:
     def once(count: int) -> float:
         begun = time.thread_time()
-        strip_html(piece * count)
+        strip_html(part * count)
         return time.thread_time() - begun
 
     def seconds(count: int) -> float:
@@ -100,14 +100,14 @@ def test_strip_html_takes_ten_times_as_long_for_ten_times_as_much(piece: str) ->
     ["Content-Type: text/plain", "Content-Type: multipart/mixed", "Content-Disposition: inline"],
 )
 @pytest.mark.parametrize(
-    ("begin", "piece"),
+    ("begin", "part"),
     [('; a="', ";b"), ("", ";b=c"), ('; a="', ";\n "), ("; filename=", "=?utf-8?b?a?=\n ")],
 )
 def test_a_header_is_read_in_ten_times_the_time_for_ten_times_as_much(
-    header: str, begin: str, piece: str
+    header: str, begin: str, part: str
 ) -> None:
     def seconds(count: int) -> float:
-        mail = f"Subject: x\n{header}{begin}{piece * count}\n\nhello".encode()
+        mail = f"Subject: x\n{header}{begin}{part * count}\n\nhello".encode()
         begun = time.thread_time()
         read_content(mail)
         return time.thread_time() - begun
