@@ -157,7 +157,7 @@ async def set_security_headers(request: web.Request, response: web.StreamRespons
 def load_templates(**always: object) -> jinja2.Environment:
     """The page templates; what is in ``always`` every one of them may use."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mailcatcher"),
+        loader=jinja2.PackageLoader("tools.mailcatcher"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
