@@ -71,7 +71,7 @@ def build_app(settings: Settings) -> web.Application:
     app = base_app(
         SERVICE,
         Api.joined(notifications.api, resends.api, bounces.api),
-        description="Sends mails and tells how each of them went.",
+        description="Sends mails and records what became of each.",
         access=Access(allowed_hosts=settings.allowed_hosts),
         readiness=readiness,
     )
@@ -81,7 +81,7 @@ def build_app(settings: Settings) -> web.Application:
 
 
 def mail_server(settings: Settings) -> Server:
-    """The mail server of the settings.
+    """Return the mail server of the settings.
 
     Raises:
         SettingError: The certificates cannot be read.
@@ -98,7 +98,7 @@ def mail_server(settings: Settings) -> Server:
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:
-    """Checks certificates and names; TLS 1.2 at least."""
+    """Return a context that checks certificates and names; TLS 1.2 at least."""
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # unreadable, or no PEM

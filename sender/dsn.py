@@ -1,9 +1,9 @@
-"""Reads delivery status notifications (RFC 3464): what became of a mail after it was taken.
+"""Reads delivery status notifications (RFC 3464): what became of a mail after it was accepted.
 
-What counts is a part of the type ``message/delivery-status``, wherever in the mail it stands: some
-servers put it into ``multipart/mixed``, and people forward reports. It is read line by line, since
-hardly any two servers write it alike. Anybody can write such a mail, so nothing is trusted, and
-each line costs the same, whatever it says.
+The report is a part of the type ``message/delivery-status``, anywhere in the mail: some servers put
+it into ``multipart/mixed``, and people forward reports. It is read line by line, since servers
+write it differently. Anyone can write such a mail, so nothing is trusted, and each line costs the
+same, whatever it holds.
 """
 
 import re
@@ -20,7 +20,7 @@ MAX_BYTES = 256 * 1024
 """Of a whole report; one of ours with the mail in it is some 15 kB."""
 
 MAX_RECIPIENTS = 20
-"""That one report speaks of; a mail of ours has one."""
+"""Of one report; a mail of ours has one."""
 
 MAX_MESSAGE_IDS = 5
 """That are looked up."""
@@ -44,7 +44,7 @@ _FIELDS = frozenset(
     }
 )
 """RFC 3464, 2.2 and 2.3. Any other line goes on with the field before it, unless it begins with
-``X-``: some servers do not fold what others said to them."""
+``X-``: some servers do not fold the replies of others."""
 
 _ACTIONS = {
     **{action.value: action for action in ReportAction},
@@ -57,11 +57,11 @@ _USUAL_STATUS = {"failed": "5.0.0", "failure": "5.0.0", EXPIRED: "4.4.7", "delay
 
 
 class NotABounceError(PermanentError):
-    """What was posted is no delivery status notification."""
+    """The posted mail is no delivery status notification."""
 
     code = "not_a_bounce"
     http_status = 422
-    title = "That is no delivery status notification"
+    title = "Not a delivery status notification"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class RecipientReport:
     """What became of the mail for one recipient."""
 
     recipients: tuple[str, ...]
-    """Addresses as the report gives them: the one that we wrote to first, where it says so."""
+    """Addresses as the report gives them: the original recipient first, where it names one."""
 
     action: ReportAction
     status: str
@@ -89,7 +89,7 @@ class Report:
 
 
 def read_report(raw: bytes) -> Report:
-    """The report in a mail (message/rfc822).
+    """Read the report in a mail (message/rfc822).
 
     Raises:
         NotABounceError: There is none, or it is too large.
@@ -104,14 +104,14 @@ def read_report(raw: bytes) -> Report:
     recipients = tuple(filter(None, map(_recipient_report, groups)))[:MAX_RECIPIENTS]
     if not recipients:
         raise NotABounceError(
-            "There is no part message/delivery-status in it that names an action (RFC 3464, 2.3). "
+            "It has no part message/delivery-status with an action (RFC 3464, 2.3). "
             "Nothing was changed. Post the whole mail as the mail server sent it."
         )
     return Report(message_ids=_message_ids(parts, groups), recipients=recipients)
 
 
 def _groups(lines: list[str]) -> list[Headers]:
-    """Fields by name, in a group for each recipient; those about the mail are in the first one."""
+    """Group fields by recipient; the first group has those about the mail."""
     groups: list[Headers] = [{}]
     last = ""
     is_parted = False
@@ -145,7 +145,7 @@ def _begins_group(group: Headers, name: str, *, is_parted: bool) -> bool:
 def _recipient_report(group: Headers) -> RecipientReport | None:
     word = _WORD.match(_text(group, "action").lower())
     action = _ACTIONS.get(word[0]) if word else None
-    if word is None or action is None:  # of the mail only; or nothing that the standard knows
+    if word is None or action is None:  # of the mail only; or nothing that the standard defines
         return None
     diagnostic = _text(group, "diagnostic-code")
     status = _STATUS.search(_text(group, "status")) or _STATUS.search(diagnostic)
@@ -159,12 +159,12 @@ def _recipient_report(group: Headers) -> RecipientReport | None:
 
 
 def _text(group: Headers, name: str) -> str:
-    """A field without what no text may hold."""
+    """Return a field without control characters."""
     return _UNPRINTABLE.sub(" ", group.get(name, ""))[:DIAGNOSTIC_LENGTH].strip()
 
 
 def _address(field: str) -> str:
-    """The address in ``rfc822; ada@example.org``, or in a field without the type."""
+    """Return the address in ``rfc822; ada@example.org``, or in a field without the type."""
     kind, is_typed, address = field.partition(";")
     if not is_typed:
         return field.strip("<> ") if "@" in field else ""
@@ -172,10 +172,9 @@ def _address(field: str) -> str:
 
 
 def _message_ids(parts: list[Part], groups: list[Headers]) -> tuple[UUID, ...]:
-    """Ids in our form: of the mail that came back, else of what the report answers to.
+    """Return ids in our form: of the mail that came back, else of what the report answers.
 
-    The mail that came back stands behind the report. What is inside of that is another mail, which
-    somebody forwarded.
+    The mail that came back stands behind the report. A mail inside of that one was forwarded.
     """
     kinds = [part.kind in REPORTS for part in parts]
     report = kinds.index(True)
@@ -190,7 +189,7 @@ def _message_ids(parts: list[Part], groups: list[Headers]) -> tuple[UUID, ...]:
 
 
 _ORIGINAL = ("x-original-message-id", "original-message-id")
-"""What a server that gives mails ids of its own calls ours."""
+"""Where a server that gives mails ids of its own puts ours."""
 
 
 def _fields(groups: Iterable[Headers], *names: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Everything the sender does with messages."""
+"""All messages that the sender handles."""
 
 import asyncio
 from collections.abc import Callable
@@ -31,7 +31,7 @@ _emails = cache(metrics.EMAILS.labels)
 """The counter of one template and status; to look it up takes longer than to count."""
 
 CANCEL_GRACE_SECONDS = 3.0
-"""How long noting an interrupted attempt may take; less than the consumer grants."""
+"""Longest time to record an interrupted attempt; less than the consumer grants."""
 
 _STOPPED = Outcome(DeliveryStatus.DEFERRED, reason="The sender was stopped before the text went.")
 _STOPPED_AFTER_TEXT = Outcome(
@@ -40,25 +40,25 @@ _STOPPED_AFTER_TEXT = Outcome(
 
 
 class Mailer(Protocol):
-    """Something that can deliver an e-mail: ``sender.mailer`` in production."""
+    """Delivers e-mails: ``sender.mailer`` in production."""
 
     async def ensure(self) -> None:
         """Return if mails can go out; raises MailServerUnavailableError."""
         ...
 
     async def send(self, mail: Mail, *, before_text: Callable[[], None]) -> Outcome:
-        """Deliver; calls ``before_text`` where nothing can be called back any more."""
+        """Deliver; calls ``before_text`` where the mail cannot be withdrawn any more."""
         ...
 
 
 class CanaryMailer:
-    """Takes a canary's mail and hands it to nobody; all around it is as for any mail."""
+    """Accepts a canary's mail and delivers it nowhere; all else is as for any mail."""
 
     async def ensure(self) -> None:
-        """Return: there is nobody to ask."""
+        """Return: there is no server to ask."""
 
     async def send(self, _mail: Mail, *, before_text: Callable[[], None]) -> Outcome:
-        """Call it sent."""
+        """Return that it was sent."""
         before_text()
         return Outcome(DeliveryStatus.SENT, reason="canary")
 
@@ -67,7 +67,7 @@ CANARY_MAILER = CanaryMailer()
 
 
 class Writer(Protocol):
-    """Something that writes mails: ``sender.mime`` in production."""
+    """Writes mails: ``sender.mime`` in production."""
 
     def write(self, request: EmailRequested, *, message_id: UUID) -> Mail:
         """The mail; raises TemplateDataMissingError."""
@@ -83,10 +83,10 @@ async def send_email(
 ) -> bool:
     """Send the e-mail, unless this message was sent before.
 
-    What a crash leaves behind, always with the delivery unacknowledged, so that it comes again:
+    What a crash leaves behind, always with the delivery unacknowledged, so that it is redelivered:
 
-    * before the text went out: a lease that runs out within 30 s, until when the message is
-      put aside, then the mail is sent;
+    * before the text was sent: a lease that runs out within 30 s; until then the message is
+      deferred, then the mail is sent;
     * after the text, before the record: the mail is sent again with the same ``Message-ID``.
       SMTP has no transaction that could prevent it (RFC 5321, 4.5.3.2.6);
     * after the record: the claim answers ``sent``, and nothing is sent.
@@ -96,11 +96,11 @@ async def send_email(
 
     Raises:
         TemplateDataMissingError: The request cannot be made into a mail.
-        InProgressError: Another sender has the lease.
+        InProgressError: Another sender holds the lease.
         MailServerUnavailableError: No mail would be accepted now.
-        DestinationBusyError: Too many slow mails to the same domain are under way.
-        MailDeferredError: The mail server put this one off.
-        MailUnsureError: The mail server may have this one.
+        DestinationBusyError: Too many slow mails to the same domain are in progress.
+        MailDeferredError: The mail server deferred this one.
+        MailUnsureError: The mail server may have accepted this one.
     """
     template = envelope.data.template
     mailer = CANARY_MAILER if is_canary(envelope.data.registration_id) else mailer
@@ -114,12 +114,12 @@ async def send_email(
     async with lease:
         outcome = await _hand_over(mail, mailer, lease)
     _emails(template, "canary" if mailer is CANARY_MAILER else outcome.status).inc()
-    _tell(envelope, outcome)
+    _conclude(envelope, outcome)
     return mailer is not CANARY_MAILER
 
 
 async def _hand_over(mail: Mail, mailer: Mailer, lease: Lease) -> Outcome:
-    """Send and record; an attempt that is broken off gives its lease back where it can."""
+    """Send and record; an aborted attempt gives its lease back where it can."""
     outcome: Outcome | None = None
     try:
         failpoint("w23")
@@ -132,19 +132,19 @@ async def _hand_over(mail: Mail, mailer: Mailer, lease: Lease) -> Outcome:
             await lease.record_once(Outcome(DeliveryStatus.DEFERRED, reason=error.detail))
         raise
     except asyncio.CancelledError:
-        last_words = outcome or (_STOPPED_AFTER_TEXT if lease.committed else _STOPPED)
-        log.warning("email.interrupted", status=last_words.status)
+        interrupted = outcome or (_STOPPED_AFTER_TEXT if lease.committed else _STOPPED)
+        log.warning("email.interrupted", status=interrupted.status)
         with suppress(TimeoutError, UserStreamError):
             async with asyncio.timeout(CANCEL_GRACE_SECONDS):
-                await asyncio.shield(lease.record_once(last_words))
+                await asyncio.shield(lease.record_once(interrupted))
         raise
     return outcome
 
 
-def _tell(envelope: Envelope[EmailRequested], outcome: Outcome) -> None:
-    """Log how it went, and raise what has to happen to the message.
+def _conclude(envelope: Envelope[EmailRequested], outcome: Outcome) -> None:
+    """Log the outcome, and raise unless the message is done.
 
-    A refused recipient is no error of ours: recorded, and nothing is left to do.
+    A refused recipient is recorded, and nothing is left to do.
     """
     facts = {
         "template": envelope.data.template,
@@ -157,7 +157,7 @@ def _tell(envelope: Envelope[EmailRequested], outcome: Outcome) -> None:
             log.info("email.sent", **facts)
         case DeliveryStatus.DEFERRED:
             log.warning("email.deferred", **facts)
-            raise MailDeferredError(f"The mail server put the mail off: {outcome.summary}")
+            raise MailDeferredError(f"The mail server deferred the mail: {outcome.summary}")
         case DeliveryStatus.UNSURE:
             log.warning("email.unsure", **facts)
             raise MailUnsureError(f"The mail may have been accepted: {outcome.summary}")

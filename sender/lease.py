@@ -24,7 +24,7 @@ from sender.mailer import Outcome
 log = structlog.get_logger()
 
 RENEW_SECONDS = 10.0
-"""A third of the lease: two renewals may fail before it is lost."""
+"""A third of the lease: two renewals may fail before it ends."""
 
 FIRST_RECORD_PAUSE_SECONDS = 1.0
 LONGEST_RECORD_PAUSE_SECONDS = 30.0
@@ -48,7 +48,7 @@ class Deliveries(Protocol):
         ...
 
     async def record_outcome(self, outcome: DeliveryOutcomeOf) -> bool:
-        """Say how an attempt ended; False if the lease had passed to another sender."""
+        """Record how an attempt ended; False if the lease had passed to another sender."""
         ...
 
 
@@ -62,7 +62,7 @@ class Lease:
         self._timer: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self.committed = False
-        """Whether the mail's text may have gone out."""
+        """Whether the mail's text may have been sent."""
 
     async def __aenter__(self) -> Self:
         # A timer, not a task: nearly every mail is gone before the first renewal is due.
@@ -82,20 +82,20 @@ class Lease:
             self._renewal.cancel()
 
     def commit(self) -> None:
-        """Pass the point of no return, if the mail is still ours to send.
+        """Mark the mail as sent, if the lease still holds.
 
-        Asked of our own clock, just before the text goes out: a process that was frozen may
-        wake up long after another sender has taken over.
+        Checked against this process's clock, just before the text is sent: a process that was
+        frozen may resume long after another sender has taken over.
 
         Raises:
-            LeaseLostError: It is not.
+            LeaseLostError: It has run out.
         """
         if _now() >= self._ends_at:
             raise LeaseLostError("The lease ran out before the mail was sent.")
         self.committed = True
 
     async def record(self, outcome: Outcome) -> None:
-        """Write down how the attempt ended, however long database_service is away.
+        """Record how the attempt ended, however long database_service is away.
 
         Giving up after the mail server's 250 would send the mail a second time.
         """
@@ -111,7 +111,7 @@ class Lease:
                 return
 
     async def record_once(self, outcome: Outcome) -> None:
-        """Write it down, or raise."""
+        """Record it, or raise."""
         reply = outcome.reply
         recorded = await self._deliveries.record_outcome(
             DeliveryOutcomeOf(
@@ -122,7 +122,7 @@ class Lease:
                 reply_text=(reply.text if reply else outcome.reason)[:REPLY_TEXT_LIMIT],
             )
         )
-        if not recorded:  # the other sender's word counts
+        if not recorded:  # the other sender's outcome counts
             log.warning("email.lease_lost", status=outcome.status)
 
     def _start_renewing(self) -> None:
@@ -145,11 +145,11 @@ class Lease:
 
 
 async def take_lease(envelope: Envelope[EmailRequested], deliveries: Deliveries) -> Lease | None:
-    """The right to send this mail, or None if it is not to be sent (again).
+    """Claim the right to send this mail; None if it is not to be sent (again).
 
     Raises:
-        InProgressError: Another sender has it. Not waited for in hand: those of a sender that
-            died would fill this one, and the first that may have killed it hold up all others.
+        InProgressError: Another sender has it. Not waited for in flight: those of a sender that
+            died would fill this one, and a mail that may have killed it would delay all others.
     """
     request = _claim_request(envelope.id, envelope.data)
     asked_at = _now()
@@ -175,7 +175,7 @@ def _claim_request(message_id: UUID, request: EmailRequested) -> ClaimRequest:
 
 
 def _content(request: EmailRequested) -> MailContent | None:
-    """What must be kept for the mail to be written again; nothing, of nearly all mails."""
+    """Return what must be kept to write the mail again; None for nearly all mails."""
     if not request.data and request.subject is None:
         return None
     return MailContent.model_construct(subject=request.subject, data=request.data)

@@ -1,4 +1,4 @@
-"""Hands mails to the mail server and says what its answer means."""
+"""Hands mails to the mail server and classifies its answers."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ NO_SUCH_PARAMETER = frozenset({500, 501, 504, 555})
 """How a server refuses a parameter that it does not know (RFC 5321, 4.1.1.11)."""
 
 RECIPIENTS_IN_A_ROW = 3
-"""So many recipients refused in a row, none of them for a reason of their own: it is about us.
+"""So many recipients refused in a row, none for a reason of their own: the sender is refused.
 
 Two may be chance: a server that slows down one provider's recipients, or two strange addresses.
 """
@@ -46,18 +46,18 @@ _seconds = cache(metrics.SMTP_SECONDS.labels)
 """The histogram of one status; to look it up takes longer than to count."""
 
 CHECK_SECONDS = 5.0
-"""How long one answer of the mail server counts when readiness is asked again."""
+"""How long one answer of the mail server counts for readiness."""
 
 ANSWER_SECONDS = 2.5
-"""A mail server that does not answer for so long is not ready, though it may be tomorrow. Less than
-readiness allows for the whole check, so that the answer says what is the matter."""
+"""A mail server that does not answer for so long is not ready. Less than readiness allows for the
+whole check, so that the answer gives the reason."""
 
 SILENT_SECONDS = 15.0
 """After this long without an answer to any of several mails, the server is not ready, whatever it
-says when it is asked whether it is there."""
+answers to a check."""
 
 LONGEST_CHECK_SECONDS = 20.0
-"""Then it is asked anew, on a new connection; some servers let strangers wait for a greeting."""
+"""Then it is checked on a new connection; some servers delay the greeting of unknown clients."""
 
 BUSY_AGAIN_AFTER = timedelta(seconds=20)
 """When a mail to a domain with many slow ones is tried again."""
@@ -74,14 +74,14 @@ class Outcome:
     """The server's reply; its text may name the recipient and is for the record only."""
 
     reason: str = ""
-    """Our own words where there is no reply; names nobody."""
+    """The sender's own text where there is no reply; without names."""
 
     concerns_recipient: bool = True
-    """False if any other recipient might meet the same, as far as can be told from one."""
+    """False if other recipients might be refused alike, as far as one shows."""
 
     @property
     def summary(self) -> str:
-        """Fit for logs and dead letters: names nobody."""
+        """Fit for logs and dead letters: without names."""
         return self.reply.summary if self.reply else self.reason
 
 
@@ -91,7 +91,7 @@ class SmtpMailer:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._refused: set[str] = set()
-        """Recipients refused since the last accepted mail, for what may be a reason of ours."""
+        """Recipients refused since the last accepted mail, for what may concern the sender."""
         self._checked_at = -CHECK_SECONDS
         self._check_failure: MailServerUnavailableError | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -109,10 +109,10 @@ class SmtpMailer:
                     mailer._checking.cancel()
 
     async def ensure(self) -> None:
-        """Return if there is a way to the mail server, at once if one is open.
+        """Return if there is a connection to the mail server, else open one.
 
         Raises:
-            MailServerUnavailableError: There is none.
+            MailServerUnavailableError: None can be opened.
         """
         try:
             await self._pool.ensure()
@@ -120,10 +120,10 @@ class SmtpMailer:
             raise _unavailable(str(error)) from error
 
     async def ask(self) -> None:
-        """Ask the mail server whether it is there.
+        """Check that the mail server answers.
 
         Raises:
-            MailServerUnavailableError: It is not.
+            MailServerUnavailableError: It does not.
         """
         try:
             await self._pool.check()
@@ -131,10 +131,10 @@ class SmtpMailer:
             raise _unavailable(str(error)) from error
 
     async def check(self) -> None:
-        """Ask the mail server, at most every few seconds, whether it is there.
+        """Check the mail server, at most every few seconds.
 
         Raises:
-            MailServerUnavailableError: It is not, or it is and answers no mail.
+            MailServerUnavailableError: It does not answer, or answers no mail.
         """
         now = time.monotonic()
         if now - self._pool.answered_at < CHECK_SECONDS:
@@ -146,11 +146,11 @@ class SmtpMailer:
         if now - self._checked_at >= CHECK_SECONDS:
             if self._checking is None or self._checking.done():
                 self._checking = asyncio.create_task(self._check())
-            # Not broken off: an answer that comes later is one, too, and its connection is kept.
+            # Not cancelled: a later answer counts too, and its connection is kept.
             await asyncio.wait([self._checking], timeout=ANSWER_SECONDS)
             if not self._checking.done():
                 raise _unavailable(f"no answer within {ANSWER_SECONDS:g} s")
-            self._checking.result()  # a fault of ours, if anything
+            self._checking.result()  # raises only what is a bug
         if self._check_failure:
             raise self._check_failure
 
@@ -174,7 +174,7 @@ class SmtpMailer:
 
         Raises:
             MailServerUnavailableError: The mail was not accepted, and no other would be.
-            DestinationBusyError: Others are at it that the server is slow with.
+            DestinationBusyError: Too many slow mails to the same domain are in progress.
         """
         started = time.perf_counter()
         status = "unavailable"
@@ -187,10 +187,10 @@ class SmtpMailer:
         return outcome
 
     async def _send(self, mail: Mail, before_text: Callable[[], None]) -> Outcome:
-        """Try; and once more on a new connection if the first ended before the mail was out.
+        """Try; and once more on a new connection if the first ended before the mail was sent.
 
-        Servers close connections that were idle, or after some number of mails (421 or without
-        a word). A new one tells whether the server is away, or only that connection was.
+        Servers close connections that were idle, or after some number of mails, with 421 or
+        without. A new one shows whether the server is away, or only that connection was.
         """
         for fresh in (False, True):
             try:
@@ -205,23 +205,25 @@ class SmtpMailer:
                 raise DestinationBusyError(again_after=BUSY_AGAIN_AFTER) from error
             except LinkDroppedError as error:
                 if error.phase is Phase.TEXT:
-                    return Outcome(DeliveryStatus.UNSURE, reason=f"The link was lost: {error}")
+                    return Outcome(
+                        DeliveryStatus.UNSURE, reason=f"The connection was lost: {error}"
+                    )
                 dropped = Outcome(
                     DeliveryStatus.DEFERRED,
-                    reason=f"The link was lost: {error}",
+                    reason=f"The connection was lost: {error}",
                     concerns_recipient=False,
                 )
             else:
                 if answer.reply.code != SERVICE_CLOSING or fresh:
                     return classify(answer, needs_utf8=mail.needs_utf8)
-        # The server greets us and then drops this very mail: it is there, so nothing else waits.
+        # The server greets and then drops this very mail: it answers, so nothing else waits.
         return dropped
 
     def _compare(self, mail: Mail, outcome: Outcome) -> None:
-        """Tell what is wrong with us from what is wrong with one mail, by those before it.
+        """Tell a refused sender from a refused recipient, by the mails before this one.
 
         Raises:
-            MailServerUnavailableError: Nobody's mail has been taken for some recipients.
+            MailServerUnavailableError: Several recipients in a row were refused.
         """
         if outcome.status is DeliveryStatus.SENT:
             if self._refused:
@@ -235,7 +237,7 @@ class SmtpMailer:
             if known < RECIPIENTS_IN_A_ROW:
                 log.error("smtp.sender_refused", phase="any", reply=outcome.summary)
             raise _unavailable(
-                f"it refuses one recipient after the other, for what is no fault of theirs "
+                "it refuses one recipient after another, for no reason that concerns them "
                 f"({outcome.summary})"
             )
 
@@ -246,13 +248,14 @@ class SmtpMailer:
 
 
 def classify(answer: Answer, *, needs_utf8: bool = False) -> Outcome:
-    """What an answer means for the mail, by what is refused: ``common.contracts.mail_status``.
+    """Return the outcome of an answer, by what is refused: ``common.contracts.mail_status``.
 
     * A refused recipient, an address or a mail that cannot be taken: ``FAILED``.
-    * Anything else is tried again: a full mailbox, a server in trouble, and whatever is wrong
-      with us. To record those as failed would tell people of a mistake that they did not make,
-      and empty the queue over one wrong setting.
-    * 5yz to a MAIL that is the same for everybody refuses us: a wrong FROM_EMAIL, no login.
+    * Anything else is retried: a full mailbox, a server in trouble, a refused sender. To record
+      those as failed would report a mistake that the recipient did not make, and empty the queue
+      over one wrong setting.
+    * 5yz to a MAIL that is the same for every mail refuses the sender: a wrong FROM_EMAIL, no
+      login.
 
     Args:
         answer: The server's.
@@ -272,26 +275,26 @@ def classify(answer: Answer, *, needs_utf8: bool = False) -> Outcome:
     if phase is Phase.MAIL:
         if not needs_utf8:
             log.error("smtp.sender_refused", phase=phase.value, reply=reply.summary)
-            raise _unavailable(f"it refuses us as a sender ({phase.value}: {reply.summary})")
+            raise _unavailable(f"it refuses the sender ({phase.value}: {reply.summary})")
         if reply.code in NO_SUCH_PARAMETER or refusal is Refusal.UNSUPPORTED_ADDRESS:
             return Outcome(DeliveryStatus.FAILED, reply)
         refusal = Refusal.POLICY
     says_why = refusal is not Refusal.UNKNOWN
     if not says_why:
-        refusal = _without_words(answer)
+        refusal = _refusal_by_phase(answer)
     failed = refusal is Refusal.MESSAGE or (
         refusal.concerns_recipient and refusal is not Refusal.MAILBOX_FULL
     )
     return Outcome(
         DeliveryStatus.FAILED if failed else DeliveryStatus.DEFERRED,
         reply,
-        # A bare 550 may be anything: of one recipient it is believed, of all in a row it is not.
+        # A bare 550 may mean anything: believed for one recipient, not for all in a row.
         concerns_recipient=says_why and refusal.concerns_recipient,
     )
 
 
-def _without_words(answer: Answer) -> Refusal:
-    """What a refusal is about whose code and text say nothing: only here the phase decides.
+def _refusal_by_phase(answer: Answer) -> Refusal:
+    """Return what a refusal is about whose code and text do not tell.
 
     552 to RCPT is a full mailbox, or "too many recipients" from an old server; RFC 5321,
     4.5.3.1.10 has it treated as temporary. 552 to the text is its size.
@@ -306,7 +309,7 @@ def _without_words(answer: Answer) -> Refusal:
 
 def _unavailable(reason: str) -> MailServerUnavailableError:
     return MailServerUnavailableError(
-        f"The mail server cannot be used: {reason}. Nothing is lost; mails wait until it can."
+        f"The mail server is unavailable: {reason}. No mail was lost; mails wait until it is back."
     )
 
 

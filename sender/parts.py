@@ -1,7 +1,7 @@
-"""Finds the parts of a mail, line by line: each line is looked at once, whatever it says.
+"""Finds the parts of a mail, line by line: each line is read once, whatever it holds.
 
-Not the standard library's parser: that goes one level deeper with each part, takes a header apart
-in quadratic time, and loses what is not as the standard has it.
+Not with the standard library's parser: that recurses with each part, parses a header in quadratic
+time, and loses what does not follow the standard.
 """
 
 import binascii
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_PARTS = 100
-"""Looked at in one mail; a report has three or four."""
+"""Of one mail that are read; a report has three or four."""
 
 MAX_DEPTH = 10
 """Multiparts open at the same time."""
@@ -40,14 +40,14 @@ class Part:
     """Its type in lower case; of a mail's headers, ``headers``."""
 
     headers: Headers
-    """Of the mail, where it is one's headers; else of the part."""
+    """Of the mail, where the part is the headers of one; else of the part."""
 
     lines: list[str]
     """Its text, decoded; empty for headers."""
 
 
 def read_parts(raw: bytes, wanted: tuple[str, ...]) -> Iterator[Part]:
-    """The parts of the types ``wanted``, and the headers of each mail, in the order they come.
+    """Yield the parts of the types ``wanted``, and the headers of each mail, in their order.
 
     The first ones are those of the whole mail.
     """
@@ -63,7 +63,7 @@ class _Reader:
         self._boundaries: list[str] = []
 
     def read(self) -> Iterator[Part]:
-        """The parts of a mail that begins with the first line."""
+        """Yield the parts of a mail that begins with the first line."""
         while self._place < len(self._lines) and not self._lines[self._place].strip():
             self._place += 1
         is_mail = True
@@ -123,7 +123,7 @@ class _Reader:
             self._boundaries.append("--" + (quoted or boundary[2] or ""))
 
     def _skip(self) -> int:
-        """Go to the next boundary; where that is."""
+        """Go to the next boundary; return its place."""
         while self._place < len(self._lines):
             if self._boundary_of(self._lines[self._place]) is not None:
                 break
@@ -144,7 +144,7 @@ class _Reader:
         return False
 
     def _boundary_of(self, line: str) -> int | None:
-        """Which of the open multiparts the line parts or ends."""
+        """Return the level of the open multipart whose boundary the line is."""
         if not line.startswith("--"):
             return None
         line = line.rstrip()

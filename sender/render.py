@@ -1,4 +1,4 @@
-"""Turns a template and its data into HTML and plain text."""
+"""Renders a template and its data as HTML and plain text."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -11,13 +11,13 @@ from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 from common.contracts.notifications import Template
-from sender.template_data import NEEDS, TemplateData
+from sender.template_data import TEMPLATES, TemplateData, read_data
 
-TEMPLATES = Path(__file__).with_name("templates")
+DIRECTORY = Path(__file__).with_name("templates")
 
 
 class Content(NamedTuple):
-    """What a person sees of a mail."""
+    """The visible parts of a mail."""
 
     subject: str
     html: str
@@ -35,9 +35,9 @@ class Renderer:
 
     def __init__(self, *, brand: str) -> None:
         self._brand = brand
-        # Sandboxed, although we wrote the templates: whoever edits them later need not be trusted
-        # with the process.
-        loader = FileSystemLoader(TEMPLATES)
+        # Sandboxed, although they are ours: an editor of templates need not be trusted with the
+        # process.
+        loader = FileSystemLoader(DIRECTORY)
         self._html = SandboxedEnvironment(loader=loader, autoescape=True, undefined=StrictUndefined)
         self._text = SandboxedEnvironment(
             loader=loader,
@@ -54,19 +54,20 @@ class Renderer:
 
     def _load(self, template: Template) -> _Parts:
         return _Parts(
-            self._text.from_string(NEEDS[template].subject),
+            self._text.from_string(TEMPLATES[template].subject),
             self._html.from_string(self._inlined(template)),
             self._text.get_template(f"{template}.txt"),
         )
 
     def _inlined(self, template: Template) -> str:
-        """The template with its layout, each style in the element that it is for.
+        """Return the template with its layout, each style in the element that it applies to.
 
         Mail programs drop stylesheets. Inlining takes longer than all the rest of a mail, so
         it is done once: every placeholder is filled in with itself, ``{{ name }}``. Templates
         can therefore hold placeholders, but no conditions on them.
         """
-        names = ("brand", *_sample(template).placeholders())
+        sample = read_data(template, TEMPLATES[template].sample)
+        names = ("brand", *sample.placeholders())
         themselves = {name: Markup(f"{{{{ {name} }}}}") for name in names}  # noqa: S704 - ours
         page = self._html.get_template(f"{template}.html").render(themselves)
         return _inliner().inline(page)
@@ -75,8 +76,3 @@ class Renderer:
 @lru_cache(1)
 def _inliner() -> CSSInliner:
     return CSSInliner(load_remote_stylesheets=False)
-
-
-def _sample(template: Template) -> TemplateData:
-    needs = NEEDS[template]
-    return needs.data.model_validate(needs.sample)

@@ -1,4 +1,4 @@
-"""What the sender can be told."""
+"""The settings of the sender."""
 
 from ipaddress import ip_address
 from typing import Self
@@ -33,13 +33,13 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     """TCP port to listen on."""
 
     max_retry_attempts: int = Field(default=6, ge=0)
-    """Retries of a mail that was put off, before it is dead-lettered; at most the route's steps."""
+    """Retries of a deferred mail before it is dead-lettered; at most the route's steps."""
 
     retry_delay_ms: int = Field(default=10_000, ge=1, le=86_400_000)
     """Milliseconds before the first retry; six times as long with each step."""
 
     smtp_host: str = Field(min_length=1)
-    """The mail server that takes our mails; an IPv6 address with or without brackets."""
+    """The mail server; an IPv6 address with or without brackets."""
 
     smtp_port: int = Field(default=587, ge=1, le=65535)
     """587 for STARTTLS, usually 465 for TLS, 25 or 1025 for neither."""
@@ -53,10 +53,10 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     """PEM file with the authority to trust instead of the system's; for a private one."""
 
     smtp_user: str = ""
-    """Who logs in; empty if the server takes mails without a login."""
+    """User of the login; empty if the server needs none."""
 
     smtp_password: SecretStr = SecretStr("")
-    """Their password; or its file in SMTP_PASSWORD_FILE."""
+    """Password of the user; or its file in SMTP_PASSWORD_FILE."""
 
     smtp_hello_name: str = Field(default="", pattern=r"^[A-Za-z0-9.:\[\]-]*$")
     """Our name in EHLO, for servers that insist on one; empty for our address."""
@@ -67,7 +67,7 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     same machine: 2 to 8 are alike, 1 and 16 a fifth slower."""
 
     from_email: EmailAddress
-    """Address the mails come from. People reply to it: choose a mailbox that somebody reads."""
+    """Address the mails come from. People reply to it: choose a mailbox that is read."""
 
     from_name: Text = Field(default="UserStream", min_length=1, max_length=100)
     """Name the mails come from; the mails speak of the product by it."""
@@ -96,14 +96,14 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
         if self.smtp_password.get_secret_value() and not self.smtp_user:
             found |= {"smtp_password": "SMTP_USER is not given, so there is no login"}
         if self.smtp_ca_file is not None and self.smtp_secure is Security.NONE:
-            found["smtp_ca_file"] = "SMTP_SECURE is none, so no certificate is looked at"
+            found["smtp_ca_file"] = "SMTP_SECURE is none, so no certificate is checked"
         return found
 
     @model_validator(mode="after")
     def _never_show_the_password(self) -> Self:
         if self.smtp_user and self.smtp_secure is Security.NONE and not _is_here(self.smtp_host):
             raise ValueError(
-                "SMTP_SECURE=none would show SMTP_PASSWORD to everybody on the way; "
+                "SMTP_SECURE=none would send SMTP_PASSWORD in the clear; "
                 "use starttls or tls, or unset SMTP_USER"
             )
         return self
@@ -112,13 +112,13 @@ class Settings(ConsumerSettings, DatabaseServiceSettings, ServiceSettings):
     def _plain_from_address(self) -> Self:
         if not self.from_email.rpartition("@")[0].isascii():
             raise ValueError(
-                "FROM_EMAIL needs plain letters before the @: not every server takes others"
+                "FROM_EMAIL needs ASCII before the @: not every server takes anything else"
             )
         return self
 
 
 def _is_here(host: str) -> bool:
-    """Whether nobody else can listen on the way to it."""
+    """Whether it is on this machine, so that the network is not involved."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""What each mail needs to know; checked at the door, and again before it is written."""
+"""The templates and the data each needs; checked on request, and again before it is written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ WebAddress = Annotated[
 
 
 class TemplateData(BaseModel):
-    """Base of what templates need; unknown fields are ignored, as in every message."""
+    """Base of the data of templates; unknown fields are ignored, as in every message."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore", frozen=True)
 
@@ -38,7 +38,7 @@ class TemplateData(BaseModel):
 
 
 class NoData(TemplateData):
-    """For mails that say the same to everybody."""
+    """For mails that are the same for every recipient."""
 
 
 class ReportReadyData(TemplateData):
@@ -66,7 +66,7 @@ class TemplateSpec:
     """What the preview shows."""
 
 
-NEEDS = {
+TEMPLATES = {
     Template.WELCOME: TemplateSpec("Welcome to {{ brand }}"),
     Template.ALREADY_REGISTERED: TemplateSpec("You are already registered with {{ brand }}"),
     Template.REPORT_READY: TemplateSpec(
@@ -84,13 +84,13 @@ NEEDS = {
 
 
 def read_data(template: Template, data: Mapping[str, Any]) -> TemplateData:
-    """What the template needs, out of what the request gives.
+    """Validate the data of a request against its template.
 
     Raises:
         TemplateDataMissingError: Naming each field.
     """
     try:
-        return NEEDS[template].data.model_validate(data)
+        return TEMPLATES[template].data.model_validate(data)
     except ValidationError as error:
         problems = tuple(
             FieldError("/data/" + "/".join(map(str, item["loc"])), item["msg"])

@@ -50,22 +50,22 @@ async def take_bounce(request: web.Request, *, raw: bytes) -> web.Response:
     for number, part in enumerate(report.recipients):
         bounce_id = uuid5(IDS, f"{sha256(raw).hexdigest()} {number}")
         wanted = _about(bounce_id, part, notification, alone=len(report.recipients) == 1)
-        result = await database.insert_bounce(wanted) if wanted else _about_nobody(part)
-        _tell(result)
+        result = await database.insert_bounce(wanted) if wanted else _unknown_recipient(part)
+        _log_result(result)
         results.append(result)
     return answer(BounceResults(results=results))
 
 
 def _whole_mail(request: web.Request, raw: bytes) -> bytes:
-    """The mail; where only its parts were posted, their boundary is in the request's header."""
+    """Return the mail; where only its parts were posted, their boundary is in the header."""
     if request.content_type == "multipart/report" and raw.lstrip().startswith(b"--"):
-        said = request.headers["Content-Type"].encode("utf-8", "surrogateescape")
-        return b"Content-Type: " + said + b"\n\n" + raw
+        content_type = request.headers["Content-Type"].encode("utf-8", "surrogateescape")
+        return b"Content-Type: " + content_type + b"\n\n" + raw
     return raw
 
 
 async def _find(database: DatabaseClient, report: Report) -> Notification | None:
-    """The mail that it is about, if it names one of ours."""
+    """Return the mail that the report names, if it is known."""
     for message_id in report.message_ids:
         try:
             return await database.select_notification(message_id)
@@ -77,10 +77,10 @@ async def _find(database: DatabaseClient, report: Report) -> Notification | None
 def _about(
     bounce_id: UUID, part: RecipientReport, notification: Notification | None, *, alone: bool
 ) -> BounceReport | None:
-    """What is to be recorded; None if it is about nobody that we may have written to.
+    """Return what is to be recorded; None if it names no address that a mail was sent to.
 
-    Our mails have one recipient. A report that names another one alone tells of an address
-    that ours was forwarded to.
+    Our mails have one recipient. A report that names only another one is about an address that
+    the mail was forwarded to.
     """
     recipient = None
     if notification is None:
@@ -106,7 +106,7 @@ def _valid_address(address: str) -> str | None:
         return None
 
 
-def _about_nobody(part: RecipientReport) -> BounceRecorded:
+def _unknown_recipient(part: RecipientReport) -> BounceRecorded:
     return BounceRecorded(
         notification_id=None,
         action=part.action,
@@ -117,8 +117,8 @@ def _about_nobody(part: RecipientReport) -> BounceRecorded:
     )
 
 
-def _tell(result: BounceRecorded) -> None:
-    """Count and log it; without the address and the server's words, which may name it."""
+def _log_result(result: BounceRecorded) -> None:
+    """Count and log it; without the address and the server's text, which may name it."""
     if not result.is_known:
         outcome = "unknown"
     else:

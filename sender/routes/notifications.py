@@ -1,4 +1,4 @@
-"""Everything people and programs can ask the sender."""
+"""Requesting mails, following them, and looking at templates."""
 
 from enum import StrEnum
 from uuid import UUID, uuid4, uuid5
@@ -26,7 +26,7 @@ from common.errors import (
 from common.http.api import Api, answer
 from common.http.idempotency import IDEMPOTENCY_KEY, idempotency_key
 from sender.render import Renderer
-from sender.template_data import NEEDS, TemplateDataMissingError, read_data
+from sender.template_data import TEMPLATES, TemplateDataMissingError, read_data
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ PREVIEW_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; form-action 'none'; "
     "base-uri 'none'; sandbox"
 )
-"""A mail may look like itself and do nothing at all."""
+"""A preview may show a mail and run nothing."""
 
 PUBLISHER = web.AppKey("publisher", Publisher)
 DATABASE = web.AppKey("database", DatabaseClient)
@@ -81,7 +81,7 @@ class PreviewQuery(Body):
     raises=(TemplateDataMissingError, BrokerUnavailableError),
 )
 async def send(request: web.Request, *, body: NotificationRequest) -> web.Response:
-    """Ask for a mail; 202 means that the broker has confirmed it, not that it was sent."""
+    """Request a mail; 202 means that the broker has confirmed it, not that it was sent."""
     data, unused = _used_data(body)
     notification_id = _identify(body, idempotency_key(request))
     await request.app[PUBLISHER].publish(
@@ -108,13 +108,13 @@ async def send(request: web.Request, *, body: NotificationRequest) -> web.Respon
     raises=(NotFoundError, DatabaseServiceUnavailableError),
 )
 async def get_notification(request: web.Request, *, path: NotificationPath) -> web.Response:
-    """How a mail stands, attempt by attempt, with the mail server's replies."""
+    """The state of a mail, attempt by attempt, with the mail server's replies."""
     try:
         return answer(await request.app[DATABASE].select_notification(path.notification_id))
     except NotFoundError as error:
         raise NotFoundError(
-            "No sender has taken up a mail with this id. If it was accepted (202) a moment ago, "
-            "it is safe and waits for its turn: ask again. Otherwise the id is not one of ours."
+            "No sender has claimed a mail with this id. If it was accepted (202), it is stored at "
+            "the broker and waits for its turn: retry. Otherwise the id is unknown."
         ) from error
 
 
@@ -130,10 +130,10 @@ async def preview(request: web.Request, *, path: TemplatePath, query: PreviewQue
     try:
         template = Template(path.name)
     except ValueError as error:
-        raise NotFoundError(
-            f"There is no such template. There are: {', '.join(Template)}."
-        ) from error
-    content = request.app[RENDERER].render(template, read_data(template, NEEDS[template].sample))
+        raise NotFoundError(f"Unknown template. Supported: {', '.join(Template)}.") from error
+    content = request.app[RENDERER].render(
+        template, read_data(template, TEMPLATES[template].sample)
+    )
     if query.format is Form.TEXT:
         return web.Response(text=content.text, content_type="text/plain")
     return web.Response(
@@ -144,22 +144,22 @@ async def preview(request: web.Request, *, path: TemplatePath, query: PreviewQue
 
 
 def _used_data(body: NotificationRequest) -> tuple[Data, list[str]]:
-    """What the template uses of the data, and the names of the rest.
+    """Return what the template uses of the data, and the names of the rest.
 
-    The rest goes no further: names of people, for one, stand in no mail and are not kept with it.
+    The rest is dropped: names of people, for one, are in no mail and are not kept with it.
 
     Raises:
-        TemplateDataMissingError: A field is missing or wrong: it would become a dead letter.
+        TemplateDataMissingError: A field is missing or invalid.
     """
     read_data(body.template, body.data)
-    known = {field.alias for field in NEEDS[body.template].data.model_fields.values()}
+    known = {field.alias for field in TEMPLATES[body.template].data.model_fields.values()}
     used = {name: value for name, value in body.data.items() if name in known}
     return used, [name for name in body.data if name not in known]
 
 
 def _identify(body: NotificationRequest, key: str | None) -> UUID:
-    """The mail's id: the same for the same key and body.
+    """Return the mail's id: the same for the same key and body.
 
-    The key alone would let a second, different mail pass for the first and never be sent.
+    With the key alone, a second, different mail would count as the first and never be sent.
     """
     return uuid5(IDS, f"{key}\n{body.model_dump_json()}") if key is not None else uuid4()

@@ -1,14 +1,13 @@
 """Sending mails again by hand: one, or those of a day.
 
-The same notification goes out again, with the same ``Message-ID``: who did get it the first time
-sees one mail. First database_service opens it for one more claim, then it is published as any
-mail request is. A crash in between leaves it as it stood, so that it is found and asked for
-again; asked for twice, it is claimed and sent once.
+The same notification is sent again, with the same ``Message-ID``: a recipient who got it the first
+time sees one mail. First database_service opens it for one more claim, then it is published as
+any mail request is. A crash in between leaves it as it was, so that it is found and requested
+again; requested twice, it is claimed and sent once.
 """
 
 import asyncio
 from collections.abc import Sequence
-from uuid import UUID
 
 import structlog
 from aiohttp import web
@@ -16,7 +15,6 @@ from aiohttp import web
 from common import metrics
 from common.amqp.publisher import Publisher
 from common.context import current
-from common.contracts.base import Body
 from common.contracts.notifications import EmailRequested
 from common.contracts.registrations import MAX_BULK
 from common.contracts.resends import (
@@ -38,30 +36,24 @@ from common.errors import (
     NotFoundError,
 )
 from common.http.api import Api, answer
-from sender.routes.notifications import DATABASE, PUBLISHER
+from sender.routes.notifications import DATABASE, PUBLISHER, NotificationPath
 
 log = structlog.get_logger()
 
 api = Api()
 
 REFUSALS = {
-    ResendDecision.SENDING: "A sender has this mail in hand. Ask again when it is done.",
-    ResendDecision.NOT_FAILED: "This mail has not failed: it was sent, is still being tried, or "
-    "was held back on purpose. Say force to send it again all the same; it has the same "
+    ResendDecision.SENDING: "A sender is sending this mail. Retry when it is done.",
+    ResendDecision.NOT_FAILED: "This mail has not failed: it was sent, is still being retried, or "
+    "was suppressed. Set force to send it again all the same; it has the same "
     "Message-ID, so most mailboxes show it once.",
     ResendDecision.SUPPRESSED: "Its address is on the suppression list, since mails to it came "
     "back. Remove it there first if it is good again: DELETE /api/suppressions/{address} of "
     "database_service.",
-    ResendDecision.UNWRITABLE: "What this mail said was not kept, so nobody can write it again. "
-    "Ask for a new one: POST /api/notifications/send.",
+    ResendDecision.UNWRITABLE: "The content of this mail was not kept, so it cannot be written "
+    "again. Request a new one: POST /api/notifications/send.",
 }
 """Why a mail is not sent again; nothing was changed."""
-
-
-class NotificationPath(Body):
-    """Names a notification in a URL."""
-
-    notification_id: UUID
 
 
 @api.post(
@@ -79,7 +71,7 @@ class NotificationPath(Body):
 async def resend(
     request: web.Request, *, path: NotificationPath, body: ResendRequest
 ) -> web.Response:
-    """Send one mail again, with the same Message-ID; 202 means that it is on its way."""
+    """Send one mail again, with the same Message-ID; 202 means that the broker confirmed it."""
     mark = ResendMark(
         notification_ids=[path.notification_id],
         asked_by=body.asked_by,
@@ -113,7 +105,7 @@ async def resend(
 async def resend_many(request: web.Request, *, body: ResendManyRequest) -> web.Response:
     """Send the mails of one day again that failed, or that may not have arrived.
 
-    Broken off with 503, some are on their way: ask again, none of them is sent twice for it.
+    After a 503 some were requested: repeat the call, none of them is sent twice for it.
     """
     database, publisher = request.app[DATABASE], request.app[PUBLISHER]
     result = ResendManyResult(
@@ -147,13 +139,10 @@ async def resend_many(request: web.Request, *, body: ResendManyRequest) -> web.R
 
 
 def _dry_run(mails: Sequence[NotificationSummary]) -> list[ResendDecision]:
-    """What would be decided about them now."""
+    """Return what would be decided about them now."""
+    writable = {True: ResendDecision.OPENED, False: ResendDecision.UNWRITABLE}
     return [
-        ResendDecision.SUPPRESSED
-        if mail.is_suppressed
-        else ResendDecision.OPENED
-        if mail.is_writable
-        else ResendDecision.UNWRITABLE
+        ResendDecision.SUPPRESSED if mail.is_suppressed else writable[mail.is_writable]
         for mail in mails
     ]
 
@@ -198,7 +187,7 @@ def _added(
 
 
 async def _publish(publisher: Publisher, mail: ResendMarked) -> None:
-    """Ask for a mail again as it was asked for the first time."""
+    """Request a mail again as it was requested the first time."""
     content = mail.content
     await publisher.publish(
         EmailRequested.model_validate(

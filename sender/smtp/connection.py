@@ -1,6 +1,6 @@
 """A session with a mail server, and how one mail goes through it.
 
-MAIL, RCPT and DATA travel in one packet where the server offers PIPELINING (RFC 2920): two
+MAIL, RCPT and DATA are sent in one packet where the server offers PIPELINING (RFC 2920): two
 round trips for a mail instead of four. If another mail waits as the text of one leaves, its
 commands leave in the same packet (section 3.1 allows it): one packet per mail.
 """
@@ -24,7 +24,7 @@ SERVICE_CLOSING = 421
 START_TEXT = 354
 
 OUT_OF_PLACE = frozenset({500, 502, 503})
-"""How a server answers the rest of what it has lost the beginning of."""
+"""How a server answers commands whose beginning it has lost."""
 
 ANNOUNCED_SECONDS = 10.0
 """A server that has read an announcement answers MAIL sooner, once it has answered the text."""
@@ -49,13 +49,13 @@ class Mail:
     """Headers and body; lines end with CRLF, the last one too. Dots are not yet doubled."""
 
     def __post_init__(self) -> None:
-        """Check the addresses once more: by now, another mail may travel in the same packet."""
+        """Check the addresses once more: another mail may leave in the same packet."""
         if not (_PATH.fullmatch(self.sender) and _PATH.fullmatch(self.recipient)):
             raise ValueError("an address with a space, bracket or control character")
 
     @property
     def needs_utf8(self) -> bool:
-        """Whether an address can only be said with SMTPUTF8 (RFC 6531)."""
+        """Whether an address needs SMTPUTF8 (RFC 6531)."""
         return not (self.recipient.isascii() and self.sender.isascii())
 
 
@@ -73,27 +73,21 @@ class Answer(NamedTuple):
         return not self.reply.positive
 
 
-def nobody() -> None:
-    """No mail waits."""
-
-
 class Connection:
     """A session that is ready for mails; used by one task at a time."""
 
-    def __init__(
-        self, link: Transport, extensions: Extensions, learned: Learned | None = None
-    ) -> None:
-        self._link = link
+    def __init__(self, transport: Transport, extensions: Extensions, learned: Learned) -> None:
+        self._transport = transport
         self._pipelining = "PIPELINING" in extensions
         self._utf8 = "SMTPUTF8" in extensions
-        self._learned = learned or Learned()
+        self._learned = learned
         self._announced: Mail | None = None
         self.is_committed = False
         """Whether a text has left to which there is no reply yet."""
 
     @classmethod
     async def open(cls, server: Server) -> Self:
-        """Connect, secure the link, log in.
+        """Connect, secure the connection, log in.
 
         Raises:
             NotConnectedError: Any of it failed.
@@ -102,8 +96,8 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """Whether any mail can go this way next, as far as can be told without asking."""
-        return self._announced is None and self._link.usable
+        """Whether any mail can be sent next, as far as is known without asking the server."""
+        return self._announced is None and self._transport.usable
 
     def can_announce(self, mail: Mail) -> bool:
         """Whether the mail may be announced behind another one's text."""
@@ -114,17 +108,17 @@ class Connection:
         mail: Mail,
         *,
         before_text: Callable[[], None],
-        next_mail: Callable[[], Mail | None] = nobody,
+        next_mail: Callable[[], Mail | None] = lambda: None,
     ) -> Answer:
         """Send one mail.
 
         Args:
             mail: The mail.
-            before_text: Called just before the text and its final dot are written, where
-                nothing can be called back any more; may raise to prevent it.
+            before_text: Called just before the text and its final dot are written, after which
+                the mail cannot be withdrawn; may raise to prevent it.
             next_mail: Called after that: a mail that waits for this connection and that it
                 ``can_announce``. Its commands leave with the text. Only that one can be sent
-                next, whatever comes of this one; if it is not, the connection is of no use.
+                next, whatever comes of this one; if it is not, the connection is unusable.
 
         Raises:
             LinkDroppedError: With phase ``TEXT`` the mail may have been accepted, else not.
@@ -135,7 +129,7 @@ class Connection:
         try:
             refusal = await self._announce(mail)
             if refusal is None:
-                self._link.require(Phase.DATA)  # else nothing of the text goes out
+                self._transport.require(Phase.DATA)  # else nothing of the text goes out
                 before_text()
                 self.is_committed = True
                 self._write_text(mail, next_mail())
@@ -143,7 +137,7 @@ class Connection:
                 self.is_committed = False
                 return Answer(Phase.TEXT, reply)
         except BaseException:
-            self._link.abort()
+            self._transport.abort()
             raise
         await self._recover(refusal)
         return refusal
@@ -154,46 +148,46 @@ class Connection:
         Raises:
             LinkDroppedError: It is not.
         """
-        await self._link.command(Phase.IDLE, "NOOP")
+        await self._transport.command(Phase.IDLE, "NOOP")
 
     async def quit(self) -> None:
         """Say goodbye and close."""
         try:
-            with suppress(LinkDroppedError):  # the link was going to end anyway
-                await self._link.command(Phase.IDLE, "QUIT")
+            with suppress(LinkDroppedError):  # it was going to end anyway
+                await self._transport.command(Phase.IDLE, "QUIT")
         finally:
-            self._link.abort()
+            self._transport.abort()
 
     def abort(self) -> None:
-        """Close without a word."""
-        self._link.abort()
+        """Close at once, without QUIT."""
+        self._transport.abort()
 
     def _can_say(self, mail: Mail) -> bool:
         return self._utf8 or not mail.needs_utf8
 
     async def _announce(self, mail: Mail) -> Answer | None:
-        """Say from whom and to whom, unless that is said; the first refusal, if there is one."""
+        """Send sender and recipient, unless they were sent; return the first refusal, if any."""
         if self._pipelining:
             if self._announced is mail:
                 self._announced = None
                 return await self._announcement_behind_text()
-            self._link.require(Phase.MAIL)
-            self._link.write(b"".join(_commands(mail)))
+            self._transport.require(Phase.MAIL)
+            self._transport.write(b"".join(_commands(mail)))
             self._announced = None
             return await self._announcement_refusal()
         for phase, command in zip(_ANNOUNCEMENT, _commands(mail), strict=True):
-            self._link.require(phase)
-            self._link.write(command)
-            answer = Answer(phase, await self._link.read(phase))
+            self._transport.require(phase)
+            self._transport.write(command)
+            answer = Answer(phase, await self._transport.read(phase))
             if answer.refuses:
                 return answer
         return None
 
     async def _announcement_behind_text(self) -> Answer | None:
-        """The first refusal of what was said behind another mail's text.
+        """Return the first refusal of what was sent behind another mail's text, if any.
 
-        Some servers lose what they have read behind the final dot. They are told nothing there any
-        more, and this mail goes out on a new connection.
+        Some servers lose what they have read behind the final dot. From then on they are sent
+        nothing there, and this mail goes out on a new connection.
         """
         try:
             refusal = await self._announcement_refusal(within=ANNOUNCED_SECONDS)
@@ -212,12 +206,12 @@ class Connection:
             log.warning("smtp.commands_lost")
 
     async def _announcement_refusal(self, *, within: float | None = None) -> Answer | None:
-        """The first refusal; ``within`` so many seconds for MAIL, and for what follows one."""
+        """Return the first refusal; wait ``within`` seconds for MAIL and after a refusal."""
         refusal: Answer | None = None
         for phase in _ANNOUNCEMENT:
             try:
                 soon = within if refusal or phase is Phase.MAIL else None
-                answer = Answer(phase, await self._link.read(phase, within=soon))
+                answer = Answer(phase, await self._transport.read(phase, within=soon))
             except LinkDroppedError:
                 if refusal is None:
                     raise
@@ -225,37 +219,39 @@ class Connection:
             if answer.refuses:
                 refusal = refusal or answer
             elif refusal and phase is Phase.DATA:
-                # RFC 2920, 3.1 would have us send a lone dot and hope it is no mail to anybody.
-                self._link.abort()
+                # RFC 2920, 3.1 suggests a lone dot, which might be taken for an empty mail.
+                self._transport.abort()
             if answer.reply.code == SERVICE_CLOSING:
                 break
         return refusal
 
     def _write_text(self, mail: Mail, next_mail: Mail | None) -> None:
         self._announced = next_mail
-        company = _commands(next_mail) if next_mail else ()
-        self._link.write(b"".join((*_stuffed(mail.content), *company)))
+        announcement = _commands(next_mail) if next_mail else ()
+        self._transport.write(b"".join((*_stuffed(mail.content), *announcement)))
 
     async def _final_reply(self) -> Reply:
-        reply = await self._link.read(Phase.TEXT)
+        reply = await self._transport.read(Phase.TEXT)
         if reply.code == SERVICE_CLOSING:
-            self._link.abort()
+            self._transport.abort()
         if 300 <= reply.code < 400:  # noqa: PLR2004 - neither yes nor no
-            raise LinkDroppedError(Phase.TEXT, f"an answer without meaning: {reply.summary}")
+            raise LinkDroppedError(
+                Phase.TEXT, f"a reply that is neither yes nor no: {reply.summary}"
+            )
         return reply
 
     async def _recover(self, refusal: Answer) -> None:
-        """Make the session fit for the next mail after a refusal, or end it."""
+        """Reset the session for the next mail after a refusal, or end it."""
         if refusal.reply.code == SERVICE_CLOSING:
-            self._link.abort()
+            self._transport.abort()
         elif self.usable:
             with suppress(LinkDroppedError):  # the refusal stands; the pool sees the rest
-                if not (await self._link.command(Phase.IDLE, "RSET")).positive:
-                    self._link.abort()  # the server may be waiting for a text
+                if not (await self._transport.command(Phase.IDLE, "RSET")).positive:
+                    self._transport.abort()  # the server may be waiting for a text
 
 
 def _commands(mail: Mail) -> tuple[bytes, bytes, bytes]:
-    """What announces a mail, in the order of ``_ANNOUNCEMENT``."""
+    """Return the commands that announce a mail, in the order of ``_ANNOUNCEMENT``."""
     parameters = " SMTPUTF8" if mail.needs_utf8 else ""
     return (
         f"MAIL FROM:<{mail.sender}>{parameters}\r\n".encode(),
@@ -265,6 +261,6 @@ def _commands(mail: Mail) -> tuple[bytes, bytes, bytes]:
 
 
 def _stuffed(content: bytes) -> tuple[bytes, bytes, bytes]:
-    """The text as it travels: lines that start with a dot get a second one (4.5.2)."""
+    """Return the text as it is sent: lines that start with a dot get a second one (4.5.2)."""
     first = b"." if content.startswith(b".") else b""
     return first, content.replace(b"\r\n.", b"\r\n.."), b".\r\n"

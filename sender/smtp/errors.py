@@ -1,4 +1,4 @@
-"""What can go wrong between us and a mail server; ``sender.mailer`` translates it."""
+"""What can go wrong with a mail server; ``sender.mailer`` translates it."""
 
 from sender.smtp.replies import Phase
 
@@ -8,7 +8,7 @@ class SmtpError(Exception):
 
 
 class LinkDroppedError(SmtpError):
-    """The link ended, fell silent, or said what is not SMTP, in ``phase``."""
+    """The connection ended, timed out, or carried what is not SMTP, in ``phase``."""
 
     def __init__(self, phase: Phase, reason: str) -> None:
         super().__init__(f"{reason} ({phase.value})")
@@ -31,5 +31,5 @@ class BusyDestinationError(SmtpError):
 class Utf8AddressError(SmtpError):
     """The address needs SMTPUTF8 (RFC 6531) and the server does not offer it.
 
-    The connection is as good as before: nothing was said on it.
+    The connection stays usable: nothing was sent on it.
     """

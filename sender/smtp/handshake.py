@@ -11,7 +11,7 @@ from sender.smtp.transport import Transport
 
 
 class Security(StrEnum):
-    """How the link is protected."""
+    """How the connection is protected."""
 
     STARTTLS = "starttls"
     """Upgraded before anything is said; a server that does not offer it is refused."""
@@ -24,7 +24,7 @@ class Security(StrEnum):
 
 @dataclass(slots=True)
 class Learned:
-    """What sessions with a server have shown of it, for those that come."""
+    """What earlier sessions have shown of a server."""
 
     login: str = ""
     """The method to begin with: the one that it took, or did not hang up at."""
@@ -58,39 +58,39 @@ Extensions = dict[str, str]
 
 
 async def open_session(server: Server) -> tuple[Transport, Extensions]:
-    """Connect, secure the link, log in.
+    """Connect, secure the connection, log in.
 
     Raises:
         NotConnectedError: Any of it failed. Nothing is left open.
     """
-    link = await Transport.open(
+    transport = await Transport.open(
         server.host, server.port, server.tls if server.security is Security.TLS else None
     )
     try:
-        return link, await _begin(link, server)
+        return transport, await _begin(transport, server)
     except LinkDroppedError as error:
         raise NotConnectedError(str(error)) from error
     except BaseException:
-        link.abort()
+        transport.abort()
         raise
 
 
-async def _begin(link: Transport, server: Server) -> Extensions:
-    _expect(Phase.GREETING, await link.read(Phase.GREETING))
-    extensions = await _hello(link, server)
+async def _begin(transport: Transport, server: Server) -> Extensions:
+    _expect(Phase.GREETING, await transport.read(Phase.GREETING))
+    extensions = await _hello(transport, server)
     if server.security is Security.STARTTLS:
-        await _start_tls(link, server, extensions)
-        extensions = await _hello(link, server)  # what was offered in the clear may be forged
+        await _start_tls(transport, server, extensions)
+        extensions = await _hello(transport, server)  # what was offered in the clear may be forged
     if server.user:
-        await _log_in(link, server, extensions)
+        await _log_in(transport, server, extensions)
     return extensions
 
 
-async def _hello(link: Transport, server: Server) -> Extensions:
-    name = server.hello_name or link.address_literal
-    reply = await link.command(Phase.HELLO, f"EHLO {name}")
-    if reply.permanent:  # one that knows HELO only (RFC 5321, 3.2), or refuses EHLO to strangers
-        helo = await link.command(Phase.HELLO, f"HELO {name}")
+async def _hello(transport: Transport, server: Server) -> Extensions:
+    name = server.hello_name or transport.address_literal
+    reply = await transport.command(Phase.HELLO, f"EHLO {name}")
+    if reply.permanent:  # knows HELO only (RFC 5321, 3.2), or refuses EHLO to unknown clients
+        helo = await transport.command(Phase.HELLO, f"HELO {name}")
         _expect(Phase.HELLO, helo if helo.positive else reply)
         return {}
     return _offers(_expect(Phase.HELLO, reply))
@@ -105,17 +105,17 @@ def _offers(reply: Reply) -> Extensions:
     return offers
 
 
-async def _start_tls(link: Transport, server: Server, extensions: Extensions) -> None:
+async def _start_tls(transport: Transport, server: Server, extensions: Extensions) -> None:
     if "STARTTLS" not in extensions:
         raise NotConnectedError(
             "the server does not offer STARTTLS, so everything would be readable on the way; "
             "set SMTP_SECURE=tls if it speaks TLS from the start"
         )
-    _expect(Phase.STARTTLS, await link.command(Phase.STARTTLS, "STARTTLS"))
-    await link.start_tls(server.tls, server.host)
+    _expect(Phase.STARTTLS, await transport.command(Phase.STARTTLS, "STARTTLS"))
+    await transport.start_tls(server.tls, server.host)
 
 
-async def _log_in(link: Transport, server: Server, extensions: Extensions) -> None:
+async def _log_in(transport: Transport, server: Server, extensions: Extensions) -> None:
     """Log in by a method that is offered, else by the other: not all take what they offer."""
     offered = extensions.get("AUTH", "").upper().split()
     methods = [method for method in _METHODS if method in offered]
@@ -129,7 +129,7 @@ async def _log_in(link: Transport, server: Server, extensions: Extensions) -> No
     for method in methods:
         server.learned.login = method
         try:
-            reply = await _METHODS[method](link, server)
+            reply = await _METHODS[method](transport, server)
         except LinkDroppedError:
             if refusal is None:
                 raise
@@ -143,19 +143,19 @@ async def _log_in(link: Transport, server: Server, extensions: Extensions) -> No
     _expect(Phase.LOGIN, refusal)
 
 
-async def _log_in_plain(link: Transport, server: Server) -> Reply:
+async def _log_in_plain(transport: Transport, server: Server) -> Reply:
     secret = _base64(f"\x00{server.user}\x00{server.password}")
-    reply = await link.command(Phase.LOGIN, f"AUTH PLAIN {secret}")
+    reply = await transport.command(Phase.LOGIN, f"AUTH PLAIN {secret}")
     if reply.code == MORE:  # it has not looked at what came with the command (RFC 4954, 4)
-        reply = await link.command(Phase.LOGIN, secret)
+        reply = await transport.command(Phase.LOGIN, secret)
     return reply
 
 
-async def _log_in_by_questions(link: Transport, server: Server) -> Reply:
-    reply = await link.command(Phase.LOGIN, "AUTH LOGIN")
+async def _log_in_by_questions(transport: Transport, server: Server) -> Reply:
+    reply = await transport.command(Phase.LOGIN, "AUTH LOGIN")
     for secret in (server.user, server.password):
         if reply.code == MORE:
-            reply = await link.command(Phase.LOGIN, _base64(secret))
+            reply = await transport.command(Phase.LOGIN, _base64(secret))
     return reply
 
 

@@ -30,13 +30,13 @@ Servers close idle ones after 300 s (RFC 5321, 4.5.3.2.7), some of them much soo
 """
 
 QUIT_SECONDS = 2.0
-"""Longest goodbye; the server's time-out ends what it does not answer."""
+"""Longest wait for the reply to QUIT; the server's time-out ends what it does not answer."""
 
 SLOW_SECONDS = 3.0
-"""A connection that has carried one mail for so long leaves its place to another one."""
+"""A connection that has carried one mail for so long no longer counts towards ``size``."""
 
 LOOK_SECONDS = 0.5
-"""How often is looked for such, while mails wait."""
+"""How often slow connections are looked for, while mails wait."""
 
 MOST_PER_PLACE = 9
 """Connections at most, for each of ``size``: servers commonly allow 50 to a client, and one that
@@ -45,12 +45,12 @@ allows fewer says so."""
 SHARE = 0.75
 """Of those, how many slow mails to one domain may hold; further ones wait at the broker."""
 
-PATIENCE_SECONDS = 10.0
-"""So long a mail may wait for the replies before its text while others wait for its connection."""
+SLOW_REPLY_SECONDS = 10.0
+"""How long a mail may wait for the replies before its text while others wait for its connection."""
 
 
 class _Waiter(NamedTuple):
-    """Somebody in the queue."""
+    """A task that waits for a connection."""
 
     mail: Mail | None
     fresh: bool
@@ -93,7 +93,7 @@ class Pool:
     @classmethod
     @asynccontextmanager
     async def open(cls, server: Server, *, size: int) -> AsyncIterator[Self]:
-        """A pool that connects when it must; at the end, idle connections say goodbye."""
+        """A pool that connects when it must; at the end, idle connections send QUIT."""
         pool = cls(server, size=size)
         sweeper = asyncio.create_task(pool._sweep())
         try:
@@ -112,7 +112,7 @@ class Pool:
         """Send a mail on the first connection that is free, ``fresh`` on a new one.
 
         Raises:
-            NotConnectedError: None could be opened, or that was found out during the wait.
+            NotConnectedError: None could be opened, by this task or by another one meanwhile.
             LinkDroppedError, Utf8AddressError: See ``Connection.send``.
             SlowReplyError: It took too long while others waited.
             BusyDestinationError: Slow mails to its domain hold as many connections as they may.
@@ -149,11 +149,10 @@ class Pool:
         async with self._opening:
             self._share_connect_failure(asked_at)
             if not self._alive():
-                async with self._connection():
-                    pass
+                self._pass_on(await self._acquire(None, fresh=False))
 
     async def check(self) -> None:
-        """Ask the server whether it is there, beside the connections that are at work.
+        """Ask the server whether it answers, beside the connections at work.
 
         Raises:
             NotConnectedError, LinkDroppedError: It is not.
@@ -177,7 +176,7 @@ class Pool:
         self._idle.append((connection, _now()))
 
     def count_unanswered(self, seconds: float) -> int:
-        """To how many domains a mail has waited for so long, and no mail was answered since."""
+        """Count the domains to which a mail has waited for so long, with no mail answered since."""
         until = _now() - seconds
         work = self._at_work.values()
         return len({_domain(mail) for mail, since in work if self.answered_at < since <= until})
@@ -186,16 +185,8 @@ class Pool:
         at_work = self._taken - self._being_opened
         return at_work > 0 or any(connection.usable for connection, _ in self._idle)
 
-    @asynccontextmanager
-    async def _connection(self, *, fresh: bool = False) -> AsyncIterator[Connection]:
-        connection = await self._acquire(None, fresh=fresh)
-        try:
-            yield connection
-        finally:
-            self._pass_on(connection)
-
     async def _acquire(self, mail: Mail | None, *, fresh: bool) -> Connection:
-        """The connection used last if any is left, else a new one; ``fresh`` insists on it."""
+        """Take the connection used last, else open one; with ``fresh``, open one."""
         asked_at = _now()
         while True:
             connection = await self._turn(mail, fresh=fresh)
@@ -217,7 +208,7 @@ class Pool:
             self._pass_on(None)
 
     async def _open_beside(self) -> Connection | None:
-        """Open a connection; None if the server does not want more than it has now."""
+        """Open a connection; None if the server accepts no more than it has now."""
         is_beside = bool(self._slow) and self._taken > self._size
         try:
             return await self._open(is_vital=not is_beside)
@@ -269,7 +260,7 @@ class Pool:
         return self._waiting[0] if self._waiting else None
 
     def _pass_on(self, connection: Connection | None) -> None:
-        """Give what was in use to the mail announced on it, else to the next, else put it aside."""
+        """Give what was in use to the mail announced on it, else to the next, else keep it idle."""
         if connection is not None:
             follower, _ = self._followers.pop(connection, (None, 0.0))
             if follower is not None and not follower.turn.done():
@@ -287,7 +278,7 @@ class Pool:
             self._idle.append((connection, _now()))
 
     def _share_connect_failure(self, asked_at: float) -> None:
-        """Count an attempt to connect that failed during our wait as our own."""
+        """Raise the failure of another task's attempt to connect, if it failed since then."""
         if self._failure and self._failed_at >= asked_at:
             raise NotConnectedError(self._failure)
 
@@ -333,12 +324,12 @@ class Pool:
     # -- slow mails -------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Find the connections that are held for too long, and let others take their places.
+        """Find the slow connections, and let others take their places.
 
-        A server may take minutes for one recipient. Four such must not hold all mail, and what has
-        sent its text cannot be broken off without being sent twice. So a mail that is slow does not
-        count, up to ``_most``; from then on what is slow before its text is put off, and what is
-        bound for a domain with many slow mails waits elsewhere.
+        A server may take minutes for one recipient. Four such must not hold all mail, and a mail
+        whose text was sent cannot be aborted without being sent twice. So a slow mail does not
+        count, up to ``_most``; from then on mails that are slow before their text are deferred, and
+        mails to a domain with many slow ones wait at the broker.
         """
         now = _now()
         self._slow = {
@@ -350,21 +341,21 @@ class Pool:
             self._most = self._size * MOST_PER_PLACE  # it may allow more than last time
         self._free_followers(now - SLOW_SECONDS)
         if self._slow:
-            self._send_elsewhere()
+            self._send_back_busy()
         while self._has_room and self._longest_waiting() is not None:
             self._taken += 1
             self._waiting.popleft().turn.set_result(None)
         if self._longest_waiting() is not None and self._taken >= self._most:
-            self._give_up(now - PATIENCE_SECONDS)
+            self._give_up(now - SLOW_REPLY_SECONDS)
         is_needed = self._waiting or self._followers or self._slow
         self._look_later = (
             asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look) if is_needed else None
         )
 
     def _free_followers(self, announced_until: float) -> None:
-        """Let the mails go elsewhere that have stood behind an unanswered text since then.
+        """Release the mails that have been announced behind an unanswered text since then.
 
-        Otherwise one mail that a server takes ten minutes for would hold up another one.
+        Otherwise one mail that a server takes ten minutes for would delay another one.
         """
         for follower, announced_at in self._followers.values():
             if announced_at <= announced_until and not follower.turn.done():
@@ -377,28 +368,28 @@ class Pool:
         domain = _domain(mail)
         return sum(domain == slow for slow in self._slow.values()) >= self._share
 
-    def _send_elsewhere(self) -> None:
-        """Let those that wait for a domain with too many slow mails wait at the broker."""
+    def _send_back_busy(self) -> None:
+        """Let mails to a domain with too many slow ones wait at the broker."""
         for waiting in self._waiting:
             if waiting.mail is not None and not waiting.turn.done() and self._is_busy(waiting.mail):
                 waiting.turn.set_exception(BusyDestinationError())
 
     def _give_up(self, since: float) -> None:
-        """Break off the mails that have waited since then for replies before their texts."""
+        """Abort the mails that have waited since then for replies before their texts."""
         for connection in self._slow:
             if self._at_work[connection].since <= since and not connection.is_committed:
                 self._given_up.add(connection)
                 connection.abort()
 
     async def _quit_idle(self, unused_since: float) -> None:
-        """Say goodbye on the connections that nobody has used since then."""
+        """Send QUIT on the connections that have not been used since then."""
         leaving = [connection for connection, used_at in self._idle if used_at <= unused_since]
         self._idle = [(kept, used_at) for kept, used_at in self._idle if used_at > unused_since]
         try:
             async with asyncio.timeout(QUIT_SECONDS):
                 await asyncio.gather(*(connection.quit() for connection in leaving))
         except TimeoutError:
-            pass  # gather has cancelled them, and a cancelled goodbye closes the link
+            pass  # gather has cancelled them, and a cancelled QUIT closes the connection
         finally:
             for connection in leaving:
                 self._discard(connection)

@@ -21,7 +21,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 class Phase(StrEnum):
-    """How far the conversation had come; the order is that of time."""
+    """How far the session had come; the order is that of time."""
 
     CONNECT = "connect"
     GREETING = "greeting"
@@ -46,7 +46,7 @@ class Reply:
     """200 to 599."""
 
     text: str
-    """The server's words on one line, without control characters. May name the recipient."""
+    """The server's text on one line, without control characters. May name the recipient."""
 
     lines: tuple[str, ...] = ()
     """The same, line by line: the extensions, after EHLO."""
@@ -69,7 +69,7 @@ class Reply:
 
     @property
     def summary(self) -> str:
-        """Code and enhanced status code (RFC 3463) only: fit for logs, names nobody."""
+        """Code and enhanced status code (RFC 3463) only: fit for logs, without names."""
         return f"{self.code} {self.status}".rstrip()
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class MalformedReplyError(ValueError):
 
 
 class ReplyProtocol(asyncio.Protocol):
-    """Collects replies in the order they come, so that commands can be pipelined.
+    """Collects replies in the order in which they come, so that commands can be pipelined.
 
     aiosmtplib knows one outstanding command and drops what comes beyond its reply.
     """
@@ -101,8 +101,8 @@ class ReplyProtocol(asyncio.Protocol):
         return self._end is not None
 
     @property
-    def unread(self) -> bool:
-        """Whether something came that nobody has read: a reply, or a part of one."""
+    def has_input(self) -> bool:
+        """Whether something came that was not read: a reply, or a part of one."""
         return bool(self._replies or self._lines or self._buffer)
 
     async def read(self, seconds: float) -> Reply:
@@ -110,7 +110,7 @@ class ReplyProtocol(asyncio.Protocol):
 
         Raises:
             TimeoutError: None came within ``seconds``.
-            ConnectionError: The link ended first.
+            ConnectionError: The connection ended first.
             MalformedReplyError: What came is not a reply.
         """
         if not self._replies and self._end is None:
@@ -134,7 +134,7 @@ class ReplyProtocol(asyncio.Protocol):
             self._waiter.set_exception(TimeoutError())
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop with bytes in any portions."""
+        """Called by the loop with bytes in chunks of any size."""
         if self._end is not None:
             return
         self._buffer += data
@@ -147,16 +147,16 @@ class ReplyProtocol(asyncio.Protocol):
                 self._wake()
 
     def eof_received(self) -> bool:
-        """Called by the loop: the server said its last word. False closes our side too."""
+        """Called by the loop: the server closed its side. False closes ours too."""
         self._finish(ConnectionResetError("the server closed the connection"))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop when the link is gone."""
+        """Called by the loop when the connection is gone."""
         self._finish(exc or ConnectionResetError("the connection ended"))
 
     def give_up(self) -> None:
-        """End, and forget what came: the replies to an announced mail, if one before it failed."""
+        """End, and discard the replies to an announced mail, if the mail before it failed."""
         self._replies.clear()
         self.connection_lost(None)
 

@@ -38,7 +38,7 @@ class Transport:
         """Connect, with TLS from the first byte if ``tls`` is given.
 
         Raises:
-            NotConnectedError: In words for the operator.
+            NotConnectedError: With a reason for the operator.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -56,13 +56,14 @@ class Transport:
     def usable(self) -> bool:
         """Whether a command can be sent, as far as can be told without sending one.
 
-        Something unread is a farewell ("421 timeout"), or would be taken for another's reply.
+        Input that was not asked for is a farewell ("421 timeout"), or would be taken for the reply
+        to another command.
         """
-        return not (self._protocol.ended or self._protocol.unread)
+        return not (self._protocol.ended or self._protocol.has_input)
 
     @property
     def address_literal(self) -> str:
-        """Our end of the link as RFC 5321, 4.1.3 writes it: a true name that asks no DNS."""
+        """Our address as RFC 5321, 4.1.3 writes it: a true name that needs no DNS."""
         address: str = self._transport.get_extra_info("sockname")[0]
         return f"[IPv6:{address.partition('%')[0]}]" if ":" in address else f"[{address}]"
 
@@ -76,7 +77,7 @@ class Transport:
         return await self.read(phase)
 
     def write(self, data: bytes) -> None:
-        """Send bytes; whether they arrive, the next ``read`` tells.
+        """Send bytes; the next ``read`` shows whether they arrived.
 
         Nothing waits for the buffer to drain: a mail is some kilobytes, then a reply is awaited.
         """
@@ -84,17 +85,17 @@ class Transport:
             self._transport.write(data)
 
     def require(self, phase: Phase) -> None:
-        """Pass if what is written now may arrive, and what comes then be the answer to it.
+        """Return if what is written now may arrive, and the next reply is the answer to it.
 
         Raises:
-            LinkDroppedError: It cannot; or a reply lies here that nobody has asked for, which
+            LinkDroppedError: The connection ended; or a reply came that was not asked for and
                 would be taken for the answer: a 250 that came before the text is none to it.
         """
         if self._protocol.ended:
             raise LinkDroppedError(phase, "the connection ended")
-        if self._protocol.unread:
+        if self._protocol.has_input:
             self.abort()
-            raise LinkDroppedError(phase, "a reply that nobody asked for")
+            raise LinkDroppedError(phase, "a reply that was not asked for")
 
     async def read(self, phase: Phase, *, within: float | None = None) -> Reply:
         """Wait for a reply, for ``within`` seconds if that is less than the phase allows.
@@ -116,13 +117,13 @@ class Transport:
             raise
 
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
-        """Go on under TLS.
+        """Continue under TLS.
 
         Raises:
             NotConnectedError: The handshake failed, or the certificate is not ``host``'s.
         """
-        if self._protocol.unread:  # they would be read as if they had come under TLS
-            raise NotConnectedError("TLS failed: somebody put words before it")
+        if self._protocol.has_input:  # they would be read as if they had come under TLS
+            raise NotConnectedError("TLS failed: data was injected before the handshake")
         loop = asyncio.get_running_loop()
         seconds = SECONDS[Phase.CONNECT]
         try:
@@ -140,11 +141,11 @@ class Transport:
         self._transport = transport
 
     def abort(self) -> None:
-        """Close without a word."""
+        """Close at once, without QUIT."""
         self._transport.abort()
         self._protocol.give_up()
 
 
 def _reason(error: Exception) -> str:
-    """An error in words; some have none of their own."""
+    """Return an error's text; some have none."""
     return str(error) or type(error).__name__

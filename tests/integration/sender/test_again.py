@@ -177,7 +177,7 @@ async def test_a_mail_in_hand_is_not_sent_beside_it(stack: Stack) -> None:
     hold.released.set()
     await stack.becomes(notification_id, "sent")
 
-    assert (status, "in hand" in problem["detail"]) == (409, True)
+    assert (status, "is sending" in problem["detail"]) == (409, True)
     assert delivered(stack, notification_id) == 1
 
 

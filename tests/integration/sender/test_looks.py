@@ -4,7 +4,7 @@ import pytest
 
 from common.contracts.notifications import Template
 from sender.render import Renderer
-from sender.template_data import NEEDS, read_data
+from sender.template_data import TEMPLATES, read_data
 from tests.browser import assert_accessible, open_browser
 
 LONG_NAME = {"reportName": "x" * 100}
@@ -12,7 +12,7 @@ LONG_NAME = {"reportName": "x" * 100}
 
 @pytest.mark.parametrize("template", Template)
 async def test_a_mail_can_be_read_by_everyone(template: Template) -> None:
-    data = dict(NEEDS[template].sample) | (LONG_NAME if NEEDS[template].sample else {})
+    data = dict(TEMPLATES[template].sample) | (LONG_NAME if TEMPLATES[template].sample else {})
     content = Renderer(brand="UserStream").render(template, read_data(template, data))
 
     async with open_browser() as browser:
@@ -23,7 +23,7 @@ async def test_a_mail_can_be_read_by_everyone(template: Template) -> None:
 
 
 async def test_the_button_is_large_enough_for_a_thumb() -> None:
-    data = read_data(Template.REPORT_READY, NEEDS[Template.REPORT_READY].sample)
+    data = read_data(Template.REPORT_READY, TEMPLATES[Template.REPORT_READY].sample)
     content = Renderer(brand="UserStream").render(Template.REPORT_READY, data)
 
     async with open_browser() as browser:

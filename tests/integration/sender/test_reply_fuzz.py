@@ -72,8 +72,8 @@ class OddServer:
         reply = self._next(point)
         if text is not None and 200 <= (reply.code or 0) < 300:
             self.accepted.append(text)  # before it is said: then the client may know
-        for piece in reply.parts:
-            writer.write(piece)
+        for part in reply.parts:
+            writer.write(part)
             await asyncio.sleep(0)
         if reply.hangs_up:
             raise EOFError

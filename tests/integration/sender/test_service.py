@@ -266,7 +266,7 @@ async def test_a_stop_in_the_middle_notes_what_is_unsure(
             ids = [await ask(stack, WELCOME | {"to": "slow@example.org"}) for _ in range(6)]
             await until(lambda: len(stack.smtp.mails) == 6)
             assert other
-        # The other has stopped: what it had in hand is taken up here, when the server is well.
+        # The other has stopped: what it had in flight is redelivered here, when the server is well.
         stack.smtp.forget()
         stack.smtp.hang_up()
         for notification_id in ids:
@@ -325,10 +325,10 @@ async def test_a_message_that_can_not_become_a_mail_is_dead_lettered_with_its_re
     stack: Stack, body: object, code: str
 ) -> None:
     await foreign(stack, body)
-    letter = await take(stack.broker.admin_url, DEAD_LETTERS)
+    message = await take(stack.broker.admin_url, DEAD_LETTERS)
 
-    assert letter.headers["x-error-code"] == code
-    assert "example" not in str(letter.headers["x-error-detail"])
+    assert message.headers["x-error-code"] == code
+    assert "example" not in str(message.headers["x-error-detail"])
     assert not any(command.startswith("RCPT") for command in stack.smtp.commands)
 
 
@@ -364,8 +364,8 @@ async def test_there_is_no_preview_of_an_unknown_template(stack: Stack) -> None:
 async def _drained(stack: Stack) -> bool:
     async with stack.http.get(f"{stack.url}/metrics") as response:
         metrics = await response.text()
-    in_hand = 'userstream_deliveries_in_flight{queue="email.notifications"} 0.0' in metrics
-    return in_hand and await depth(stack.broker.admin_url, EMAIL_NOTIFICATIONS.queue) == 0
+    idle = 'userstream_deliveries_in_flight{queue="email.notifications"} 0.0' in metrics
+    return idle and await depth(stack.broker.admin_url, EMAIL_NOTIFICATIONS.queue) == 0
 
 
 @pytest.mark.parametrize("headers", [{}, {DELIVERY_COUNT: SUSPECT_AFTER}], ids=["new", "suspect"])

@@ -28,14 +28,14 @@ def other_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "SECONDS", dict.fromkeys(Phase, 3600.0))
     monkeypatch.setattr(pool, "SLOW_SECONDS", 0.2)
     monkeypatch.setattr(pool, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(pool, "PATIENCE_SECONDS", 0.4)
+    monkeypatch.setattr(pool, "SLOW_REPLY_SECONDS", 0.4)
 
 
 def started(
-    mailer: SmtpMailer, count: int, domain: str, letter: str = "a"
+    mailer: SmtpMailer, count: int, domain: str, prefix: str = "a"
 ) -> list[asyncio.Task[Outcome]]:
     return [
-        asyncio.create_task(send(mailer, f"{letter}{number}@{domain}")) for number in range(count)
+        asyncio.create_task(send(mailer, f"{prefix}{number}@{domain}")) for number in range(count)
     ]
 
 
@@ -116,7 +116,7 @@ async def test_slow_recipients_of_many_domains_are_not_put_off_after_their_texts
         ]
         await until(lambda: server.most_seen == MOST, "all connections")
         done, _ = await asyncio.wait(
-            slow, timeout=5 * pool.PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            slow, timeout=5 * pool.SLOW_REPLY_SECONDS, return_when=asyncio.FIRST_COMPLETED
         )
 
         assert not done
@@ -165,7 +165,7 @@ async def test_a_server_that_hangs_is_not_ready_however_busy_it_is(
         points: tuple[Point, ...] = ("CONNECT", "MAIL", "NOOP")
         for point in points:
             server.on(point, STALL)
-        under_way = started(mailer, busy, "example.org")
+        in_progress = started(mailer, busy, "example.org")
         await until(lambda: server.commands.count("MAIL FROM:<us@example.com>") >= min(busy, 1))
 
         for _ in range(3):
@@ -182,7 +182,7 @@ async def test_a_server_that_hangs_is_not_ready_however_busy_it_is(
             return True
 
         await eventually(ready, "the mailer being ready")
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*in_progress, return_exceptions=True)
 
 
 async def test_a_server_that_is_slow_with_a_mail_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:

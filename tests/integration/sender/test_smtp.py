@@ -381,7 +381,7 @@ OFFERS = {
     "two lines": "250-test\r\n250-AUTH GSSAPI NTLM\r\n250 AUTH LOGIN PLAIN",
     "for old clients, too": "250-test\r\n250-AUTH LOGIN PLAIN\r\n250 AUTH=LOGIN PLAIN",
     "for old clients first": "250-test\r\n250-AUTH=LOGIN PLAIN\r\n250-AUTH CRAM-MD5\r\n250 SIZE",
-    "in small letters": "250-test\r\n250 auth plain login",
+    "in lower case": "250-test\r\n250 auth plain login",
 }
 
 
@@ -440,7 +440,7 @@ async def test_a_server_without_password_login_is_refused_where_one_is_set() -> 
             await Connection.open(a_server(server, user="us", password="secret"))
 
 
-async def test_a_question_that_is_broken_off_ends_the_connection(
+async def test_a_check_that_is_cancelled_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(link.SECONDS, Phase.IDLE, 3600.0)
@@ -463,7 +463,7 @@ async def test_a_text_that_can_not_leave_any_more_is_not_committed_to() -> None:
         ada, bob = a_mail(), a_mail("bob@example.org")
         await connection.send(ada, before_text=go_on, next_mail=lambda: bob)
         await until(lambda: server.open_sessions == 0)  # 354, and then the link was gone
-        await until(lambda: connection._link._protocol.ended)
+        await until(lambda: connection._transport._protocol.ended)
 
         with pytest.raises(LinkDroppedError) as caught:
             await connection.send(bob, before_text=pytest.fail)

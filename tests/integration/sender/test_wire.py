@@ -19,7 +19,7 @@ from sender.mailer import Outcome, SmtpMailer
 from sender.mime import MailWriter
 from sender.render import Renderer
 from sender.smtp.handshake import Security, Server
-from sender.template_data import NEEDS
+from sender.template_data import TEMPLATES
 
 POISON = [
     "\r\nBcc: eve@example.net",
@@ -90,14 +90,14 @@ def unchecked(**changes: Any) -> EmailRequested:
         "to": "ada@example.org",
         "template": Template.REPORT_READY,
         "subject": None,
-        "data": dict(NEEDS[Template.REPORT_READY].sample),
+        "data": dict(TEMPLATES[Template.REPORT_READY].sample),
     }
     return EmailRequested.model_construct(**(values | changes))
 
 
 @pytest.mark.parametrize("template", Template)
 async def test_a_mail_arrives_whole(mailbox: Mailbox, template: Template) -> None:
-    request = unchecked(template=template, data=dict(NEEDS[template].sample))
+    request = unchecked(template=template, data=dict(TEMPLATES[template].sample))
     outcome = await send(mailbox, request)
     recipients, message = mailbox.only()
 

@@ -117,7 +117,7 @@ def deferred() -> Outcome:
 
 
 def unsure() -> Outcome:
-    return Outcome(DeliveryStatus.UNSURE, reason="The link was lost")
+    return Outcome(DeliveryStatus.UNSURE, reason="The connection was lost")
 
 
 def an_envelope(message_id: UUID | None = None, **changes: Any) -> Envelope[EmailRequested]:

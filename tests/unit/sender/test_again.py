@@ -15,12 +15,12 @@ from common.contracts.notifications import (
 from common.contracts.resends import NotificationSummary, ResendDecision
 from sender.lease import take_lease
 from sender.routes.resends import REFUSALS
-from sender.template_data import NEEDS, NoData
+from sender.template_data import TEMPLATES, NoData
 from tests.unit.sender.fakes import FakeDeliveries, an_envelope
 
 
 def test_mails_that_need_no_data_are_known_as_such() -> None:
-    assert {template for template in Template if NEEDS[template].data is NoData} == (
+    assert {template for template in Template if TEMPLATES[template].data is NoData} == (
         SAME_FOR_EVERYBODY
     )
 

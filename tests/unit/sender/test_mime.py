@@ -14,7 +14,7 @@ from common.contracts.notifications import EmailRequested, Template
 from sender.mime import BOUNDARY, MailWriter, ascii_domain, encode_body, from_header, header_text
 from sender.render import Content, Renderer
 from sender.smtp.connection import Mail
-from sender.template_data import NEEDS
+from sender.template_data import TEMPLATES
 
 MESSAGE_ID = UUID("0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f")
 
@@ -76,7 +76,7 @@ def test_the_date_of_a_mail_is_that_of_its_making(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("template", Template)
 def test_a_mail_is_what_mail_programs_expect(template: Template) -> None:
-    mail = write(template=template, data=dict(NEEDS[template].sample))
+    mail = write(template=template, data=dict(TEMPLATES[template].sample))
     message = parsed(mail)
 
     assert str(message["From"]) == "UserStream <hello@example.com>"
@@ -94,7 +94,7 @@ def test_a_mail_is_what_mail_programs_expect(template: Template) -> None:
 
 @pytest.mark.parametrize("template", Template)
 def test_lines_are_short_ascii_and_end_with_crlf(template: Template) -> None:
-    data = dict(NEEDS[template].sample) | {"downloadUrl": "https://example.org/" + "x" * 1900}
+    data = dict(TEMPLATES[template].sample) | {"downloadUrl": "https://example.org/" + "x" * 1900}
     content = write(template=template, data=data, subject="ü" * 200).content
 
     assert content.isascii()

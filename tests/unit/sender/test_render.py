@@ -6,8 +6,8 @@ from jinja2 import UndefinedError
 from pydantic import ValidationError
 
 from common.contracts.notifications import Template
-from sender.render import TEMPLATES, Content, Renderer
-from sender.template_data import NEEDS, TemplateDataMissingError, read_data
+from sender.render import DIRECTORY, Content, Renderer
+from sender.template_data import TEMPLATES, TemplateDataMissingError, read_data
 
 RENDERER = Renderer(brand="UserStream")
 
@@ -19,7 +19,7 @@ REPORT = {
 
 
 def render(template: Template, **changes: Any) -> Content:
-    data = {**NEEDS[template].sample, **changes}
+    data = {**TEMPLATES[template].sample, **changes}
     return RENDERER.render(template, read_data(template, data))
 
 
@@ -27,8 +27,8 @@ def render(template: Template, **changes: Any) -> Content:
 def test_a_template_has_both_forms_and_a_subject(template: Template) -> None:
     content = render(template)
 
-    assert (TEMPLATES / f"{template}.html").is_file()
-    assert (TEMPLATES / f"{template}.txt").is_file()
+    assert (DIRECTORY / f"{template}.html").is_file()
+    assert (DIRECTORY / f"{template}.txt").is_file()
     for text in content:
         assert "{{" not in text
     assert content.subject.strip() == content.subject != ""
