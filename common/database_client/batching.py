@@ -1,4 +1,4 @@
-"""Calls made at the same time travel as one bulk request; each caller gets its own answer."""
+"""Sends calls made at the same time as one bulk request; each caller gets its own answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,19 +10,15 @@ from common.errors import PermanentError, RowLockedError, UpstreamError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-REQUESTS_UNDER_WAY = 1
-"""Bulk requests at once: while one is answered, the next one fills."""
-
-
-SINGLES_UNDER_WAY = 4
+CONCURRENT_SINGLES = 4
 """Requests at once where each item is sent alone; less than the connections to the database."""
 
 
 class Batcher(Generic[Item, Result]):
-    """Collects items while requests are under way; nothing ever waits for company.
+    """Collects items while a request is in flight; no item waits for others to come.
 
-    An item that comes when no request is under way leaves at once, alone. What comes
-    meanwhile leaves together as soon as an answer is in.
+    An item that comes when no request is in flight is sent at once, alone. Those that come
+    meanwhile are sent in one request as soon as the answer has come.
     """
 
     def __init__(
@@ -31,44 +27,37 @@ class Batcher(Generic[Item, Result]):
         *,
         name: str,
         max_items: int,
-        under_way: int = REQUESTS_UNDER_WAY,
     ) -> None:
         self._send = send
         # Looked up once: a lookup costs as much as counting.
         self._size = metrics.BATCH_SIZE.labels(name)
         self._max_items = max_items
-        self._free = under_way
         self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._request: asyncio.Task[None] | None = None
 
     async def __call__(self, item: Item) -> Result:
         """The answer to ``item``; raises what the request raised.
 
         If one item makes a whole request fail, each is sent again alone, so that only the bad
-        one fails. What somebody holds a lock on takes long to fail; the others do not wait for it.
+        one fails. A locked row takes long to fail; the other items do not wait for it.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._pending.append((item, future))
         if len(self._pending) == 1:
-            # After this turn of the loop: handlers that woke together travel together.
+            # After this turn of the loop: calls of handlers that woke together are one request.
             loop.call_soon(self._dispatch)
         return await future
 
     def _dispatch(self) -> None:
-        while self._free and self._pending:
-            batch, self._pending = (
-                self._pending[: self._max_items],
-                self._pending[self._max_items :],
-            )
-            self._free -= 1
-            task = asyncio.create_task(self._run(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._finished)
+        if self._request is None and self._pending:
+            batch = self._pending[: self._max_items]
+            del self._pending[: self._max_items]
+            self._request = asyncio.create_task(self._run(batch))
+            self._request.add_done_callback(self._finished)
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._free += 1
+    def _finished(self, _request: asyncio.Task[None]) -> None:
+        self._request = None
         self._dispatch()
 
     async def _run(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
@@ -78,7 +67,7 @@ class Batcher(Generic[Item, Result]):
         self._size.observe(len(batch))
         try:
             results = await self._send([item for item, _ in batch])
-            # As a list: with an answer too few or too many, nobody's place is certain.
+            # As a list: with a result too few or too many, no result's place is certain.
             for (_, future), result in list(zip(batch, results, strict=True)):
                 if not future.done():
                     future.set_result(result)
@@ -86,8 +75,8 @@ class Batcher(Generic[Item, Result]):
             if len(batch) == 1:
                 _fail(batch, error)
             else:
-                at_once = SINGLES_UNDER_WAY if isinstance(error, RowLockedError) else 1
-                await self._run_singly(batch, at_once=at_once)
+                is_locked = isinstance(error, RowLockedError)
+                await self._run_singly(batch, at_once=CONCURRENT_SINGLES if is_locked else 1)
         except Exception as error:  # noqa: BLE001 - handed to every caller
             _fail(batch, error)
         except asyncio.CancelledError:

@@ -1,7 +1,7 @@
-"""A circuit breaker: while a service is known to be away, its callers are told so at once.
+"""A circuit breaker: while a service is known to be down, calls to it fail at once.
 
-A frozen service costs whoever asks it first one time-out. From then on nobody waits: the circuit is
-open, and nothing but its own small question goes to the service, until that is answered well.
+The first call to a frozen service costs one time-out. From then on no call waits: the circuit is
+open, and only its own readiness check goes to the service, until that succeeds.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ log = structlog.get_logger()
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
-"""Between questions, doubling: one service that was killed is back within a second, and one that
-stays away is asked by each of its neighbours every few seconds."""
+"""Between checks, doubling: a service that was killed is back within a second, and one that stays
+down is checked by each of its clients every few seconds."""
 
 
 class State(Enum):
@@ -25,7 +25,7 @@ class State(Enum):
 
     CLOSED = "closed"
     HALF_OPEN = "half_open"
-    """The service is being asked whether it is back."""
+    """The service is being checked."""
     OPEN = "open"
 
 
@@ -37,13 +37,13 @@ class Circuit:
 
     Args:
         upstream: Its name, for logs and metrics.
-        is_ready: Asks it; has to answer within a deadline of its own.
+        is_ready: Checks it; has to return within a deadline of its own.
     """
 
     def __init__(self, upstream: str, *, is_ready: Callable[[], Awaitable[bool]]) -> None:
         self._upstream = upstream
         self._is_ready = is_ready
-        self._asking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._figure = metrics.CIRCUIT_STATE.labels(upstream)
         self._set(State.CLOSED)
 
@@ -53,19 +53,19 @@ class Circuit:
         return self.state is State.CLOSED
 
     def open(self) -> None:
-        """Let no request through until the service says that it is ready again."""
+        """Let no request through until the service is ready again."""
         if self.state is State.CLOSED:
             self._set(State.OPEN)
             log.warning("circuit.opened", upstream=self._upstream)
-            self._asking = asyncio.create_task(self._ask_until_ready())
+            self._checking = asyncio.create_task(self._check_until_ready())
 
     async def aclose(self) -> None:
-        """Ask no more."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait([self._asking])
+        """Stop checking."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait([self._checking])
 
-    async def _ask_until_ready(self) -> None:
+    async def _check_until_ready(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         while True:
             await asyncio.sleep(pause)

@@ -1,4 +1,4 @@
-"""Asks database_service; calls made at the same time travel together."""
+"""The client of database_service; calls made at the same time are sent in one request."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -90,25 +90,25 @@ REQUEST_SECONDS = 10.0
 """Longest wait for an answer; a bulk store of 500 takes some 10 ms."""
 
 READINESS_SECONDS = 2.0
-"""Longest wait for the neighbour's word on whether it can work at all."""
+"""Longest wait for the service's own readiness check."""
 
-PIECE_BYTES = 32 * 1024
+CHUNK_BYTES = 32 * 1024
 """Of a report at most at once; what has arrived may be a quarter of a megabyte."""
 
 STREAM_SILENCE_SECONDS = 60.0
-"""Longest pause between two pieces of a streamed report."""
+"""Longest pause between two chunks of a streamed report."""
 
 OK = 200
 
 _ABOUT_THE_REQUEST = (400, 404, 409, 412, 413, 422)
-"""Refusals that speak of what was sent; with any other one something between us is wrong."""
+"""Refusals of the request itself; any other one means a wrong address, a proxy, another release."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class DatabaseClient:
-    """Asks database_service; what is streamed comes by a session of its own."""
+    """Calls database_service; reports are streamed by a session of their own."""
 
     def __init__(self, client: HttpClient, session: aiohttp.ClientSession) -> None:
         self.circuit = Circuit("database_service", is_ready=self._is_ready)
@@ -159,7 +159,7 @@ class DatabaseClient:
         return (await self._send_bulk(path, wanted, Journeys)).journeys
 
     async def delete_canary(self, canary_id: UUID) -> None:
-        """Remove a canary that has come home; and those that nobody waits for."""
+        """Remove a canary that was mailed, and those that are no longer awaited."""
         await self._ask("DELETE", f"api/canaries/{canary_id}", None, CanariesRemoved)
 
     async def _store_all(self, items: list[RegistrationToStore]) -> list[StoredRegistration]:
@@ -272,7 +272,7 @@ class DatabaseClient:
         return await self._get("api/reports", ReportList, parameters)
 
     async def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:
-        """The report's text, piece by piece; ends only when it is whole."""
+        """The report's text in chunks; ends only when it is whole."""
         parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
         self._require_closed_circuit()
         try:
@@ -285,7 +285,7 @@ class DatabaseClient:
                 if response.status != OK:
                     body = await response.read()
                     _raise_for(response.status, response.content_type, body)
-                async for chunk in response.content.iter_chunked(PIECE_BYTES):
+                async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                     yield chunk
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise await self._broken_or_away() from error
@@ -339,7 +339,7 @@ class DatabaseClient:
             raise UpstreamError("database_service answered something unexpected.") from error
 
     async def _slow_or_away(self) -> UserStreamError:
-        """A time-out counts as an outage only if the neighbour does not call itself ready."""
+        """A time-out counts as an outage only if database_service is not ready."""
         away = DatabaseServiceUnavailableError("database_service does not answer.")
         if await self._is_away(away):
             return away
@@ -357,7 +357,7 @@ class DatabaseClient:
             raise DatabaseServiceUnavailableError(self._away.detail)
 
     async def _is_away(self, error: DatabaseServiceUnavailableError) -> bool:
-        """Whether it does not call itself ready; then everybody gets ``error`` until it does."""
+        """Whether it is not ready; then every call gets ``error`` until it is."""
         if await self._is_ready():
             return False
         self._away = error
@@ -382,7 +382,7 @@ def _texts(parameters: dict[str, object]) -> dict[str, str]:
 
 
 def _raise_for(status: int, content_type: str, body: bytes) -> None:
-    """Raise the neighbour's problem as the error it was there."""
+    """Raise the problem that was answered as the error it was there."""
     if status < 300:  # noqa: PLR2004
         return
     if status < 400:  # noqa: PLR2004

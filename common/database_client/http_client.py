@@ -149,13 +149,13 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.WriteTransport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
+        """Fail the request in flight."""
         self._give_up(exc or ConnectionResetError("closed by the server"))
 
     def data_received(self, data: bytes) -> None:
         """Hand over the answer as soon as it is whole."""
         if (waiting := self._waiting) is None:
-            self._break(MalformedAnswerError("an answer that nobody asked for"))
+            self._break(MalformedAnswerError("an answer to no request"))
             return
         self.heard = True
         try:
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
             waiting.set_result(answer)
 
     def send(self, request: bytes) -> asyncio.Future[Answer]:
-        """Send a request; whoever stops waiting for its answer has to ``abort``.
+        """Send a request; a caller that stops waiting for its answer has to ``abort``.
 
         Returns:
             The answer to come; raises OSError if none will.

@@ -7,10 +7,9 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked for, no
 
 
 class OwnAddress:
-    """The URL under which a process reaches itself, and nobody else in its place.
+    """The URL under which a process reaches itself, and no other process.
 
-    Taken from the socket that it listens on: a port from the settings may be another
-    process's.
+    Taken from the socket that it listens on: another process may have the port of the settings.
     """
 
     def __init__(self) -> None:
@@ -18,7 +17,7 @@ class OwnAddress:
         self._known = asyncio.Event()
 
     def listens(self, host: str, port: int) -> None:
-        """Take note of the socket's name."""
+        """Keep the socket's address."""
         host = _LOOPBACK.get(host, host)
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._known.set()

@@ -38,18 +38,18 @@ CONTENT_SECURITY_POLICY = (
 )
 
 OWN_ADDRESS = web.AppKey("own_address", OwnAddress)
-"""Told by whoever makes the application listen."""
+"""Set once the application listens."""
 
 _REQUEST_ID = web.RequestKey("request_id", str)
 
 ACCESS_LOG_DELAY_SECONDS = 0.005
 """After an answer until it is counted and logged.
 
-Whoever waits for the answer is woken up on the same core, and would wait for that as well.
+Its client is woken up on the same core, and would wait for that as well.
 """
 
 _QUIET = ("/health", "/metrics", "/static")
-"""Paths whose answers are not worth a line: they are asked every few seconds."""
+"""Paths that are requested every few seconds, and not logged."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -78,8 +78,8 @@ def base_app(
         api: Its operations.
         description: What it does, for the documentation.
         readiness: Its dependencies.
-        access: Who may ask; without it, whoever names it localhost, and no other site's page.
-        problem_page: Renders an error for a browser; without it everyone gets a problem document.
+        access: Which hosts and origins it serves; by default localhost, and no other site's page.
+        problem_page: Renders an error for a browser; without it, all get a problem document.
         max_body_bytes: Largest request body.
     """
     access = access or Access()
@@ -109,7 +109,7 @@ async def _metrics(_request: web.Request) -> web.Response:
 
 
 LOGGED = web.RequestKey("logged", bool)
-"""Set by a handler whose own line says it all: one line for each piece of work."""
+"""Set by a handler that logs its work itself: one line for each."""
 
 # Looked up once: a lookup costs as much as counting.
 _requests = cache(metrics.HTTP_REQUESTS.labels)
@@ -133,14 +133,14 @@ def _middleware(access: Access, page: ProblemPage | None) -> Middleware:
         await compress(request, response)
         seconds = time.perf_counter() - started
         asyncio.get_running_loop().call_later(
-            ACCESS_LOG_DELAY_SECONDS, _tell, request, response, seconds
+            ACCESS_LOG_DELAY_SECONDS, _log_request, request, response, seconds
         )
         return response
 
     return middleware
 
 
-def _tell(request: web.Request, response: web.StreamResponse, seconds: float) -> None:
+def _log_request(request: web.Request, response: web.StreamResponse, seconds: float) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "unknown"
     # A client may invent methods; they must not become labels without end.

@@ -1,4 +1,4 @@
-"""Answers as gzip, for whoever asks for it."""
+"""Compresses answers with gzip, for clients that accept it."""
 
 import asyncio
 import zlib
@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 from common.http.access import SAFE_METHODS, vary
 
 SMALLEST_BYTES = 1024
-"""Smaller bodies travel in one packet either way."""
+"""Smaller bodies take one packet either way."""
 
 LARGE_BYTES = 64 * 1024
 """Larger bodies are compressed in a thread, so that other requests do not wait."""
@@ -27,9 +27,9 @@ _KINDS = ("text/", "application/json", "application/problem+json", "image/svg+xm
 async def compress(request: web.Request, response: web.StreamResponse) -> None:
     """Compress a whole answer, if it is worth it and the client reads gzip.
 
-    Streams are left to whoever writes them: events must not wait for a full buffer. So are pages
-    that answer a form: they show again what was typed, and what is secret in an answer must not
-    be compressed together with what a stranger chose (BREACH).
+    Not streams, which compress themselves: events must not wait for a full buffer. Not pages that
+    answer a form: they show what was typed, and a secret in an answer must not be compressed
+    together with what an attacker chose (BREACH).
     """
     if not _is_worth_it(request, response):
         return
@@ -60,7 +60,7 @@ def weaken_etag(response: web.StreamResponse) -> None:
 
 
 def accepts_gzip(request: web.Request) -> bool:
-    """Whether the client reads gzip and does not say that it would rather not."""
+    """Whether the client accepts gzip, and prefers it to no compression."""
     weights: dict[str, float] = {}
     for item in ",".join(request.headers.getall(hdrs.ACCEPT_ENCODING, ())).split(","):
         name, _, parameter = item.partition(";")

@@ -49,7 +49,7 @@ const follow = () => document.documentElement.classList.toggle("dark-mode", dark
 dark.addEventListener("change", follow);
 follow();
 """
-"""Swagger UI has dark colours under a class, and asks nobody; in the head, so nothing flashes."""
+"""Swagger UI has dark colours under a class that it never sets; in the head, so nothing flashes."""
 
 _STYLE = """.swagger-ui .wrapper { padding: 0 clamp(8px, 2vw, 20px); }
 .swagger-ui .info { margin: 24px 0; }
@@ -90,8 +90,8 @@ _POLICY = (
 def add_documentation(app: web.Application, title: str, document: Callable[[], bytes]) -> None:
     """Serve the OpenAPI document and the page that shows it.
 
-    ``document`` is called once, by the first who asks: it takes all models' schemas, a megabyte
-    or two that a service nobody asks does not need.
+    ``document`` is called with the first request: it takes all models' schemas, a megabyte or
+    two that a service does not need otherwise.
     """
     made = cache(document)
 
@@ -112,7 +112,7 @@ def add_documentation(app: web.Application, title: str, document: Callable[[], b
             return web.Response(text=text, content_type=content_type)
         if name not in _FILES:
             raise web.HTTPNotFound
-        # From the file, piece by piece: whoever reads slowly takes no memory for all of it.
+        # From the file, in chunks: a slow client takes no memory for all of it.
         return web.FileResponse(
             _folder() / name,
             headers={"Content-Type": _FILES[name], "Cache-Control": "public, max-age=86400"},

@@ -8,12 +8,12 @@ from common.errors import FieldError, InvalidError
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
-_SANE_KEY = re.compile(r"[!-~]{1,200}")
+_VALID_KEY = re.compile(r"[!-~]{1,200}")
 
 
 def is_valid_key(key: str) -> bool:
     """Whether it is 1 to 200 printable ASCII characters without spaces."""
-    return _SANE_KEY.fullmatch(key) is not None
+    return _VALID_KEY.fullmatch(key) is not None
 
 
 def idempotency_key(request: web.Request) -> str | None:

@@ -50,7 +50,7 @@ class Pages:
     async def _keep_whole_files(self, request: web.Request, response: web.StreamResponse) -> None:
         """Let browsers keep a file for ever; a refusal under its address they may not keep."""
         if isinstance(response, web.FileResponse) and response.status == HTTPStatus.OK:
-            name = request.match_info.get("name", "")  # or a file of somebody else's page
+            name = request.match_info.get("name", "")  # or a file of another page
             if name in self._files and request.raw_path == self.asset(name):
                 response.headers[hdrs.CACHE_CONTROL] = FOR_EVER
 

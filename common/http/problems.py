@@ -66,7 +66,7 @@ def answer_failure(
         ConnectionResetError: Half an answer is out already.
     """
     if isinstance(error, ConnectionError):
-        raise error  # there is nobody to tell
+        raise error  # the client is gone
     if isinstance(error, UserStreamError):
         return _answer(request, error, page)
     if isinstance(error, web.HTTPException):

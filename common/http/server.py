@@ -94,13 +94,13 @@ class Runner(web.AppRunner):
 class _Server(web.Server):
     """Holds as many connections as there are files for; a new one takes the place of an idle one.
 
-    So whoever opens connections and says nothing, or little, takes no place from others.
+    So connections on which little or nothing is sent take no place from others.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._limit = connection_limit()
-        self._told_at = -CROWDED_LOG_SECONDS
+        self._logged_at = -CROWDED_LOG_SECONDS
         metrics.HTTP_CONNECTIONS.set_function(lambda: len(self._connections))
 
     def __call__(self) -> RequestHandler:
@@ -113,7 +113,7 @@ class _Server(web.Server):
             spare = next(self._spare(), handler)
             self._connections.pop(spare).abort()
             metrics.HTTP_CONNECTIONS_DROPPED.inc()
-            self._tell()
+            self._log_drop()
 
     def _spare(self) -> Iterator[RequestHandler]:
         """Connections whose loss costs least, the oldest first.
@@ -125,15 +125,15 @@ class _Server(web.Server):
         yield from (connection for connection in connections if connection.is_waiting)
         yield from (connection for connection in connections if connection.is_uploading)
 
-    def _tell(self) -> None:
+    def _log_drop(self) -> None:
         now = self._loop.time()
-        if now - self._told_at >= CROWDED_LOG_SECONDS:
-            self._told_at = now
+        if now - self._logged_at >= CROWDED_LOG_SECONDS:
+            self._logged_at = now
             log.warning("http.crowded", connections=self._limit)
 
 
 class _Connection(RequestHandler):
-    """One connection; tells its failures as problems, without versions and without echoes."""
+    """One connection; answers what is no HTTP with a problem, without versions and echoes."""
 
     __slots__ = ("_head_bytes",)
 

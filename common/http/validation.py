@@ -27,7 +27,7 @@ MAX_BODY_BYTES = 64 * 1024
 """Largest body that people and programs may send."""
 
 BODY_SECONDS = 30.0
-"""Longest time for a whole body to arrive; whoever sends it more slowly only holds a place."""
+"""Longest time for a whole body to arrive; a slower client only holds a place."""
 
 MAX_FORM_FIELDS = 100
 """Fields of a form; ours have four."""

@@ -73,7 +73,7 @@ async def test_every_operation_has_an_id_of_its_own_and_is_summed_up(
 
 @EVERY_SERVICE
 async def test_patterns_mean_the_same_to_everybody(document: dict[str, Any]) -> None:
-    r"""Our regular expressions take ``\w`` for all letters, those of JSON Schema for ASCII."""
+    r"""Our regular expressions match any alphabet with ``\w``, those of JSON Schema ASCII."""
     patterns = [*_patterns(document)]
 
     assert patterns

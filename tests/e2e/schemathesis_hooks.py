@@ -122,7 +122,7 @@ def _is_right(case: Case[Any], response: Response) -> bool:
 def _is_as_documented(case: Case[Any]) -> bool:
     r"""Whether a body keeps to the document as it is written.
 
-    ``schemathesis`` reads ``\p{L}`` as the letters of Latin alone, and takes a Chinese name
+    ``schemathesis`` reads ``\p{L}`` as the Latin alphabet alone, and takes a Chinese name
     for a wrong one.
     """
     document = case.operation.schema.raw_schema

@@ -47,7 +47,7 @@ async def a_client(
 @pytest.mark.parametrize(
     ("ready", "error"), [(True, UpstreamError), (False, DatabaseServiceUnavailableError)]
 )
-async def test_a_stream_that_breaks_off_is_an_outage_only_if_the_neighbour_is_away(
+async def test_a_stream_that_breaks_off_is_an_outage_only_if_database_service_is_away(
     *, ready: bool, error: type[Exception]
 ) -> None:
     async with a_client(break_off, ready=ready) as client:
@@ -85,7 +85,7 @@ PROBLEM = "application/problem+json"
         (200, "application/json", "{}", UpstreamError, "unexpected"),
     ],
 )
-async def test_what_the_neighbour_answers_decides_what_is_raised(
+async def test_what_database_service_answers_decides_what_is_raised(
     status: int, content_type: str, text: str, error: type[Exception], words: str | None
 ) -> None:
     async def answer(_request: web.Request) -> web.Response:
@@ -105,7 +105,7 @@ async def test_what_the_neighbour_answers_decides_what_is_raised(
                     pass
 
 
-async def test_what_is_no_http_counts_against_the_neighbour_and_is_no_outage() -> None:
+async def test_what_is_no_http_counts_against_database_service_and_is_no_outage() -> None:
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _reader.readuntil(b"\r\n\r\n")
         writer.write(b"220 mail.example.org ESMTP\r\n\r\n")
@@ -149,7 +149,7 @@ async def frozen(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Frozen,
         service.thawed.set()
 
 
-async def test_a_frozen_neighbour_costs_the_first_caller_a_time_out_and_nobody_else(
+async def test_a_frozen_service_costs_the_first_caller_a_time_out_and_no_other(
     frozen: tuple[Frozen, DatabaseClient],
 ) -> None:
     service, client = frozen
@@ -170,7 +170,7 @@ async def test_a_frozen_neighbour_costs_the_first_caller_a_time_out_and_nobody_e
     await client.check()
 
 
-async def test_one_slow_answer_of_a_neighbour_that_is_ready_opens_no_circuit(
+async def test_one_slow_answer_of_a_service_that_is_ready_opens_no_circuit(
     frozen: tuple[Frozen, DatabaseClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, client = frozen
@@ -185,7 +185,7 @@ async def test_one_slow_answer_of_a_neighbour_that_is_ready_opens_no_circuit(
     assert client.circuit.is_closed
 
 
-async def test_a_neighbour_that_cannot_work_opens_the_circuit_until_it_can(
+async def test_a_service_that_cannot_work_opens_the_circuit_until_it_can(
     frozen: tuple[Frozen, DatabaseClient],
 ) -> None:
     service, client = frozen

@@ -33,8 +33,8 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def chunked(body: bytes, size: int, trailers: bytes = b"") -> bytes:
-    pieces = [body[at : at + size] for at in range(0, len(body), size)]
-    text = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    chunks = [body[at : at + size] for at in range(0, len(body), size)]
+    text = b"".join(b"%x;a=b\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
     return text + b"0\r\n" + trailers + b"\r\n"
 
 

@@ -25,17 +25,17 @@ class Kind(BaseModel):
 def a_service(*, has_page: bool = False) -> web.Application:
     api = Api()
 
-    @api.get("/letters", returns={200: "text/html"}, summary="What <waits>")
-    async def letters(_request: web.Request) -> web.Response:
+    @api.get("/inbox", returns={200: "text/html"}, summary="What <waits>")
+    async def inbox(_request: web.Request) -> web.Response:
         return web.Response(text="here")
 
-    @api.get("/letters/discard", query=Kind, returns={200: "text/html"})
+    @api.get("/inbox/discard", query=Kind, returns={200: "text/html"})
     async def discard(_request: web.Request, *, query: Kind) -> web.Response:
         """What would be discarded."""
         return web.Response(text=query.kind)
 
-    @api.get("/letters/{name}", returns={200: "text/html"})
-    async def letter(_request: web.Request) -> web.Response:
+    @api.get("/inbox/{name}", returns={200: "text/html"})
+    async def inbox_entry(_request: web.Request) -> web.Response:
         """One."""
         return web.Response(text="here")
 
@@ -50,7 +50,7 @@ def a_service(*, has_page: bool = False) -> web.Application:
 
 
 async def everything_linked(client: TestClient[Any, Any], links: list[str]) -> None:
-    assert {"/health", "/api-docs", "/metrics", "/openapi.json", "/letters"} == set(links)
+    assert {"/health", "/api-docs", "/metrics", "/openapi.json", "/inbox"} == set(links)
     for link in links:
         async with client.get(link) as answer:
             assert answer.status == 200, link

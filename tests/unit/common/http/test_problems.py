@@ -38,7 +38,7 @@ async def unavailable(_request: web.Request) -> web.StreamResponse:
 
 @api.get("/invalid", returns={200: None})
 async def invalid(_request: web.Request) -> web.StreamResponse:
-    raise InvalidError("Correct it.", errors=(FieldError("/name", "Use letters."),))
+    raise InvalidError("Correct it.", errors=(FieldError("/name", "Use text."),))
 
 
 @api.get("/stale", returns={200: None})
@@ -127,7 +127,7 @@ async def test_an_invalid_request_is_told_about_each_field(client: TestClient[An
     status, document = await problem_at(client, "/invalid")
 
     assert status == 422
-    assert document["errors"] == [{"pointer": "/name", "detail": "Use letters."}]
+    assert document["errors"] == [{"pointer": "/name", "detail": "Use text."}]
     assert document["type"] == "urn:userstream:problem:invalid"
 
 

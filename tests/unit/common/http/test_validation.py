@@ -137,12 +137,12 @@ async def test_a_body_may_have_64_kibibytes(
 ) -> None:
     data = b'{"petName": "Rex"}'.ljust(size)
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         yield data[:1000]
         yield data[1000:]
 
     headers = {"Content-Type": "application/json"}
-    async with client.post("/pets", data=pieces() if chunked else data, headers=headers) as answer:
+    async with client.post("/pets", data=chunks() if chunked else data, headers=headers) as answer:
         assert answer.status == status
 
 
