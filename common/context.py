@@ -1,6 +1,6 @@
-"""Who asked: the ids that travel with a request or message through every service and log line.
+"""The ids that travel with a request or message through every service and log line.
 
-This is also the one place where a caller's identity will be put on and checked:
+This is also the one place where a caller's identity will be added and checked:
 ``outgoing_headers`` is called for every request between services, ``enter_request`` for
 every request that comes in.
 """
@@ -23,7 +23,7 @@ _TRACEPARENT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The ids of the work in hand; empty ones are unknown."""
+    """The ids of the work in progress; empty ones are unknown."""
 
     request_id: str = ""
     correlation_id: str = ""
@@ -52,10 +52,10 @@ def current_ids() -> dict[str, str]:
 
 
 def enter_request(headers: Mapping[str, str]) -> Context:
-    """Take over the ids of an incoming request, or make them; ids that look odd are replaced.
+    """Adopt the ids of an incoming request, or make them; invalid ids are replaced.
 
-    Of a trace the request is a span of its own, as Trace Context (3.2.2.4) demands. So no two
-    requests share one, whatever their clients send.
+    The request is a span of its own in its trace, as Trace Context (3.2.2.4) demands. So no two
+    requests share a span, whatever their clients send.
     """
     request_id = valid_id(headers.get(REQUEST_ID)) or _hex(128)
     context = Context(
@@ -68,7 +68,7 @@ def enter_request(headers: Mapping[str, str]) -> Context:
 
 
 def enter_message(message_id: str, correlation_id: str, traceparent: str) -> None:
-    """Take over the ids of a delivery for the running task."""
+    """Adopt the ids of a delivery for the running task."""
     _current.set(
         Context(message_id=message_id, correlation_id=correlation_id, traceparent=traceparent)
     )
@@ -102,7 +102,7 @@ def valid_traceparent(value: object) -> str:
 
 
 def span_of(traceparent: str) -> str:
-    """The parent-id of a sane trace context: 16 hexadecimal digits; nothing where there is none."""
+    """The parent-id of a valid trace context: 16 hexadecimal digits; empty if there is none."""
     return traceparent[36:52]
 
 

@@ -1,4 +1,4 @@
-"""Every kind of failure; its base class decides what becomes of the message or request."""
+"""Errors by class; the base class decides what becomes of the message or request."""
 
 from dataclasses import dataclass
 from datetime import timedelta

@@ -60,7 +60,7 @@ def _dumps(event: Any, **options: Any) -> bytes:
 
 
 class BufferedLineWriter:
-    """Writes the lines of one turn of the event loop at once: a write costs more than a line.
+    """Writes the lines of one turn of the event loop in one go: a write costs more than a line.
 
     Killed in the middle of a turn, a process loses that turn's lines, and those about requests
     that it answered in the last milliseconds (``common.http.app``); nothing else.
@@ -89,7 +89,7 @@ class BufferedLineWriter:
     def _write_out(self) -> None:
         lines, self._lines = self._lines, []
         if lines:
-            # Whoever read the log has gone; the work goes on.
+            # The reader of the log has gone; the work goes on.
             with suppress(BrokenPipeError, ValueError):
                 self._stream.write(b"".join(lines))
                 self._stream.flush()
@@ -149,7 +149,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """Words that were written for a log, where there are any."""
+    """A text that was written for a log, where there is one."""
     if isinstance(error, UserStreamError):
         return error.detail
     return (error.strerror or "") if isinstance(error, OSError) else ""
@@ -169,6 +169,6 @@ def _route_library_logs(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    # They speak of each lost connection several times; we say it once, with what it means.
+    # They log each lost connection several times; ours do once, with what it means.
     for name in ("aio_pika", "aiormq", "asyncpg"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

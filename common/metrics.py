@@ -1,4 +1,4 @@
-"""All metrics there are; docs/observability.md says what to do about each.
+"""All metrics; docs/observability.md says what to do about each.
 
 Labels never hold an id, an address or anything a person typed.
 """
@@ -28,7 +28,7 @@ DELIVERIES = Counter(
 )
 DELIVERY_SECONDS = Histogram(
     "userstream_delivery_seconds",
-    "Time from delivery to settlement.",
+    "Time from delivery to ack, retry or dead letter.",
     ["queue"],
     buckets=_LATENCY_BUCKETS,
 )
@@ -42,10 +42,14 @@ QUARANTINED = Counter(
 )
 IN_FLIGHT = Gauge("userstream_deliveries_in_flight", "Deliveries taken and not settled.", ["queue"])
 CONSUMER_PAUSED = Gauge(
-    "userstream_consumer_paused", "1 while a neighbour is away and the consumer waits.", ["queue"]
+    "userstream_consumer_paused",
+    "1 while an outage of another service pauses the consumer.",
+    ["queue"],
 )
 CONSUMER_PAUSES = Counter(
-    "userstream_consumer_pauses_total", "How often a neighbour was found away.", ["queue", "code"]
+    "userstream_consumer_pauses_total",
+    "Outages of other services that paused the consumer.",
+    ["queue", "code"],
 )
 PUBLISHES = Counter(
     "userstream_publishes_total",
@@ -78,9 +82,7 @@ EMAILS = Counter(
     "Attempts by what became of them: sent, failed, deferred, unsure; skipped if sent before.",
     ["template", "status"],
 )
-RESENDS = Counter(
-    "userstream_resends_total", "Mails that somebody had sent again.", ["status_before"]
-)
+RESENDS = Counter("userstream_resends_total", "Mails resent by hand.", ["status_before"])
 BOUNCES = Counter(
     "userstream_bounces_total",
     "Reports posted: failed, delayed, delivered, relayed, expanded; repeated, unknown.",
@@ -113,7 +115,7 @@ LEDGER_TRUNCATED = Gauge(
 )
 LEDGER_INCIDENTS = Gauge(
     "userstream_ledger_incidents",
-    "What the ledger cannot account for and nobody has taken note of.",
+    "What the ledger cannot account for and no person has acknowledged.",
 )
 LEDGER_AGE = Gauge(
     "userstream_ledger_age_seconds", "Time since the ledger was last reconciled here."

@@ -1,4 +1,4 @@
-"""Whether a service can do its work: its dependencies, and what else it has to say."""
+"""Readiness of a service: its dependencies, and notes for people."""
 
 import asyncio
 import time
@@ -31,13 +31,13 @@ class Circuit(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthNote:
-    """What a person who looks should know, and what keeps the service from nothing."""
+    """What a person should know; it never makes the service not ready."""
 
     detail: str
     """In words."""
 
     warning: bool = False
-    """Whether somebody should do something about it."""
+    """Whether a person should act on it."""
 
     facts: Mapping[str, float | str] = field(default_factory=dict)
     """The same for programs."""
@@ -45,18 +45,18 @@ class HealthNote:
 
 @dataclass(slots=True)
 class Readiness:
-    """The dependencies of a service, each with its check; and what else it has to say."""
+    """The dependencies of a service, each with its check; its notes and circuits."""
 
     checks: dict[str, Check] = field(default_factory=dict)
     notes: dict[str, Callable[[], HealthNote]] = field(default_factory=dict)
     circuits: dict[str, Circuit] = field(default_factory=dict)
     _missing: frozenset[str] = frozenset()
-    """What was not there when somebody asked last."""
+    """What was missing at the last report."""
 
     _has_been_ready: bool = False
 
     def add(self, name: str, check: Check) -> None:
-        """Ask ``check`` whenever somebody asks whether the service is ready."""
+        """Run ``check`` for each report."""
         self.checks[name] = check
 
     def note(self, name: str, note: Callable[[], HealthNote]) -> None:
@@ -76,7 +76,7 @@ class Readiness:
         }
 
     async def report(self) -> dict[str, Any]:
-        """Every dependency with its state and the milliseconds it took to tell."""
+        """Every dependency with its state and the milliseconds that its check took."""
         results = await asyncio.gather(*(_result(check) for check in self.checks.values()))
         dependencies = dict(zip(self.checks, results, strict=True))
         ready = all(result["ready"] for result in results)
@@ -94,7 +94,7 @@ class Readiness:
         if missing - self._missing:
             if self._has_been_ready:
                 log.warning("service.not_ready", waits_for=reasons)
-            else:  # at a start everybody waits for somebody
+            else:  # at a start each service waits for another
                 log.info("service.waiting", waits_for=reasons)
         elif self._missing and not missing:
             log.info("service.ready")

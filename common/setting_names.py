@@ -1,4 +1,4 @@
-"""Finds settings that nobody reads: names with a typing mistake. Standard library only."""
+"""Finds misspelt settings, which no service reads. Standard library only."""
 
 import re
 from collections.abc import Collection, Iterable

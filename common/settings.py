@@ -124,16 +124,16 @@ class Section(BaseSettings):
 
 
 class ServiceSettings(Section):
-    """What every service can be told; a variable wins over a file, a file over ``.env``."""
+    """Settings of every service; a variable wins over a file, a file over ``.env``."""
 
     port: Port
 
     bind_address: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 in a container, where the engine decides who gets in."""
+    """Address to listen on; 0.0.0.0 in a container, where the engine decides who may connect."""
 
     allowed_hosts: HostNames = ""
-    """Names, separated by commas, under which this service is asked, besides localhost, addresses
-    and PUBLIC_URL's; *.example.org stands for all below it, * switches the check off."""
+    """Host names, separated by commas, that requests may name, besides localhost, addresses and
+    PUBLIC_URL's; *.example.org stands for all below it, * switches the check off."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severity that is logged."""
@@ -152,13 +152,13 @@ class ServiceSettings(Section):
         return text
 
     def without_effect(self) -> dict[str, str]:
-        """What was given and changes nothing: the variable, and why, in words."""
+        """Variables that are set and change nothing, each with the reason."""
         known = {name.upper() for name in type(self).model_fields}
         found = {
             name: f"there is no such setting{f'; {like} is one' if like else ''}"
             for name, like in misspelt(os.environ, known).items()
         }
-        # In a file of our own, whatever is no setting is a mistake.
+        # In our own file, every name that is no setting is a mistake.
         for name in dotenv_values(_dotenv(type(self)), encoding="utf-8-sig"):
             if name.upper() not in known:
                 like = misspelt([name], known).get(name)
@@ -191,7 +191,7 @@ def _dotenv(settings_class: type[BaseSettings]) -> Path:
 
 
 class BrokerSettings(Section):
-    """What a service that speaks AMQP can be told."""
+    """Settings of a service that speaks AMQP."""
 
     queue_url: AmqpUrl
     """Where RabbitMQ is, with the service's own user: amqp://user:password@host:5672/%2F"""
@@ -201,7 +201,7 @@ class BrokerSettings(Section):
 
 
 class ConsumerSettings(BrokerSettings):
-    """What a service that consumes messages can be told."""
+    """Settings of a service that consumes messages."""
 
     max_retry_attempts: int = Field(default=3, ge=0)
     """Retries after the first try, before a message is dead-lettered; at most the route's steps."""
@@ -210,11 +210,11 @@ class ConsumerSettings(BrokerSettings):
     """Milliseconds before the first retry; doubled with each step."""
 
     prefetch: int = Field(default=100, ge=1, le=10_000)
-    """Deliveries in hand at once. Measured: with 20 a backlog takes 2.5 times as long as with 100,
-    with 50 1.6 times; more than 100 gains nothing."""
+    """Deliveries in flight at once. Measured: a backlog takes 2.5 times as long with 20 as with
+    100, and 1.6 times with 50; more than 100 gains nothing."""
 
     crash_marker_dir: Path | None = None
-    """Folder for notes about messages that may kill their process; it must outlive the process.
+    """Folder for crash markers of messages that may kill their process; must outlive the process.
     Without one, a folder below the system's for temporary files."""
 
     def unused(self) -> dict[str, str]:
@@ -230,7 +230,7 @@ class ConsumerSettings(BrokerSettings):
 
 
 class DatabaseServiceSettings(Section):
-    """What a service that asks database_service can be told."""
+    """Settings of a service that calls database_service."""
 
     database_service_url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:8083")
     """Base URL of database_service."""

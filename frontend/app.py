@@ -49,7 +49,7 @@ def build_app(settings: Settings) -> web.Application:
             app[PUBLISHER] = await stack.enter_async_context(
                 open_publisher(settings, service=SERVICE, readiness=readiness)
             )
-            app[UNPROMISED] = await stack.enter_async_context(Unpromised(app[DATABASE]).telling())
+            app[UNPROMISED] = await stack.enter_async_context(Unpromised(app[DATABASE]).reporting())
             app[JOURNEYS] = JourneyReader(app[DATABASE], app[IDENTITIES])
             app[WATCHERS] = Watchers(
                 app[JOURNEYS].select_journeys, clients=Clients(settings.trusted_proxies)

@@ -1,4 +1,4 @@
-"""Whose request it is: the address of a client, also behind proxies that are trusted."""
+"""The client of a request: its address, also behind trusted proxies."""
 
 import ipaddress
 import re
@@ -24,8 +24,8 @@ class Clients:
     def name(self, request: web.Request) -> str:
         """The peer's address; where that is a trusted proxy's, the one that the proxy names.
 
-        Of several in ``X-Forwarded-For`` the last counts that no trusted proxy has: what stands
-        before it is the client's own word.
+        Of several in ``X-Forwarded-For`` the last one counts that is no trusted proxy's: the
+        client may have written the ones before it.
         """
         client = _address(request.remote or "")
         given = ",".join(request.headers.getall(X_FORWARDED_FOR, ()))

@@ -17,10 +17,10 @@ from common.http.server import connection_limit
 from frontend.clients import Clients
 
 MAX_WATCHERS = 1000
-"""Pages watching at once, where files are plenty; further ones reload by themselves instead."""
+"""Streams at once, where files are plenty; further pages reload by themselves instead."""
 
 MAX_WATCHERS_OF_ONE = 100
-"""Pages of one client: enough for a household or an office behind one address."""
+"""Streams of one client: enough for a household or an office behind one address."""
 
 PAUSE_SECONDS = 0.1
 """Between two readings; what becomes due meanwhile is read together."""
@@ -40,13 +40,13 @@ SelectJourneys = Callable[[Sequence[UUID]], Awaitable[list[Journey]]]
 
 
 class TooManyWatchersError(UnavailableError):
-    """So many pages are watching that a further one would slow down registering."""
+    """A further stream would slow down registrations."""
 
     code = "too_many_watchers"
 
 
 class _Watched:
-    """A registration that pages watch: what was last told of it, and when to look again."""
+    """A registration that pages watch: its latest event, and when to read it again."""
 
     def __init__(self, now: float) -> None:
         self.since = self.due = now
@@ -55,8 +55,8 @@ class _Watched:
         self.finished = False
         self.changed = asyncio.Event()
 
-    def tell(self, event: str, *, finished: bool) -> None:
-        """Wake up whoever streams it, if this is news."""
+    def publish(self, event: str, *, finished: bool) -> None:
+        """Wake up the streams, if the event is a new one."""
         if event != self.event:
             self.event, self.finished = event, finished
             self.wake()
@@ -67,7 +67,7 @@ class _Watched:
 
 
 class Watchers:
-    """Streams journeys; knows how many it streams to whom, and ends them when the service stops."""
+    """Streams journeys, within limits for all and for each client, until the service stops."""
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class Watchers:
 
         Args:
             select_journeys: Reads the journeys.
-            clients: Tells clients apart; without it, by their address.
-            connections: How many the process can hold; half of them at most are streams.
+            clients: Names the client of a request; without it, its peer's address.
+            connections: How many the process can hold; at most half of them are streams.
         """
         half = (connections or connection_limit()) // 2
         self._most = min(MAX_WATCHERS, half)
@@ -103,7 +103,7 @@ class Watchers:
         """Send a ``journey`` event for every change, ``unavailable`` when it cannot be read.
 
         Raises:
-            TooManyWatchersError: There is no room for this client, or for anybody.
+            TooManyWatchersError: This client, or all together, have as many as they may.
         """
         with self._place(self._clients.name(request)):
             response = web.StreamResponse(
@@ -121,8 +121,8 @@ class Watchers:
     def _place(self, client: str) -> Iterator[None]:
         if self._by_client.total() >= self._most or self._by_client[client] >= self._most_of_one:
             raise TooManyWatchersError(
-                "So many pages are watching that this one has to ask by itself: reload it, or ask "
-                "the API, to see how far the registration is."
+                "Too many pages are being watched. Reload this one, or ask the API, to see how far "
+                "the registration is."
             )
         self._by_client[client] += 1
         try:
@@ -180,12 +180,12 @@ class Watchers:
             journeys = await self._select_journeys(registration_ids)
         except UserStreamError:
             for each in filter(None, map(self._watched.get, registration_ids)):
-                each.tell(UNAVAILABLE, finished=False)
+                each.publish(UNAVAILABLE, finished=False)
             return
         for journey in journeys:
             if watched := self._watched.get(journey.registration_id):
                 data = journey.model_dump_json(by_alias=True)
-                watched.tell(f"event: journey\ndata: {data}\n\n", finished=journey.finished)
+                watched.publish(f"event: journey\ndata: {data}\n\n", finished=journey.finished)
 
 
 def _interval(watched: float) -> float:

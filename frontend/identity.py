@@ -1,8 +1,7 @@
 """The id of a registration: the same key and body always give the same one.
 
-The last four bytes seal the others, so an id that was given out is told from one that was made up
-without asking anybody. It is no protection: who has an id may follow its journey, and sees nothing
-personal there.
+The last four bytes seal the others, so an id that was given out is recognised without a request.
+The seal is no protection: any holder of an id may follow its journey, which shows nothing personal.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ SEAL_BYTES = 4
 """One made-up id in four thousand million looks like one of ours."""
 
 REMEMBERED_KEYS = 100_000
-"""Keys of which this process knows the body, some 20 MB; the oldest are forgotten first."""
+"""Keys of which this process knows the body, some 20 MB; the oldest are dropped first."""
 
 
 class Identities:

@@ -1,4 +1,4 @@
-"""How far registrations have come, as people may know it."""
+"""Journeys of registrations, as people may see them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,10 +21,10 @@ class Records(Protocol):
 
 
 class JourneyReader:
-    """Reads journeys, and tells what waits to be stored from what nobody has accepted.
+    """Reads journeys, and marks ids as unknown that are neither stored nor ours.
 
-    database_service knows what is stored. Whether an id that it does not know was ever given
-    out can be seen from the id itself: ``Identities.is_ours``.
+    database_service knows what is stored. Whether the frontend made an id shows in the id itself:
+    ``Identities.is_ours``.
     """
 
     def __init__(self, records: Records, identities: Identities) -> None:
@@ -33,17 +33,18 @@ class JourneyReader:
 
     async def select_journey(self, registration_id: UUID) -> Journey:
         """How far a registration has come."""
-        return self._told(await self._records.select_journey(registration_id))
+        return self._marked(await self._records.select_journey(registration_id))
 
     async def select_journeys(self, registration_ids: Sequence[UUID]) -> list[Journey]:
         """How far each has come, in their order."""
-        return [self._told(each) for each in await self._records.select_journeys(registration_ids)]
+        journeys = await self._records.select_journeys(registration_ids)
+        return [self._marked(journey) for journey in journeys]
 
     def is_ours(self, registration_id: UUID) -> bool:
         """Whether the id was given out with a 202, whatever is stored."""
         return self._identities.is_ours(registration_id)
 
-    def _told(self, journey: Journey) -> Journey:
+    def _marked(self, journey: Journey) -> Journey:
         if journey.status is JourneyStatus.PENDING and not self.is_ours(journey.registration_id):
             return journey.model_copy(update={"status": JourneyStatus.UNKNOWN})
         return journey

@@ -1,4 +1,4 @@
-"""What the frontend can be told."""
+"""Settings of the frontend."""
 
 from pydantic import Field, SecretStr
 
@@ -19,8 +19,8 @@ class Settings(BrokerSettings, DatabaseServiceSettings, ServiceSettings):
     port: Port = 3000
 
     public_url: PublicUrl | None = None
-    """Where people reach it, as in links; without it, http://localhost with the port. A name of
-    its own: without a path."""
+    """Where people reach it, as in links; without it, http://localhost with the port. A host of its
+    own: without a path."""
 
     cors_origins: Origins = ""
     """Origins, separated by commas, whose pages may use the API and the live journey from a
@@ -34,7 +34,7 @@ class Settings(BrokerSettings, DatabaseServiceSettings, ServiceSettings):
     """Key from which registration ids are made; the same on all instances, and kept."""
 
     canary_seconds: int = Field(default=60, ge=0, le=86_400)
-    """Seconds between canaries, which go the whole way and show in /health; 0 sends none."""
+    """Seconds between canaries, whose outcome shows in /health; 0 sends none."""
 
     @property
     def base_url(self) -> str:

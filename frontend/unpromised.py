@@ -1,8 +1,8 @@
-"""Tells the ledger what was published and answered with 503.
+"""Reports to the ledger what was published and answered with 503.
 
-The broker may have such a registration in its stream and nowhere else. Nobody was promised it, and
-without a word from here the ledger would call it lost. It is kept in memory alone: a process that
-is killed before it could tell leaves a false alarm, never a loss that nobody sees.
+The broker may have such a registration in its stream and nowhere else. It was not promised, and
+without a report the ledger would call it lost. Reports are kept in memory alone: a process that is
+killed before it sent one leaves a false alarm, never a hidden loss.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from common.errors import PermanentError, UserStreamError
 log = structlog.get_logger()
 
 MAX_WAITING = 10_000
-"""Publications that wait to be told, some 5 MB; what comes on top is not told."""
+"""Publications that wait to be reported, some 5 MB; more are not reported."""
 
 PAUSE_SECONDS = 0.2
-"""Between two requests, so that those of a flood travel together."""
+"""Between two requests, so that those of a flood are sent in one."""
 
 LONGEST_PAUSE_SECONDS = 10.0
 """Between attempts where database_service is away: doubling up to this."""
@@ -37,7 +37,7 @@ STOP_SECONDS = 2.0
 
 
 class Ledger(Protocol):
-    """Where it is kept: ``common.database_client.client`` in production."""
+    """Where reports are kept: ``common.database_client.client`` in production."""
 
     async def record_unpromised(self, unpromised: UnpromisedPublications) -> int:
         """Keep what was published and answered with 503."""
@@ -54,9 +54,9 @@ class Unpromised:
         self._dropped = ""
 
     def note(self, registration_id: UUID, traceparent: str) -> None:
-        """Tell the ledger of it some time; costs whoever is answered nothing.
+        """Queue the publication for a report; the answer to its request does not wait.
 
-        Only for a publication that no 202 was given for, and none will be.
+        Only for a publication without a 202, now and later.
         """
         span = span_of(traceparent)
         if not span or is_canary(registration_id):  # of canaries the ledger keeps nothing
@@ -68,9 +68,9 @@ class Unpromised:
         self._has_some.set()
 
     @asynccontextmanager
-    async def telling(self) -> AsyncIterator[Self]:
-        """Tell in the background until the block is left; then what is left, if that is quick."""
-        task = asyncio.create_task(self._tell_for_ever())
+    async def reporting(self) -> AsyncIterator[Self]:
+        """Report in the background until the block is left; then the rest, if that is quick."""
+        task = asyncio.create_task(self._report_periodically())
         try:
             yield self
         finally:
@@ -79,21 +79,21 @@ class Unpromised:
             with suppress(UserStreamError, TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     while self._waiting:
-                        await self._tell_some()
+                        await self._report_some()
 
-    async def _tell_for_ever(self) -> None:
+    async def _report_periodically(self) -> None:
         pause = PAUSE_SECONDS
         while True:
             await self._has_some.wait()
             try:
-                await self._tell_some()
+                await self._report_some()
                 pause = PAUSE_SECONDS
-            except UserStreamError:  # as often as it takes; the circuit has said so already
+            except UserStreamError:  # as often as it takes; the circuit has logged it already
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(pause)
 
-    async def _tell_some(self) -> None:
-        """Tell of the oldest; told twice, they are known once."""
+    async def _report_some(self) -> None:
+        """Report the oldest; a repeated report changes nothing."""
         some = list(islice(self._waiting, MAX_ENTRIES))
         try:
             await self._ledger.record_unpromised(
@@ -108,7 +108,7 @@ class Unpromised:
             self._has_some.clear()
 
     def _drop(self, code: str) -> None:
-        """Leave some to be called lost; said once per reason."""
+        """Leave some unreported; logged once per reason."""
         if self._dropped != code:
             log.warning("unpromised.dropped", code=code)
         self._dropped = code

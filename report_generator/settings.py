@@ -1,4 +1,4 @@
-"""What the report generator can be told."""
+"""Settings of the report generator."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from report_generator.csv_style import CsvStyle
 
 
 class Settings(ServiceSettings, ConsumerSettings, DatabaseServiceSettings):
-    """Everything that can be set."""
+    """The report generator's settings."""
 
     port: int = Field(default=8084, ge=0, le=65535)
     """TCP port to listen on."""

@@ -15,7 +15,7 @@ STATUS_PATTERN = r"^[245]\.[0-9]{1,3}\.[0-9]{1,3}$"
 """An enhanced status code (RFC 3463)."""
 
 DIAGNOSTIC_LENGTH = 500
-"""Characters of a server's words that are kept."""
+"""Characters of a server's text that are kept."""
 
 
 class BounceReport(Body):
@@ -36,7 +36,7 @@ class BounceReport(Body):
     """The mail, where the report names one of ours."""
 
     recipient: EmailAddress | None = None
-    """Who it was for, where the report names nobody's mail."""
+    """The recipient, where the report names no mail of ours."""
 
     action: ReportAction
     status: Annotated[str, StringConstraints(pattern=STATUS_PATTERN)]

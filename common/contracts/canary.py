@@ -1,16 +1,16 @@
-"""The canary: a registration of our own that goes the whole way and leaves nothing behind.
+"""The canary: a synthetic registration that goes end to end and leaves nothing behind.
 
-Its id is the mark. The id travels with all that comes of a registration (messages, retries,
-dead letters, rows, log lines), so nothing that belongs to a canary can lose its mark, and no
-contract needs a field for it. Nobody outside chooses an id: the frontend makes them, of
-version 4, from a secret.
+Its id marks it. The id travels with everything that follows from a registration (messages,
+retries, dead letters, rows, log lines), so nothing of a canary can lose the mark, and no contract
+needs a field for it. Clients cannot choose an id: the frontend makes them, of version 4, from a
+secret.
 """
 
 import secrets
 from uuid import UUID
 
 _MARK = int.from_bytes(b"canary") << 4 | 8
-"""The first 52 bits: six letters, and version 8, which is free for such uses (RFC 9562, 5.8)."""
+"""The first 52 bits: six ASCII characters, and version 8, free for such uses (RFC 9562, 5.8)."""
 
 _REST_BITS = 76
 _VARIANT = 0b10 << 62
@@ -32,5 +32,5 @@ def is_canary(registration_id: UUID | None) -> bool:
 
 
 def canary_address(canary_id: UUID) -> str:
-    """An address that nobody has, and that nobody can know before: no user is in its way."""
+    """An address that no user has or can guess, so that none is in its way."""
     return f"canary-{canary_id.hex}@example.org"

@@ -1,4 +1,4 @@
-"""A notification: the request to mail somebody, the claim on it, and how it went."""
+"""A notification: the request for a mail, the claim on it, and its outcome."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -32,7 +32,7 @@ SAME_FOR_EVERYBODY = frozenset({Template.WELCOME, Template.ALREADY_REGISTERED})
 
 
 class EmailRequested(Contract):
-    """Somebody is to get a mail; its ``message_id`` is the identity of that mail."""
+    """A mail is to be sent; its ``message_id`` is the identity of that mail."""
 
     type_name: ClassVar[str] = "email.notification.requested.v1"
     route: ClassVar[Route] = EMAIL_NOTIFICATIONS
@@ -75,7 +75,7 @@ class NotificationRequest(Body):
 
 
 class NotificationAccepted(Answer):
-    """The request is safe at the broker; ``status_url`` tells how it went."""
+    """The request is safe at the broker; ``status_url`` shows its state."""
 
     notification_id: UUID
     status_url: str
@@ -99,7 +99,7 @@ class DeliveryStatus(StrEnum):
     """The mail server refused the address or the mail itself; it will not be tried again."""
 
     UNSURE = "unsure"
-    """The link dropped after the final dot; it will be sent again with the same Message-ID."""
+    """The connection dropped after the final dot; it is sent again with the same Message-ID."""
 
     SUPPRESSED = "suppressed"
     """Not sent: the owner of the address was told within a day, or the address takes no mail."""
@@ -311,7 +311,7 @@ class DeliveryReport(Answer):
 
 
 class Resend(Answer):
-    """Somebody had the mail sent again."""
+    """The mail was sent again by hand."""
 
     asked_at: Instant
     asked_by: str

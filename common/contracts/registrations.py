@@ -90,7 +90,7 @@ class Outcome(StrEnum):
     """A new user."""
 
     DUPLICATE = "duplicate"
-    """Somebody is registered under that address already."""
+    """The address is registered already."""
 
 
 class StoredRegistration(Answer):
@@ -124,8 +124,8 @@ class JourneyStatus(StrEnum):
 
     MAILED = "mailed"
     """Nothing more is to come: the mail was handed to the mail server, or none was due, because the
-    address got one within a day or its mails come back. Which of these, nobody is told: it would
-    tell who is registered."""
+    address got one within a day or its mails bounce. Which of these is not shown: it would reveal
+    who is registered."""
 
     MAIL_FAILED = "mail_failed"
     """The mail server did not take the mail, for a reason that lies with this address or mail."""
@@ -163,7 +163,7 @@ class Journeys(Answer):
 
 
 class CanariesRemoved(Answer):
-    """A canary has come home, and with it those that nobody waited for any more."""
+    """The canaries that were removed: the one that was mailed, and stale ones."""
 
     removed: int
     """How many were stored; 0 if this one was removed before."""

@@ -1,4 +1,4 @@
-"""The one rule for each value that a person types; pages, API and consumers all use it."""
+"""The rules for values that people type, shared by pages, API and consumers."""
 
 import re
 import unicodedata
@@ -81,11 +81,11 @@ IDNA 2003; maybe with a name in front of it and a comma behind it.
 For a first check in the browser; ``check_email`` has the last word and accepts nothing else.
 """
 
-REMEMBERED_NAMES = 1024
-"""Names with more than plain letters of which a process knows the form, some 0.5 MB."""
+CACHED_NAMES = 1024
+"""Names beyond plain ASCII of which a process caches the form, some 0.5 MB."""
 
-REMEMBERED_ADDRESSES = 1024
-"""Addresses of which a process knows the outcome: those in hand at once, some 0.3 MB."""
+CACHED_ADDRESSES = 1024
+"""Addresses of which a process caches the outcome: those in flight at once, some 0.3 MB."""
 
 NAME_HINT = "Use letters, spaces, hyphens, apostrophes and full stops only."
 NAME_STRAY = f"{{character}} cannot be part of a name. {NAME_HINT}"
@@ -95,7 +95,7 @@ EMAIL_STRAY = f"{{character}} cannot be part of an e-mail address. {EMAIL_HINT}"
 
 
 def clean_name(value: object) -> object:
-    """Bring a name into one form; what is no text is left for pydantic to refuse.
+    """Normalise a name; what is no text is left for pydantic to refuse.
 
     Composed (NFC), one plain space wherever there are spaces of any kind, none at the ends, plain
     hyphens and apostrophes for their look-alikes, and nothing invisible except what a script needs
@@ -104,7 +104,7 @@ def clean_name(value: object) -> object:
     if not isinstance(value, str) or _PLAIN_NAME.fullmatch(value):
         return value
     if len(value) <= NAME_MAX_LENGTH:
-        # Remembered: each name passes here three times on its way.
+        # Cached: each name passes here three times on its way.
         return _in_one_form(value)
     value = value.strip()
     # To compose many marks behind one letter takes time that grows with their square. What is
@@ -112,7 +112,7 @@ def clean_name(value: object) -> object:
     return _in_one_form.__wrapped__(value) if len(value) <= NAME_TYPED_LENGTH else value
 
 
-@lru_cache(maxsize=REMEMBERED_NAMES)
+@lru_cache(maxsize=CACHED_NAMES)
 def _in_one_form(name: str) -> str:
     visible = _without_invisible(unicodedata.normalize("NFC", name))
     folded = "".join(map(_folded, visible))
@@ -204,7 +204,7 @@ def check_name(value: str) -> str:
     """Refuse characters that no name has, and names without a letter.
 
     Raises:
-        ValueError: In words for the person who typed it, with the character.
+        ValueError: With a message for the person who typed it, naming the character.
     """
     if _PLAIN_NAME.fullmatch(value):
         return value
@@ -217,7 +217,7 @@ def check_name(value: str) -> str:
 
 
 def shown(character: str) -> str:
-    """A character as the subject of a sentence: by its number where nobody would see it."""
+    """A character as the subject of a sentence: by its number where it is invisible."""
     if character == " ":
         return "A space"
     return f"“{character}”" if character.isprintable() else f"The character U+{ord(character):04X}"
@@ -265,15 +265,15 @@ _HALF_WIDTH = {number: number - 0xFEE0 for number in range(0xFF01, 0xFF5F)}
 """The full-width forms of ASCII, as keyboards for Chinese and Japanese type them."""
 
 
-@lru_cache(maxsize=REMEMBERED_ADDRESSES)
+@lru_cache(maxsize=CACHED_ADDRESSES)
 def check_email(value: str) -> str:
     """Normalise an address: domain in lower case, composed characters.
 
-    No DNS is asked: an outage of it must not refuse people. The last addresses are
-    remembered, because each passes here three times on its way through a service.
+    DNS is not asked: its outage must not refuse people. The last addresses are cached, because
+    each passes here three times on its way.
 
     Raises:
-        ValueError: In words for the person who typed it.
+        ValueError: With a message for the person who typed it.
     """
     if _PLAIN_EMAIL.fullmatch(value) and not value.lower().endswith(_SPECIAL_DOMAINS):
         local, _, domain = value.rpartition("@")
@@ -289,7 +289,7 @@ def check_email(value: str) -> str:
 
 
 def _refusal(address: str) -> str:
-    """What to say of an address: which character is wrong, where one is by itself."""
+    """The message for an invalid address: its wrong character, where one is to blame."""
     stray = _NOT_IN_EMAIL.search(address)
     return EMAIL_STRAY.format(character=shown(stray[0])) if stray else EMAIL_HINT
 
@@ -380,17 +380,14 @@ Text = Annotated[
 """Any printable text; bound its length with ``StringConstraints`` where it is used."""
 
 
-def _year_is_plausible(value: datetime) -> datetime:
-    if not 1970 <= value.astimezone(UTC).year <= 9998:  # noqa: PLR2004 - room for any zone
-        raise ValueError("The date is out of range.")
-    return value
-
-
 def _in_utc(value: datetime) -> datetime:
     try:
-        return _year_is_plausible(value).astimezone(UTC)
+        moment = value.astimezone(UTC)
     except OverflowError as error:
         raise ValueError("The date is out of range.") from error
+    if not 1970 <= moment.year <= 9998:  # noqa: PLR2004 - room for any zone
+        raise ValueError("The date is out of range.")
+    return moment
 
 
 _AWARE = TypeAdapter(AwareDatetime)

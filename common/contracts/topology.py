@@ -30,8 +30,8 @@ LOG_LIMITS: dict[str, object] = {
 }
 """What a stream keeps: a week, at most 1 GiB; whole segments go when they are too old or too many.
 
-Some four million registrations. Whoever accepts more in a week loses the oldest from the
-stream; the ledger has read them long before.
+Some four million registrations. With more in a week the stream loses the oldest; the ledger has
+read them long before.
 """
 
 
@@ -138,8 +138,8 @@ class BrokerUser:
         """Permission pattern: the exchanges it publishes to, and the queues it only declares.
 
         A passive declaration needs some right on the queue (since RabbitMQ 4.3.1; see
-        https://github.com/rabbitmq/rabbitmq-server/pull/16272). To write is the least: nobody
-        publishes to a queue, and to read would be to take its messages.
+        https://github.com/rabbitmq/rabbitmq-server/pull/16272). To write is the least:
+        no client publishes to a queue, and to read would be to take its messages.
         """
         names = [*self.exchanges, *(route.return_exchange for route in self.redrives)]
         readable = re.compile(self.read)
@@ -167,7 +167,7 @@ BROKER_USERS = {
         consumes=(REPORT_REQUESTS,), publishes=(REPORT_REQUESTS, EMAIL_NOTIFICATIONS)
     ),
 }
-"""One broker user per service that speaks AMQP; nobody but an administrator may configure."""
+"""One broker user per service that speaks AMQP; only an administrator may configure."""
 
 MONITOR = "monitor"
 """The broker user that may look at everything over the management API and change nothing."""

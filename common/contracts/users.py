@@ -51,7 +51,7 @@ class UserList(Answer):
 
 
 class UserListQuery(Body):
-    """Which page: by keyset (``after``), or by number where somebody insists (``page``)."""
+    """The page that is asked for: by keyset (``after``), or by number (``page``)."""
 
     after: Annotated[int, Field(ge=0, le=MAX_BIGINT)] | None = None
     """The last id of the page before. Any page costs as much as the first."""

@@ -137,7 +137,7 @@ function complaint(input) {
   return stray ? input.dataset.stray.replace("{character}", () => shown(stray)) : input.dataset.mismatch;
 }
 
-/** A character as the subject of a sentence: by its number where nobody would see it. */
+/** A character as the subject of a sentence: by its number where it is invisible. */
 function shown(character) {
   if (character === " ") return "A space";
   if (!/[\p{C}\p{Z}]/u.test(character)) return `“${character}”`;

@@ -1,7 +1,6 @@
 """The pages as people meet them: the real frontend and a real browser.
 
-Only its two neighbours, the broker and database_service, are fakes here, because their moods
-must be forced.
+The broker and database_service are fakes here, because their failures must be forced.
 """
 
 import asyncio
@@ -151,7 +150,7 @@ def _settings() -> Settings:
 
 
 def _opening(fake: object) -> type[Any]:
-    """A class whose ``open`` gives the fake, as those of the real neighbours do."""
+    """A class whose ``open`` gives the fake, as the real classes do."""
 
     @asynccontextmanager
     async def open_(*_: object, **__: object) -> AsyncIterator[object]:

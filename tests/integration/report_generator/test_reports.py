@@ -259,13 +259,13 @@ async def test_what_cannot_be_written_ends_as_failed_and_dead_letter(
         report_id = await stack.request(url)
 
         report = await stack.finished(url, report_id, "failed")
-        letter = await take(stack.broker.admin_url, REPORT_REQUESTS.dead_letter_queue)
+        dead_letter = await take(stack.broker.admin_url, REPORT_REQUESTS.dead_letter_queue)
         health = await stack.get(f"{url}/health/ready")
 
     assert "Not a directory" in report["errorMessage"]
-    assert letter.headers["x-error-code"] == "storage_failed"
-    assert letter.headers["x-failed-attempts"] == 4
-    assert letter.message_id == report_id
+    assert dead_letter.headers["x-error-code"] == "storage_failed"
+    assert dead_letter.headers["x-failed-attempts"] == 4
+    assert dead_letter.message_id == report_id
     assert health["dependencies"]["output_directory"]["code"] == "storage_failed"
     assert health["dependencies"]["consumer"]["ready"]
 

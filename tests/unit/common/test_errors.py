@@ -67,7 +67,7 @@ def test_the_base_class_and_the_status_agree(kind: type[UserStreamError]) -> Non
         assert kind.http_status in {408, 500, 503}  # all may be repeated as they are
 
 
-def test_a_neighbours_code_becomes_the_error_it_was() -> None:
+def test_a_code_of_another_service_becomes_the_error_it_was() -> None:
     assert UserStreamError.by_code["stale"] is errors.StaleError
     assert UserStreamError.by_code["duplicate_email"] is errors.DuplicateEmailError
 

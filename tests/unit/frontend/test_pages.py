@@ -234,10 +234,10 @@ def test_status_says_that_it_goes_on_when_it_can_not_be_read() -> None:
 
 def test_status_of_a_number_that_was_not_given_out_promises_nothing() -> None:
     unknown = render_status(a_journey(JourneyStatus.UNKNOWN), REGISTRATION)
-    unread = render_status(None, REGISTRATION, accepted=False)
+    unreadable = render_status(None, REGISTRATION, accepted=False)
 
-    assert shown_states(unread) == ["unknown", "unknown", "unknown"]
-    for page in (unknown, unread):
+    assert shown_states(unreadable) == ["unknown", "unknown", "unknown"]
+    for page in (unknown, unreadable):
         assert "done" not in shown_states(page)
         assert 'http-equiv="refresh"' in page  # it may still come
 

@@ -23,7 +23,7 @@ SECRET = "a secret of thirty-two characters"
 
 
 class FakePublisher:
-    """Confirms everything, or raises what it is told."""
+    """Confirms every publish, or raises ``error``."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None

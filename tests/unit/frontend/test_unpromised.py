@@ -58,10 +58,10 @@ class FakeLedger:
 
 async def test_what_was_answered_with_503_is_told_together() -> None:
     ledger, keys = FakeLedger(), [uuid4() for _ in range(1500)]
-    async with Unpromised(ledger).telling() as unpromised:
+    async with Unpromised(ledger).reporting() as unpromised:
         for key in keys:
             unpromised.note(key, TRACE)
-        await until(lambda: len(ledger.ids) == 1500, "telling")
+        await until(lambda: len(ledger.ids) == 1500, "reporting")
 
     assert ledger.ids == keys
     assert [len(some) for some in ledger.told] == [1000, 500]
@@ -71,9 +71,9 @@ async def test_what_was_answered_with_503_is_told_together() -> None:
 async def test_it_is_told_again_until_it_is_taken() -> None:
     away = DatabaseServiceUnavailableError
     ledger, key = FakeLedger([away(), away(), away()]), uuid4()
-    async with Unpromised(ledger).telling() as unpromised:
+    async with Unpromised(ledger).reporting() as unpromised:
         unpromised.note(key, TRACE)
-        await until(lambda: ledger.ids == [key], "telling")
+        await until(lambda: ledger.ids == [key], "reporting")
 
     assert ledger.asked == 4
 
@@ -82,9 +82,9 @@ async def test_what_is_left_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(unpromised_module, "LONGEST_PAUSE_SECONDS", 3600)
     monkeypatch.setattr(unpromised_module, "PAUSE_SECONDS", 3600)
     ledger, keys = FakeLedger(), [uuid4(), uuid4()]
-    async with Unpromised(ledger).telling() as unpromised:
+    async with Unpromised(ledger).reporting() as unpromised:
         unpromised.note(keys[0], TRACE)
-        await until(lambda: ledger.ids == keys[:1], "telling")
+        await until(lambda: ledger.ids == keys[:1], "reporting")
         unpromised.note(keys[1], TRACE)
 
     assert ledger.ids == keys
@@ -92,18 +92,18 @@ async def test_what_is_left_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_an_end_waits_for_nobody_who_is_away() -> None:
     ledger = FakeLedger([DatabaseServiceUnavailableError()] * 10_000)
-    async with Unpromised(ledger).telling() as unpromised:
+    async with Unpromised(ledger).reporting() as unpromised:
         unpromised.note(uuid4(), TRACE)
-        await until(lambda: ledger.asked > 1, "telling")
+        await until(lambda: ledger.asked > 1, "reporting")
 
 
 async def test_an_older_database_service_is_asked_and_told_of_once() -> None:
     ledger = FakeLedger([NotFoundError(), NotFoundError()])
     with capture_logs() as lines:
-        async with Unpromised(ledger).telling() as unpromised:
+        async with Unpromised(ledger).reporting() as unpromised:
             for number in (1, 2):
                 unpromised.note(uuid4(), TRACE)
-                await until(lambda number=number: ledger.asked == number, "telling")  # type: ignore[misc]
+                await until(lambda number=number: ledger.asked == number, "reporting")  # type: ignore[misc]
 
     assert ledger.told == []
     assert [(line["event"], line["code"]) for line in lines] == [
@@ -115,7 +115,7 @@ async def test_so_many_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(unpromised_module, "MAX_WAITING", 3)
     ledger, keys = FakeLedger(), [uuid4() for _ in range(5)]
     with capture_logs() as lines:
-        async with Unpromised(ledger).telling() as unpromised:
+        async with Unpromised(ledger).reporting() as unpromised:
             for key in keys:
                 unpromised.note(key, TRACE)
 
@@ -125,7 +125,7 @@ async def test_so_many_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_of_canaries_and_without_a_span_nothing_is_told() -> None:
     ledger = FakeLedger()
-    async with Unpromised(ledger).telling() as unpromised:
+    async with Unpromised(ledger).reporting() as unpromised:
         unpromised.note(new_canary_id(), TRACE)
         unpromised.note(uuid4(), "")
 

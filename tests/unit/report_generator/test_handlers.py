@@ -20,7 +20,7 @@ from tests.unit.report_generator.fakes import CONTENT, NOW, FakeDatabase, FakePu
 
 
 class Generator:
-    """One instance of the report generator with its neighbours."""
+    """One instance of the report generator with fakes of what it calls."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -23,7 +23,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Service:
-    """The HTTP side of the report generator, with its neighbours."""
+    """The HTTP side of the report generator, with fakes of what it calls."""
 
     def __init__(self, path: Path) -> None:
         self.directory = ReportDirectory(path)

@@ -91,7 +91,7 @@ def test_a_report_says_what_was_in_the_way(status: str, diagnostic: str, expecte
     "name", ["relay.denied", "user.unknown", "over.quota", "blocked.by.spamhaus", "550.5.1.1"]
 )
 def test_an_address_in_the_text_decides_nothing(name: str) -> None:
-    """Who registers an address chooses its letters."""
+    """The person who registers an address chooses its characters."""
     said = f"<{name}@example.org>: rejected"
 
     assert refusal_of(554, "", said) is UNKNOWN

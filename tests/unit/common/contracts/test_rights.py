@@ -64,8 +64,8 @@ async def test_the_receiver_may_count_and_read_what_it_accounts_for(
                 assert await reader.count_ready(queues) == dict.fromkeys(queues, 0)
                 assert await reader.read(route.log, "first", lambda *_: None, limit=1) == []
         for route in BROKER_USERS["queue_receiver"].redrives:
-            letters = DeadLetterQueue(url, route, service="queue_receiver")
-            async with letters.held() as held:
+            dead_letters = DeadLetterQueue(url, route, service="queue_receiver")
+            async with dead_letters.held() as held:
                 assert held.messages == []
 
         assert broker.refused == set()
