@@ -1,6 +1,6 @@
-"""What the code of a dead letter means, what to do about it, and whether it can pass again.
+"""What the code of a dead letter means, what to do about it, and whether it can succeed again.
 
-Said once: pages, API and commands show it, and ``docs/observability.md`` is compared with it.
+Pages, API and commands show it; a test compares it with ``docs/observability.md``.
 """
 
 from collections.abc import Mapping
@@ -9,39 +9,40 @@ from enum import StrEnum
 
 
 class Remedy(StrEnum):
-    """What helps a message of a kind."""
+    """What helps messages of a kind."""
 
     SEND_BACK = "send_back"
-    """It may pass as it is, once its cause is gone."""
+    """They may succeed as they are, once the cause is gone."""
 
     CORRECT = "correct"
-    """As it is, it fails again; with another body it may pass."""
+    """They fail again as they are; with another body they may succeed."""
 
     DISCARD = "discard"
-    """It cannot pass under its id, whatever its body."""
+    """They cannot succeed under their id, whatever the body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Messages of one code."""
+    """The dead letters of one code."""
 
     meaning: str
     advice: str
     remedy: Remedy = Remedy.SEND_BACK
 
 
-_NEIGHBOUR = Kind(
-    "A fault of ours or of a neighbour.",
-    "Find delivery.dead_lettered in the log by its message_id; repair it, then send it back.",
+_INTERNAL = Kind(
+    "A fault of this service or of another one.",
+    "Find delivery.dead_lettered in the log by its message_id; fix the cause, then send it back.",
 )
-_ALONE = Kind(
-    "This one message failed again and again while others got through: a mail server that answers "
-    "421 to one recipient, dead letters that are full.",
-    "Repair what the log's reason says; then send it back.",
+_SINGLE = Kind(
+    "This one message failed repeatedly while others succeeded: a mail server that answers 421 to "
+    "one recipient, a dead-letter queue that is full.",
+    "Fix what the log's reason names; then send it back.",
 )
 _MAIL_SERVER = Kind(
-    "The mail server put it off for 26 hours, or refused it for what is not the recipient's fault.",
-    "Look at its attempts for the server's words, repair that, then send it back.",
+    "The mail server deferred it for 26 hours, or refused it for a reason that is not the "
+    "recipient.",
+    "Find the server's reply among its attempts, fix the cause, then send it back.",
 )
 _STORAGE = Kind(
     "A report could not be written.",
@@ -51,66 +52,67 @@ _STORAGE = Kind(
 KINDS: Mapping[str, Kind] = {
     "malformed": Kind(
         "Not JSON, or not the contract; its detail names the fields.",
-        "Tell its author. Correct it, or discard it.",
+        "Inform the publisher. Correct it, or discard it.",
         Remedy.CORRECT,
     ),
-    "too_large": Kind("Over 64 KiB.", "Tell its author, and discard it.", Remedy.DISCARD),
+    "too_large": Kind("Over 64 KiB.", "Inform the publisher, and discard it.", Remedy.DISCARD),
     "unknown_version": Kind(
         "Of a type that this service does not read.",
-        "Deploy the version that does, then send it back; or tell its author.",
+        "Deploy the version that does, then send it back; or inform the publisher.",
         Remedy.CORRECT,
     ),
     "template_data_missing": Kind(
         "A mail request without what its template needs.",
-        "Tell its author. Correct it, or discard it.",
+        "Inform the publisher. Correct it, or discard it.",
         Remedy.CORRECT,
     ),
     "invalid": Kind(
         "The database refused a value.",
-        "Tell its author. Correct it, or discard it.",
+        "Inform the publisher. Correct it, or discard it.",
         Remedy.CORRECT,
     ),
     "id_reused": Kind(
-        "A registration whose message_id was another person's before: a publisher whose counter "
-        "begins at 1 again.",
-        "Tell its author that ids are for ever; send it back: it gets an id of its own.",
+        "A registration with the message_id of another person: a publisher whose counter restarted "
+        "at 1.",
+        "Inform the publisher that ids must never be reused. Send it back: it gets a new id.",
     ),
     "mail_deferred": _MAIL_SERVER,
     "mail_unsure": _MAIL_SERVER,
     "lease_lost": Kind(
-        "Senders stood still again and again.",
-        "Are the machines overloaded or frozen? Send it back.",
+        "Senders were paused or frozen repeatedly, for longer than their lease.",
+        "Check the machines for overload; then send it back.",
     ),
     "storage_failed": _STORAGE,
     "no_space": _STORAGE,
     "delivery_limit": Kind(
-        "A hundred deliveries in vain, of the message or of its copies that were put aside; nobody "
-        "knows why.",
-        "Does a process die again and again, without a folder for notes that outlives it?",
+        "A hundred deliveries without success, of the message or of its deferred copies; the cause "
+        "is unknown.",
+        "Check whether a process crashes repeatedly without a folder for crash markers that "
+        "outlives it.",
     ),
     "process_killed": Kind(
-        "Five processes died with nothing but this message in hand: suspects.",
-        "Find out why (the end of the log before each start); repair it, then send it back.",
+        "Five processes died with only this message in flight: quarantine.",
+        "Find out why (the end of the log before each start); fix the cause, then send it back.",
     ),
-    "mail_server_unavailable": _ALONE,
-    "database_service_unavailable": _ALONE,
-    "broker_unavailable": _ALONE,
+    "mail_server_unavailable": _SINGLE,
+    "database_service_unavailable": _SINGLE,
+    "broker_unavailable": _SINGLE,
     "row_locked": Kind(
-        "A transaction of somebody else held its row in PostgreSQL through all retries.",
+        "Another transaction held a lock on its row in PostgreSQL through all retries.",
         "End that transaction (SELECT * FROM pg_stat_activity WHERE state = 'idle in "
         "transaction'), then send it back.",
     ),
-    "upstream_error": _NEIGHBOUR,
-    "upstream_timeout": _NEIGHBOUR,
-    "unexpected_error": _NEIGHBOUR,
+    "upstream_error": _INTERNAL,
+    "upstream_timeout": _INTERNAL,
+    "unexpected_error": _INTERNAL,
 }
 
 UNKNOWN_KIND = Kind(
-    "Nothing is known of this code: another program may have put it here.",
-    "Look at it, and make a dry run before you send it back.",
+    "This code is unknown: another program may have published the message here.",
+    "Inspect it, and try it in a dry run before you send it back.",
 )
 
 
 def kind_of(code: str) -> Kind:
-    """What messages of a code are."""
+    """What a code stands for."""
     return KINDS.get(code, UNKNOWN_KIND)

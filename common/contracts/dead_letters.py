@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
     StringConstraints,
     WithJsonSchema,
@@ -24,10 +25,10 @@ from common.contracts.topology import ROUTES
 ROUTE_NAMES = tuple(route.name for route in ROUTES)
 
 MAX_IDS = 1000
-"""Ids that one request may name."""
+"""Ids in one request."""
 
 MAX_DRY_RUN = 100
-"""Messages that one dry run tries."""
+"""Messages in one dry run."""
 
 
 def _is_route(value: str) -> str:
@@ -47,14 +48,14 @@ Person = Annotated[Text, StringConstraints(max_length=100, strip_whitespace=True
 
 
 class Coded(Answer):
-    """Something with the code of a dead letter, and what that code means."""
+    """Has the code of a dead letter, and what that code means."""
 
     code: str
-    """The error that made it one: ``malformed``, ``upstream_error``, …"""
+    """Of the error that made it a dead letter: ``malformed``, ``upstream_error``, …"""
 
     @property
     def kind(self) -> Kind:
-        """What messages of this code are."""
+        """What its code stands for."""
         return kind_of(self.code)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -72,12 +73,12 @@ class Coded(Answer):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def remedy(self) -> Remedy:
-        """Whether it can pass as it is."""
+        """Whether it can succeed as it is."""
         return self.kind.remedy
 
 
 class DeadLetterView(Coded):
-    """One dead letter, as a person sees it."""
+    """One dead letter, as it is shown."""
 
     id: UUID
     """The message's id; it stays the same when the message is sent back."""
@@ -93,61 +94,61 @@ class DeadLetterView(Coded):
 
     size_bytes: int
     headers: dict[str, str]
-    """Our own; those of others with their values only when asked to unmask."""
+    """Ours and the broker's; the values of others are redacted unless ``unmask`` is set."""
 
     body: str | None
-    """Its fields with the values covered, or all of it when asked to unmask; null where there
-    are too many large messages to keep: ask for this one alone."""
+    """JSON with its values redacted, or the whole text with ``unmask``; null where the bodies are
+    too large for one answer: read this message alone."""
 
     unmasked: bool
 
 
 class DeadLetterGroup(Coded):
-    """How many messages there are of one route with one code."""
+    """The messages of one route with one code, counted."""
 
     route: str
     count: int
 
 
-class DeadLetterQueueLook(Answer):
+class DeadLetterQueueReading(Answer):
     """How far one queue could be read."""
 
     route: str
     messages: int
-    """How many there are, without those that somebody else holds."""
+    """In the queue, without those that another reader has locked."""
 
     read: int
     complete: bool
-    """False: more than are read at once, or another reader holds some."""
+    """False: there are more than one reading takes, or another reader has locked some."""
 
     locked_by_another_reader: bool
-    """Another reader held some of them; they are back when it has done."""
+    """Another reader has locked some of them; they are back when it is done."""
 
 
 class DeadLetters(Answer):
     """The dead letters of all routes, oldest first in each."""
 
-    queues: list[DeadLetterQueueLook]
+    queues: list[DeadLetterQueueReading]
     groups: list[DeadLetterGroup]
     messages: list[DeadLetterView]
     next_after: UUID | None
     """Pass it as ``after`` for the next page; also as ``Link: rel="next"``."""
 
 
-class DeadLetterQuery(Body):
-    """Which messages are shown."""
+class OneDeadLetterQuery(Body):
+    """How one message is shown."""
+
+    unmask: bool = False
+    """With the values of its body and headers, which may be personal; the log records it."""
+
+
+class DeadLetterQuery(OneDeadLetterQuery):
+    """Which messages are shown, and how."""
 
     route: RouteName | None = None
     code: ErrorCode | None = None
     after: UUID | None = None
     limit: Annotated[int, Field(ge=1, le=500)] = 50
-    unmask: bool = False
-
-
-class OneDeadLetterQuery(Body):
-    """How one message is shown."""
-
-    unmask: bool = False
 
 
 class DeadLetterPath(Body):
@@ -157,27 +158,27 @@ class DeadLetterPath(Body):
 
 
 class Selection(Body):
-    """Which messages something is done with; what is named must all be true of a message."""
+    """Selects messages: those that match everything that is given."""
 
     ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_IDS)] | None = None
     route: RouteName | None = None
     code: ErrorCode | None = None
     all: bool = False
-    """Said by whoever means every message of every route."""
+    """Confirms that every message of every route is meant."""
 
     @model_validator(mode="after")
-    def _says_which(self) -> Self:
+    def _require_one(self) -> Self:
         if not (self.all or self.ids or self.route or self.code):
-            raise ValueError('Name ids, a route or a code; or say "all": true.')
+            raise ValueError('Name ids, a route or a code, or set "all": true.')
         return self
 
     @cached_property
     def named(self) -> frozenset[UUID]:
-        """The ids, to be looked up for each of thousands of messages."""
+        """The ids as a set, for one lookup per message."""
         return frozenset(self.ids or ())
 
     def matches(self, message_id: UUID, route: str, code: str) -> bool:
-        """Whether a message is meant."""
+        """Whether a message is selected."""
         return (
             (self.ids is None or message_id in self.named)
             and self.route in (None, route)
@@ -198,7 +199,7 @@ class RedriveRequest(Selection):
     """At most so many a second."""
 
     wait_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
-    """Longest wait for one step to be settled before the next begins."""
+    """Longest wait until the messages of one step are handled."""
 
 
 class RedriveState(StrEnum):
@@ -206,43 +207,45 @@ class RedriveState(StrEnum):
 
     RUNNING = "running"
     DONE = "done"
-    """All messages were sent back, and none has failed again."""
+    """All messages were sent back and handled."""
 
     FAILED = "failed"
-    """A message failed again; the rest was left where it is."""
+    """A message failed again; the rest stayed dead letters, as in all states below."""
 
     TIMED_OUT = "timed_out"
-    """The last step was not settled in time; the rest was left where it is."""
+    """The last step was not handled in time."""
 
     STOPPED = "stopped"
-    """Somebody stopped it; the rest was left where it is."""
+    """By request."""
 
     ABORTED = "aborted"
-    """Something was away; the rest was left where it is."""
+    """A required service was unavailable, or this one was stopped."""
 
 
 class Redrive(Answer):
-    """A redrive and its progress."""
+    """A redrive and its progress; the fields change while it runs."""
+
+    model_config = ConfigDict(frozen=False)
 
     redrive_id: UUID
-    state: RedriveState
-    total: int
-    """Messages that were meant when it began."""
+    state: RedriveState = RedriveState.RUNNING
+    total: int = 0
+    """Messages that were selected when it began."""
 
-    sent: int
+    sent: int = 0
     """Sent back so far, each confirmed by the broker."""
 
-    settled: int
-    """Of these, handled."""
+    handled: int = 0
+    """Of these: stored, mailed or made."""
 
-    failed: int
-    """Of these, back among the dead letters or refused by the mail server once more."""
+    failed: int = 0
+    """Of these: dead letters again, or deferred by the mail server once more."""
 
-    step: int
+    step: int = 0
     """Messages of the present step."""
 
-    detail: str
-    """What it does, or why it ended; in words."""
+    detail: str = "Reading the dead letters."
+    """What it is doing, or why it ended."""
 
     first_failed: UUID | None = None
     started_at: Instant
@@ -261,30 +264,30 @@ class ResendRequest(Body):
     sample: ClassVar[Mapping[str, Any]] = {"body": PERSON}
 
     body: dict[str, object]
-    """Checked against the contract before anything is done."""
+    """Checked against the contract first."""
 
 
 class SentBack(Answer):
-    """A message is in its work queue again, confirmed by the broker."""
+    """A message that is in its work queue again, confirmed by the broker."""
 
     id: UUID
     route: str
 
 
 class DiscardRequest(Body):
-    """A message is to go for good."""
+    """Removes a message for good."""
 
     sample: ClassVar[Mapping[str, Any]] = {"reason": "Published by mistake.", "discardedBy": "ada"}
 
     reason: Reason
-    """Why; it is kept, so name no person in it."""
+    """Why; it is kept with the message's id, so it must name no person."""
 
     discarded_by: Person = ""
-    """Who decides it."""
+    """Who decided it."""
 
 
-class DiscardManyRequest(Selection):
-    """Messages are to go for good."""
+class DiscardManyRequest(Selection, DiscardRequest):
+    """Removes messages for good."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         "route": "user.registration",
@@ -293,30 +296,24 @@ class DiscardManyRequest(Selection):
         "discardedBy": "ada",
     }
 
-    reason: Reason
-    """Why; it is kept with each of them, so name no person in it."""
-
-    discarded_by: Person = ""
-    """Who decides it."""
-
     expected: Annotated[int, Field(ge=0)] | None = None
-    """How many were seen: where there are more by now, nothing is discarded."""
+    """How many were seen: if there are more by now, nothing is discarded."""
 
 
 class DiscardedMany(Answer):
-    """Messages that were discarded; the reason is kept with each."""
+    """How many messages were discarded."""
 
     discarded: int
 
 
 class DryRunRequest(Selection):
-    """What would become of messages that are sent back; at most 100 of them."""
+    """Tries messages out, at most 100 of them."""
 
     sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "upstream_error"}
 
 
 class DryRunMessage(Answer):
-    """What would become of one message."""
+    """What would become of one message if it were sent back."""
 
     id: UUID
     route: str
@@ -325,22 +322,22 @@ class DryRunMessage(Answer):
 
     would_succeed: bool
     outcome: str
-    """``stored``, ``duplicate``, ``valid`` (no more can be tried without doing it), or the code of
-    the error it would meet."""
+    """``stored``, ``duplicate``, ``valid`` (the rest cannot be tried without doing it), or the code
+    of the error it would meet."""
 
     detail: str
 
 
 class DryRun(Answer):
-    """What would become of messages; nothing was stored, sent or moved."""
+    """What would become of the messages; nothing was stored, sent or moved."""
 
     messages: list[DryRunMessage]
     left_out: int
-    """Messages that were meant beyond the first 100."""
+    """How many were selected beyond the first 100."""
 
 
-class DeadLetterDiscard(Body):
-    """A message that was discarded; holds nothing of its body."""
+class DeadLetterDiscard(DiscardRequest):
+    """A message that was discarded; has nothing of its body."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         "messageId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
@@ -353,12 +350,10 @@ class DeadLetterDiscard(Body):
     message_id: UUID
     route: RouteName
     error_code: ErrorCode
-    reason: Reason
-    discarded_by: Person = ""
 
 
 class DiscardedDeadLetter(DeadLetterDiscard, Answer):
-    """A discarded message on record."""
+    """The record of a discarded message."""
 
     discarded_at: Instant
 
@@ -379,7 +374,7 @@ class DiscardQuery(Body):
 
 
 class DryRunRegistration(Answer):
-    """What storing a registration would come to."""
+    """What storing a registration would lead to."""
 
     registration_id: UUID
     outcome: Outcome

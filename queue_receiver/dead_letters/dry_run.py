@@ -26,20 +26,20 @@ class Store(Protocol):
     async def dry_run_registrations(
         self, items: list[RegistrationToStore]
     ) -> list[DryRunRegistration]:
-        """What storing would come to."""
+        """What storing them would lead to; stores nothing."""
         ...
 
 
 async def dry_run(
     request: DryRunRequest, *, queues: Sequence[DeadLetterQueue], records: Store
 ) -> DryRun:
-    """What would become of messages; stores, sends and moves nothing.
+    """Try messages out: parse them, and store registrations in a transaction that is rolled back.
 
     Raises:
         DatabaseServiceUnavailableError: It cannot be tried now.
     """
-    messages, left_out = await _chosen(request, queues)
-    results = {id(message): _checked(message) for message in messages}
+    messages, left_out = await _select(request, queues)
+    results = {id(message): _parse(message) for message in messages}
     registrations = {
         key: _to_store(result)
         for key, result in results.items()
@@ -56,24 +56,24 @@ async def dry_run(
     )
 
 
-async def _chosen(
+async def _select(
     request: DryRunRequest, queues: Sequence[DeadLetterQueue]
 ) -> tuple[list[DeadLetter], int]:
-    def is_meant(message: DeadLetter) -> bool:
+    def is_selected(message: DeadLetter) -> bool:
         return request.matches(message.id, message.route.name, message.code)
 
-    meant: list[DeadLetter] = []
+    selected: list[DeadLetter] = []
     for queue in queues:
-        async with queue.held(is_meant) as held:
-            meant += filter(is_meant, held.messages)
-    messages = [message for message in meant if message.has_body][:MAX_DRY_RUN]
-    return messages, len(meant) - len(messages)
+        async with queue.held(is_selected) as held:
+            selected += filter(is_selected, held.messages)
+    messages = [message for message in selected if message.has_body][:MAX_DRY_RUN]
+    return messages, len(selected) - len(messages)
 
 
 async def _stored(
     items: list[RegistrationToStore], records: Store
 ) -> list[DryRunRegistration | UserStreamError]:
-    """All together, as they would meet each other; each alone where one is refused."""
+    """All in one transaction, so that duplicates among them show; each alone if one is refused."""
     if not items:
         return []
     with suppress(InvalidError, IdReusedError):
@@ -87,7 +87,7 @@ async def _stored(
     return results
 
 
-def _checked(message: DeadLetter) -> Envelope[Contract] | UserStreamError:
+def _parse(message: DeadLetter) -> Envelope[Contract] | UserStreamError:
     try:
         envelope = read(message.delivery, Contract.by_route(message.route), 0)
         return replace(envelope, id=message.id_when_sent_back())
@@ -112,19 +112,19 @@ def _as_result(
     message: DeadLetter, result: Envelope[Contract] | DryRunRegistration | UserStreamError
 ) -> DryRunMessage:
     if isinstance(result, UserStreamError):
-        passes, outcome, detail = False, result.code, result.detail
+        succeeds, outcome, detail = False, result.code, result.detail
     elif isinstance(result, DryRunRegistration):
-        passes, outcome, detail = True, str(result.outcome), "Would be stored."
+        succeeds, outcome, detail = True, str(result.outcome), "Would be stored."
         if outcome == "duplicate":
             detail = "Would be stored as a second registration of a known address."
     else:
-        passes, outcome = True, "valid"
-        detail = "Its service can read it; the rest cannot be tried without doing it."
+        succeeds, outcome = True, "valid"
+        detail = "It matches its contract; the rest cannot be tried without doing it."
     return DryRunMessage(
         id=message.id,
         route=message.route.name,
         code=message.code,
-        would_succeed=passes,
+        would_succeed=succeeds,
         outcome=outcome,
         detail=detail,
     )

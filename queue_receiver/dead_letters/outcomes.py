@@ -12,24 +12,24 @@ from common.contracts.reports import ReportRecord, ReportStatus
 from common.contracts.topology import EMAIL_NOTIFICATIONS, REPORT_REQUESTS
 from common.errors import UserStreamError
 
-QUESTIONS = 20
-"""Questions at the same time; the work itself goes before."""
+MAX_REQUESTS = 20
+"""Requests to database_service at the same time; registrations and mails go first."""
 
 _TRIED_AGAIN = (DeliveryStatus.DEFERRED, DeliveryStatus.UNSURE)
 _OPEN = (DeliveryStatus.SENDING, *_TRIED_AGAIN)
 
 
 class MessageOutcome(StrEnum):
-    """How a message stands."""
+    """What became of a message."""
 
     OPEN = "open"
-    """Not handled yet, or nobody can tell now."""
+    """Not handled yet, or not known at the moment."""
 
-    SETTLED = "settled"
-    """Handled: stored, sent, made; or refused for good by a mail server, which is an answer."""
+    HANDLED = "handled"
+    """Stored, sent, made; or refused for good by a mail server, which is an answer."""
 
     FAILED = "failed"
-    """Tried once more in vain, and waiting for the next try."""
+    """Tried once more without success, and waiting for the next try."""
 
 
 class Records(Protocol):
@@ -49,15 +49,15 @@ class Records(Protocol):
 
 
 class OutcomeTracker:
-    """Asks for many messages, each named by its route and id."""
+    """Polls many messages, each named by its route and id."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._places = asyncio.Semaphore(QUESTIONS)
+        self._slots = asyncio.Semaphore(MAX_REQUESTS)
         self._attempts: dict[UUID, int] = {}
 
-    async def remember(self, messages: Collection[tuple[str, UUID]]) -> None:
-        """HealthNote how often each mail was tried before it is sent back."""
+    async def snapshot(self, messages: Collection[tuple[str, UUID]]) -> None:
+        """Record how often each mail was tried before it is sent back."""
         mails = [message_id for route, message_id in messages if route == EMAIL_NOTIFICATIONS.name]
         found = await asyncio.gather(*(self._mail(message_id) for message_id in mails))
         self._attempts = {
@@ -65,44 +65,42 @@ class OutcomeTracker:
             for message_id, mail in zip(mails, found, strict=True)
         }
 
-    async def ask(
+    async def poll(
         self, messages: Collection[tuple[str, UUID]]
     ) -> dict[tuple[str, UUID], MessageOutcome]:
-        """The fate of each message."""
-        asked = list(messages)
-        outcomes = await asyncio.gather(*(self._fate(*message) for message in asked))
-        return dict(zip(asked, outcomes, strict=True))
+        """What has become of each message by now."""
+        polled = list(messages)
+        outcomes = await asyncio.gather(*(self._outcome(*message) for message in polled))
+        return dict(zip(polled, outcomes, strict=True))
 
-    async def _fate(self, route: str, message_id: UUID) -> MessageOutcome:
+    async def _outcome(self, route: str, message_id: UUID) -> MessageOutcome:
         if route == EMAIL_NOTIFICATIONS.name:
-            return self._fate_of(message_id, await self._mail(message_id))
+            return self._mail_outcome(message_id, await self._mail(message_id))
         try:
-            async with self._places:
+            async with self._slots:
                 if route == REPORT_REQUESTS.name:
                     report = await self._records.select_report(message_id)
                     is_done = report.status is ReportStatus.READY
                 else:
                     journey = await self._records.select_journey(message_id)
                     is_done = journey.status is not JourneyStatus.PENDING
-        except UserStreamError:  # away, or not known yet: ask again
+        except UserStreamError:  # away, or not known yet: poll again
             return MessageOutcome.OPEN
-        return MessageOutcome.SETTLED if is_done else MessageOutcome.OPEN
+        return MessageOutcome.HANDLED if is_done else MessageOutcome.OPEN
 
     async def _mail(self, message_id: UUID) -> Notification | None:
         try:
-            async with self._places:
+            async with self._slots:
                 return await self._records.select_notification(message_id)
         except UserStreamError:  # away, or not known yet
             return None
 
-    def _fate_of(self, message_id: UUID, mail: Notification | None) -> MessageOutcome:
+    def _mail_outcome(self, message_id: UUID, mail: Notification | None) -> MessageOutcome:
         if mail is None:
             return MessageOutcome.OPEN
         if mail.status not in _OPEN:
-            return MessageOutcome.SETTLED
+            return MessageOutcome.HANDLED
         was_tried = len(mail.attempts) > self._attempts.get(message_id, 0)
-        return (
-            MessageOutcome.FAILED
-            if mail.status in _TRIED_AGAIN and was_tried
-            else MessageOutcome.OPEN
-        )
+        if was_tried and mail.status in _TRIED_AGAIN:
+            return MessageOutcome.FAILED
+        return MessageOutcome.OPEN

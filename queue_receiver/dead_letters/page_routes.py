@@ -1,4 +1,4 @@
-"""Dead letters for people: pages with forms that work without scripts."""
+"""Dead letters as pages, with forms that work without scripts."""
 
 import json
 from collections.abc import Mapping
@@ -21,8 +21,6 @@ from common.contracts.dead_letters import (
     DryRunRequest,
     ErrorCode,
     OneDeadLetterQuery,
-    Person,
-    Reason,
     RedrivePath,
     RedriveRequest,
     ResendRequest,
@@ -55,7 +53,7 @@ from queue_receiver.dead_letters.pages import (
 from queue_receiver.dead_letters.routes import ADMIN, QUEUES_AND_RECORDS, REDRIVES
 
 MAX_FORM_BYTES = 256 * 1024
-"""A body of 64 KiB, each of its bytes written as three."""
+"""A body of 64 KiB, each of its bytes percent-encoded as three."""
 
 api = Api()
 
@@ -70,7 +68,7 @@ class PageQuery(Body):
 
 
 class KindForm(Body):
-    """Which kind of messages a button means."""
+    """Selects the messages of a kind, or all."""
 
     sample: ClassVar[Mapping[str, Any]] = {"route": "user.registration", "code": "upstream_error"}
 
@@ -80,31 +78,31 @@ class KindForm(Body):
 
     @property
     def selection(self) -> dict[str, Any]:
-        """The same as the API takes it."""
+        """The same in the form of the API."""
         return {"route": self.route, "code": self.code, "all": self.all}
 
 
 class SelectionForm(KindForm):
-    """Which messages a button means: a kind, or one."""
+    """Selects one message, those of a kind, or all."""
 
     id: UUID | None = None
 
     @property
     def selection(self) -> dict[str, Any]:
-        """The same as the API takes it."""
+        """The same in the form of the API."""
         return {**super().selection, "ids": [self.id] if self.id else None}
 
 
 class BodyForm(Body):
-    """Another body for a message, as it was typed."""
+    """Another body for a message, as typed."""
 
     sample: ClassVar[Mapping[str, Any]] = {"body": json.dumps(PERSON)}
 
     body: Annotated[str, StringConstraints(max_length=65_536)]
 
 
-class DiscardManyForm(KindForm):
-    """Why messages of a kind are to go, and how many were seen."""
+class DiscardManyForm(KindForm, DiscardRequest):
+    """Which kind of messages to discard, why, and how many were seen."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         **KindForm.sample,
@@ -112,18 +110,7 @@ class DiscardManyForm(KindForm):
         "expected": 3,
     }
 
-    reason: Reason
-    discarded_by: Person = ""
     expected: Annotated[int, Field(ge=0)]
-
-
-class DiscardForm(Body):
-    """Why a message is to go."""
-
-    sample: ClassVar[Mapping[str, Any]] = DiscardRequest.sample
-
-    reason: Reason
-    discarded_by: Person = ""
 
 
 @api.get(
@@ -179,15 +166,15 @@ async def confirm_discard_page(request: web.Request, *, query: KindForm) -> web.
     raises=QUEUES_AND_RECORDS,
 )
 async def discard_many_by_form(request: web.Request, *, form: DiscardManyForm) -> web.Response:
-    """Remove messages of a kind for good."""
-    wish = {
+    """Remove messages of a kind for good, if there are no more than were seen."""
+    values = {
         **form.selection,
         "reason": form.reason,
         "discardedBy": form.discarded_by,
         "expected": form.expected,
     }
-    await request.app[ADMIN].discard_many(validate(DiscardManyRequest, wish))
-    return _see("/dead-letters", done="discarded_many")
+    await request.app[ADMIN].discard_many(validate(DiscardManyRequest, values))
+    return _redirect("/dead-letters", done="discarded_many")
 
 
 @api.get(
@@ -225,7 +212,7 @@ async def dead_letter_page(
 async def redrive_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
     """Begin to send messages back."""
     begun = request.app[REDRIVES].start(validate(RedriveRequest, form.selection))
-    return _see(f"/dead-letters/redrives/{begun.redrive_id}")
+    return _redirect(f"/dead-letters/redrives/{begun.redrive_id}")
 
 
 @api.post(
@@ -237,7 +224,7 @@ async def redrive_by_form(request: web.Request, *, form: SelectionForm) -> web.R
 async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> web.Response:
     """Let a redrive end before its next message."""
     request.app[REDRIVES].stop(path.redrive_id)
-    return _see(f"/dead-letters/redrives/{path.redrive_id}")
+    return _redirect(f"/dead-letters/redrives/{path.redrive_id}")
 
 
 @api.post(
@@ -247,9 +234,9 @@ async def stop_redrive_by_form(request: web.Request, *, path: RedrivePath) -> we
     raises=QUEUES_AND_RECORDS,
 )
 async def dry_run_by_form(request: web.Request, *, form: SelectionForm) -> web.Response:
-    """Say what would become of messages."""
-    wanted = validate(DryRunRequest, form.selection)
-    return _page(render_dry_run(await request.app[ADMIN].dry_run(wanted)))
+    """Show what would become of messages."""
+    selection = validate(DryRunRequest, form.selection)
+    return _page(render_dry_run(await request.app[ADMIN].dry_run(selection)))
 
 
 @api.post(
@@ -266,28 +253,27 @@ async def resend_by_form(
     """Send a message back with the body that was typed."""
     admin = request.app[ADMIN]
     try:
-        edited = validate(ResendRequest, {"body": _read(form.body)})
+        edited = validate(ResendRequest, {"body": _parse(form.body)})
         await admin.resend(path.id, edited.body)
     except InvalidError as error:
         message = await admin.select_message(path.id, unmask=True)
         return _page(render_message(message, errors=error.errors, typed=form.body), status=422)
-    return _see("/dead-letters", done="resent")
+    return _redirect("/dead-letters", done="resent")
 
 
 @api.post(
     "/dead-letters/{id}/discard",
     path=DeadLetterPath,
-    form=DiscardForm,
+    form=DiscardRequest,
     returns={303: None},
     raises=(NotFoundError, *QUEUES_AND_RECORDS),
 )
 async def discard_by_form(
-    request: web.Request, *, path: DeadLetterPath, form: DiscardForm
+    request: web.Request, *, path: DeadLetterPath, form: DiscardRequest
 ) -> web.Response:
-    """Remove a message for good."""
-    wish = DiscardRequest(reason=form.reason, discarded_by=form.discarded_by)
-    await request.app[ADMIN].discard(path.id, reason=wish.reason, discarded_by=wish.discarded_by)
-    return _see("/dead-letters", done="discarded")
+    """Remove a message for good; the reason is kept."""
+    await request.app[ADMIN].discard(path.id, form)
+    return _redirect("/dead-letters", done="discarded")
 
 
 def problem_page(error: UserStreamError) -> str:
@@ -296,7 +282,7 @@ def problem_page(error: UserStreamError) -> str:
 
 
 async def _groups(request: web.Request, wanted: KindForm) -> list[DeadLetterGroup]:
-    """The kinds that are meant, and how many messages there are of each."""
+    """The selected kinds, and how many messages there are of each."""
     validate(Selection, wanted.selection)
     query = DeadLetterQuery(route=wanted.route, code=wanted.code, limit=1)
     found = await request.app[ADMIN].list_messages(query)
@@ -307,11 +293,11 @@ async def _groups(request: web.Request, wanted: KindForm) -> list[DeadLetterGrou
     ]
 
 
-def _read(text: str) -> object:
-    """What was typed as JSON.
+def _parse(text: str) -> object:
+    """The typed text, parsed.
 
     Raises:
-        InvalidError: It is none.
+        InvalidError: It is not JSON.
     """
     try:
         return strict_json.loads(text.encode("utf-8", errors="surrogatepass"))
@@ -323,7 +309,7 @@ def _page(html: str, *, status: int = 200) -> web.Response:
     return web.Response(status=status, text=html, content_type="text/html")
 
 
-def _see(path: str, *, done: str = "") -> web.Response:
+def _redirect(path: str, *, done: str = "") -> web.Response:
     if done and done not in NOTICES:
         raise ValueError(f"There is no notice {done!r}.")
     location = f"{path}?{urlencode({'done': done})}" if done else path

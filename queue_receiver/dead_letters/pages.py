@@ -1,4 +1,4 @@
-"""Renders the page of dead letters: from typed values to HTML, over ``templates/``."""
+"""Renders the pages of dead letters: typed values to HTML, over ``templates/``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -28,7 +28,7 @@ NOTICES: Mapping[str, str] = {
     "resent": "Sent back with the new body. If it fails again, it comes back here.",
     "sent": "Sent back. If it fails again, it comes back here.",
 }
-"""What has just been done, by the word for it in the URL."""
+"""What has just been done, by its name in the URL."""
 
 HEADLINES: Mapping[RedriveState, str] = {
     RedriveState.RUNNING: "Sending back",
@@ -58,14 +58,14 @@ def render_messages(
 def render_message(
     message: DeadLetterView, *, errors: Sequence[FieldError] = (), typed: str | None = None
 ) -> str:
-    """One dead letter and what can be done with it; with what was typed, if that is wrong."""
+    """One dead letter, and what can be done with it; with an invalid body as it was typed."""
     return PAGES.render("message.html", message=message, errors=errors, typed=typed)
 
 
 def render_confirmation(
     action: Literal["redrive", "discard"], wanted: BaseModel, groups: Sequence[DeadLetterGroup]
 ) -> str:
-    """What is about to be done with messages, and a form that does it."""
+    """What is about to be done with which messages, and a form that does it."""
     return PAGES.render(
         "confirm.html",
         action=action,
@@ -77,7 +77,7 @@ def render_confirmation(
 
 
 def render_redrive(redrive: Redrive) -> str:
-    """How far a redrive is; the page asks again by itself."""
+    """The progress of a redrive; the page refreshes itself."""
     return PAGES.render("redrive.html", redrive=redrive, headline=HEADLINES[redrive.state])
 
 
@@ -92,7 +92,7 @@ def render_discards(found: DiscardedDeadLetters) -> str:
 
 
 def render_problem(status: int, title: str, detail: str) -> str:
-    """A page for a person in whose browser something went wrong."""
+    """A problem as a page."""
     return PAGES.render("problem.html", status=status, title=title, detail=detail)
 
 

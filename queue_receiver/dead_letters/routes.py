@@ -1,4 +1,4 @@
-"""Dead letters for programs: list, inspect, try, send back, discard."""
+"""Dead letters as a JSON API: list, inspect, try out, send back, discard."""
 
 from aiohttp import web
 
@@ -36,10 +36,10 @@ ADMIN = web.AppKey("admin", DeadLetterAdmin)
 REDRIVES = web.AppKey("redrives", Redrives)
 
 MAX_EDITED_BYTES = 128 * 1024
-"""A body of 64 KiB with what surrounds it."""
+"""A body of 64 KiB inside its JSON."""
 
 QUEUES_AND_RECORDS = (ConflictError, BrokerUnavailableError, DatabaseServiceUnavailableError)
-"""What may be raised where messages are read and database_service is asked about them."""
+"""Raised by operations that read messages and ask database_service about them."""
 
 api = Api()
 
@@ -91,7 +91,7 @@ async def redrive(request: web.Request, *, body: RedriveRequest) -> web.Response
     raises=(NotFoundError,),
 )
 async def get_redrive(request: web.Request, *, path: RedrivePath) -> web.Response:
-    """How a redrive of this instance stands."""
+    """The progress of a redrive of this instance."""
     return answer(request.app[REDRIVES].get(path.redrive_id))
 
 
@@ -113,7 +113,7 @@ async def stop_redrive(request: web.Request, *, path: RedrivePath) -> web.Respon
     raises=QUEUES_AND_RECORDS,
 )
 async def dry_run(request: web.Request, *, body: DryRunRequest) -> web.Response:
-    """Say what would become of messages; stores, sends and moves nothing."""
+    """Try messages out: what would become of them now. Stores, sends and moves nothing."""
     return answer(await request.app[ADMIN].dry_run(body))
 
 
@@ -124,7 +124,7 @@ async def dry_run(request: web.Request, *, body: DryRunRequest) -> web.Response:
     raises=QUEUES_AND_RECORDS,
 )
 async def discard_dead_letters(request: web.Request, *, body: DiscardManyRequest) -> web.Response:
-    """Remove messages of a kind for good; the reason is kept with each."""
+    """Remove messages for good; the reason is kept with each."""
     return answer(await request.app[ADMIN].discard_many(body))
 
 
@@ -168,7 +168,4 @@ async def discard_dead_letter(
     request: web.Request, *, path: DeadLetterPath, body: DiscardRequest
 ) -> web.Response:
     """Remove a message for good; the reason is kept."""
-    discarded = await request.app[ADMIN].discard(
-        path.id, reason=body.reason, discarded_by=body.discarded_by
-    )
-    return answer(discarded)
+    return answer(await request.app[ADMIN].discard(path.id, body))

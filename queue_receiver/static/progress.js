@@ -1,4 +1,4 @@
-// Follows a redrive without loading the whole page again, which would take the reader's place.
+// Follows a redrive without reloading the page, which would lose the scroll position.
 
 const SECOND = 1000;
 
@@ -18,7 +18,7 @@ async function follow() {
       shown.dataset.state = fresh.querySelector("[data-state]").dataset.state;
     }
   } catch {
-    // Away for a moment: the next try will tell.
+    // Unavailable for a moment: try again.
   }
   setTimeout(follow, SECOND);
 }

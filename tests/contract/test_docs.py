@@ -181,7 +181,7 @@ def test_every_kind_of_dead_letter_is_described_as_the_pages_describe_it() -> No
     }
 
     words = {
-        Remedy.SEND_BACK: "may pass",
+        Remedy.SEND_BACK: "may succeed",
         Remedy.CORRECT: "fails again, unless corrected",
         Remedy.DISCARD: "fails again",
     }

@@ -14,7 +14,7 @@ from playwright.async_api import Browser, Page, expect
 from common.contracts.dead_letters import (
     DeadLetterGroup,
     DeadLetterQuery,
-    DeadLetterQueueLook,
+    DeadLetterQueueReading,
     DeadLetters,
     DeadLetterView,
     DiscardedDeadLetter,
@@ -22,6 +22,7 @@ from common.contracts.dead_letters import (
     DiscardedMany,
     DiscardManyRequest,
     DiscardQuery,
+    DiscardRequest,
     DryRun,
     DryRunMessage,
     DryRunRequest,
@@ -60,7 +61,7 @@ def a_message(code: str = "malformed", *, unmask: bool = False) -> DeadLetterVie
 
 
 @dataclass
-class FakeOffice:
+class FakeAdmin:
     messages: list[DeadLetterView] = field(default_factory=list)
     error: Exception | None = None
     elsewhere: bool = False
@@ -72,7 +73,7 @@ class FakeOffice:
             raise self.error
         chosen = [message for message in self.messages if query.code in (None, message.code)]
         codes = dict.fromkeys(message.code for message in self.messages)
-        look = DeadLetterQueueLook(
+        reading = DeadLetterQueueReading(
             route=ROUTE,
             messages=len(self.messages),
             read=len(self.messages),
@@ -80,7 +81,7 @@ class FakeOffice:
             locked_by_another_reader=self.elsewhere,
         )
         return DeadLetters(
-            queues=[look],
+            queues=[reading],
             groups=[
                 DeadLetterGroup(
                     route=ROUTE, code=code, count=sum(x.code == code for x in self.messages)
@@ -105,15 +106,15 @@ class FakeOffice:
             raise InvalidError("Please correct.", errors=wrong)
         self.resent.append(body)
 
-    async def discard(self, message_id: UUID, *, reason: str, discarded_by: str) -> None:
-        self.discarded[message_id] = f"{discarded_by}: {reason}"
+    async def discard(self, message_id: UUID, request: DiscardRequest) -> None:
+        self.discarded[message_id] = f"{request.discarded_by}: {request.reason}"
         self.messages = [message for message in self.messages if message.id != message_id]
 
     async def discard_many(self, request: DiscardManyRequest) -> DiscardedMany:
         meant = [x for x in self.messages if request.matches(x.id, x.route, x.code)]
         assert request.expected == len(meant)
         for message in meant:
-            await self.discard(message.id, reason=request.reason, discarded_by=request.discarded_by)
+            await self.discard(message.id, request)
         return DiscardedMany(discarded=len(meant))
 
     async def list_discards(self, _query: DiscardQuery) -> DiscardedDeadLetters:
@@ -157,7 +158,7 @@ class FakeRedrives:
             state=RedriveState.RUNNING,
             total=30,
             sent=11,
-            settled=11,
+            handled=11,
             failed=0,
             step=10,
             detail="Waiting for 3 of 10 messages to be handled.",
@@ -181,7 +182,7 @@ class FakeRedrives:
 @dataclass
 class Site:
     url: str
-    office: FakeOffice
+    admin: FakeAdmin
     redrives: FakeRedrives
 
 
@@ -194,10 +195,10 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def site() -> AsyncIterator[Site]:
     app = build("queue_receiver")
-    office, redrives = FakeOffice(), FakeRedrives()
-    app[ADMIN], app[REDRIVES] = cast("Any", office), cast("Any", redrives)
+    admin, redrives = FakeAdmin(), FakeRedrives()
+    app[ADMIN], app[REDRIVES] = cast("Any", admin), cast("Any", redrives)
     async with TestServer(app) as server:
-        yield Site(str(server.make_url("/dead-letters")), office, redrives)
+        yield Site(str(server.make_url("/dead-letters")), admin, redrives)
 
 
 @pytest_asyncio.fixture(loop_scope="module", params=[True, False], ids=["scripts", "no scripts"])
@@ -227,9 +228,9 @@ async def test_every_page_can_be_used_by_everyone(scripted: Page, site: Site) ->
     await scripted.goto(site.url)
     await expect(scripted.get_by_text("Nothing is here")).to_be_visible()
     await assert_accessible(scripted)
-    site.office.messages = [message, other]
-    site.office.elsewhere = True
-    site.office.discarded[uuid4()] = HOSTILE
+    site.admin.messages = [message, other]
+    site.admin.elsewhere = True
+    site.admin.discarded[uuid4()] = HOSTILE
     site.redrives.start(RedriveRequest(all=True))
     paths = [
         *("", "?code=malformed&done=discarded", f"/{message.id}", f"/{message.id}?unmask=true"),
@@ -250,7 +251,7 @@ async def test_every_page_can_be_used_by_everyone(scripted: Page, site: Site) ->
 
 async def test_what_stands_in_a_message_does_nothing(page: Page, site: Site) -> None:
     message = a_message()
-    site.office.messages = [message]
+    site.admin.messages = [message]
 
     for path in ("", f"/{message.id}", f"/{message.id}?unmask=true"):
         await page.goto(site.url + path)
@@ -259,7 +260,7 @@ async def test_what_stands_in_a_message_does_nothing(page: Page, site: Site) -> 
 
 
 async def test_a_kind_is_sent_back_by_one_button(page: Page, site: Site) -> None:
-    site.office.messages = [a_message(), a_message("upstream_error")]
+    site.admin.messages = [a_message(), a_message("upstream_error")]
     await page.goto(site.url)
 
     await page.get_by_role("button", name=f"Send back all upstream_error of {ROUTE}").click()
@@ -271,7 +272,7 @@ async def test_a_kind_is_sent_back_by_one_button(page: Page, site: Site) -> None
 
 
 async def test_a_redrive_is_followed_to_its_end(page: Page, site: Site) -> None:
-    site.office.messages = [a_message(), a_message("other")]
+    site.admin.messages = [a_message(), a_message("other")]
     await page.goto(site.url)
     await page.get_by_role("button", name="Send all back").click()
     await expect(page.get_by_role("heading", name="Send back 2 messages?")).to_be_visible()
@@ -280,7 +281,7 @@ async def test_a_redrive_is_followed_to_its_end(page: Page, site: Site) -> None:
     await page.get_by_role("button", name="Send 2 messages back").click()
     await expect(page.get_by_role("heading", name="Sending back")).to_be_visible()
 
-    site.redrives.end(RedriveState.DONE, "Handled: 30 messages.", settled=30, sent=30)
+    site.redrives.end(RedriveState.DONE, "Handled: 30 messages.", handled=30, sent=30)
 
     await expect(page.get_by_role("heading", name="All were handled")).to_be_visible()
     await expect(page.get_by_text("30 of 30 sent back")).to_be_visible()
@@ -299,8 +300,8 @@ async def test_a_redrive_can_be_stopped(page: Page, site: Site) -> None:
 
 
 async def test_a_body_is_corrected_without_losing_what_was_typed(page: Page, site: Site) -> None:
-    site.office.messages = [a_message()]
-    await page.goto(f"{site.url}/{site.office.messages[0].id}")
+    site.admin.messages = [a_message()]
+    await page.goto(f"{site.url}/{site.admin.messages[0].id}")
     await page.get_by_role("link", name="Show them, and edit").click()
     body = page.get_by_label("Correct it, and send it back.")
     assert "</textarea><script>" in await body.input_value()
@@ -316,22 +317,22 @@ async def test_a_body_is_corrected_without_losing_what_was_typed(page: Page, sit
     await page.get_by_role("button", name="Check and send back").click()
 
     await expect(page.get_by_text("Sent back with the new body")).to_be_visible()
-    assert site.office.resent == [{"name": "Ada"}]
+    assert site.admin.resent == [{"name": "Ada"}]
 
 
 async def test_a_message_is_discarded_with_a_reason_only(page: Page, site: Site) -> None:
     message = a_message()
-    site.office.messages = [message]
+    site.admin.messages = [message]
     await page.goto(f"{site.url}/{message.id}")
 
     await page.get_by_role("button", name="Discard for good").click()  # the browser asks for it
-    assert site.office.discarded == {}
+    assert site.admin.discarded == {}
     await page.get_by_label("Reason").fill("nonsense")
-    await page.get_by_label("Who decides it").fill("ada")
+    await page.get_by_label("Decided by").fill("ada")
     await page.get_by_role("button", name="Discard for good").click()
 
     await expect(page.get_by_text("The reason is kept")).to_be_visible()
-    assert site.office.discarded == {message.id: "ada: nonsense"}
+    assert site.admin.discarded == {message.id: "ada: nonsense"}
     await page.get_by_role("link", name="Discarded").click()
     await expect(page.get_by_text("ada: nonsense")).to_be_visible()
 
@@ -339,23 +340,23 @@ async def test_a_message_is_discarded_with_a_reason_only(page: Page, site: Site)
 async def test_a_kind_that_can_not_pass_is_discarded_after_a_question(
     page: Page, site: Site
 ) -> None:
-    site.office.messages = [a_message(), a_message(), a_message("upstream_error")]
+    site.admin.messages = [a_message(), a_message(), a_message("upstream_error")]
     await page.goto(site.url)
 
     await page.get_by_role("button", name=f"Discard all malformed of {ROUTE}").click()
     await expect(page.get_by_role("heading", name="Discard 2 messages?")).to_be_visible()
-    assert len(site.office.messages) == 3
+    assert len(site.admin.messages) == 3
     await page.get_by_label("Reason").fill("nonsense")
     await page.get_by_role("button", name="Discard 2 messages for good").click()
 
     await expect(page.get_by_text("The reason is kept with each")).to_be_visible()
-    assert [message.code for message in site.office.messages] == ["upstream_error"]
-    assert set(site.office.discarded.values()) == {": nonsense"}
+    assert [message.code for message in site.admin.messages] == ["upstream_error"]
+    assert set(site.admin.discarded.values()) == {": nonsense"}
 
 
 async def test_what_can_not_pass_as_it_is_is_corrected_first(page: Page, site: Site) -> None:
-    site.office.messages = [a_message()]
-    await page.goto(f"{site.url}/{site.office.messages[0].id}")
+    site.admin.messages = [a_message()]
+    await page.goto(f"{site.url}/{site.admin.messages[0].id}")
 
     await page.get_by_role("link", name="Correct this message").click()
 
@@ -363,7 +364,7 @@ async def test_what_can_not_pass_as_it_is_is_corrected_first(page: Page, site: S
 
 
 async def test_an_outage_is_said_in_words(page: Page, site: Site) -> None:
-    site.office.error = BrokerUnavailableError("RabbitMQ is away. Nothing has changed.")
+    site.admin.error = BrokerUnavailableError("RabbitMQ is away. Nothing has changed.")
 
     await page.goto(site.url)
 

@@ -1,4 +1,4 @@
-"""``./userstream dead-letters``: look at what was given up, and decide what becomes of it."""
+"""``./userstream dead-letters``: show dead letters, and decide what becomes of them."""
 
 import json
 import time
@@ -16,10 +16,10 @@ from tools.launcher.terminal import STDERR, Terminal, printable
 API = "/api/dead-letters"
 
 PAGE = 500
-"""Letters of one request."""
+"""Messages of one request."""
 
 POLL_SECONDS = 0.5
-"""Between two looks at a redrive's progress."""
+"""Between two requests for a redrive's progress."""
 
 DONE = "done"
 LIST = "list"
@@ -43,11 +43,13 @@ def add_arguments(command: ArgumentParser, options: ArgumentParser) -> None:
     _add_filter(action("list", "show all, grouped by reason (also without an action)"))
     show = action("show", "show one: why it is here, its headers, its body")
     show.add_argument("id")
-    show.add_argument("--unmask", action="store_true", help="show the values, too: personal data")
+    show.add_argument(
+        "--unmask", action="store_true", help="show the values, too, which may be personal"
+    )
     show.add_argument("--body", action="store_true", help="print the body alone")
     for name, text in (
         ("redrive", "send back one, those of a kind, or all; a few first, then more"),
-        ("dry-run", "say what would become of them; stores, sends and moves nothing"),
+        ("dry-run", "show what would become of them; stores, sends and moves nothing"),
     ):
         several = action(name, text)
         several.add_argument("ids", nargs="*", metavar="ID")
@@ -102,7 +104,7 @@ def _list(given: Namespace) -> tuple[Any, list[str]]:
 
 
 def list_lines(found: Mapping[str, Any]) -> list[str]:
-    """Letters as a person reads them."""
+    """Messages as text."""
     lines = [
         f"{queue['route']}: " + _incomplete(queue)
         for queue in found["queues"]
@@ -116,13 +118,13 @@ def list_lines(found: Mapping[str, Any]) -> list[str]:
             f"         {group['meaning']} {group['advice']}",
         ]
     if not found["messages"]:
-        lines += ["", "None of these is of the route and code that you named."]
+        lines += ["", "None of these has that route and code."]
     for message in found["messages"]:
         by = f" by {message['failedService']}" if message["failedService"] else ""
         lines += [
             "",
             f"{message['id']}  {message['route']}  {message['code']}",
-            f"    {message['detail'] or 'nothing more is known'}",
+            f"    {message['detail'] or 'no further detail'}",
             f"    tries: {message['attempts']}{by}, first failed {message['firstSeen'] or '?'}",
         ]
     return lines
@@ -130,8 +132,11 @@ def list_lines(found: Mapping[str, Any]) -> list[str]:
 
 def _incomplete(queue: Mapping[str, Any]) -> str:
     if queue["lockedByAnotherReader"]:
-        return "somebody else holds some of these messages; ask again in a few seconds"
-    return f"{queue['read']} of {queue['messages']} messages were read; the others wait behind them"
+        return "another reader has locked some of these messages; try again in a few seconds"
+    return (
+        f"{queue['read']} of {queue['messages']} messages were read; the others follow when these "
+        "are gone"
+    )
 
 
 def _show(given: Namespace) -> tuple[Any, list[str]]:
@@ -141,7 +146,7 @@ def _show(given: Namespace) -> tuple[Any, list[str]]:
 
 
 def message_lines(message: Mapping[str, Any]) -> list[str]:
-    """One message as a person reads it."""
+    """One message as text."""
     facts = {
         "message": message["id"],
         "route": message["route"],
@@ -156,13 +161,13 @@ def message_lines(message: Mapping[str, Any]) -> list[str]:
     }
     lines = [f"{name:<13} {value}" for name, value in facts.items()]
     lines += ["headers:", *(f"    {name}: {text}" for name, text in message["headers"].items())]
-    return [*lines, "body:", message["body"] or "(too large to be kept)"]
+    return [*lines, "body:", message["body"] or "(too large to be shown)"]
 
 
 def _dry_run(given: Namespace) -> tuple[Any, list[str]]:
     result = _ask(given, "POST", "/dry-run", _selection(given))
     lines = [
-        f"{'would pass' if message['wouldSucceed'] else 'would FAIL'}  {message['id']}"
+        f"{'would succeed' if message['wouldSucceed'] else 'would FAIL   '}  {message['id']}"
         f"  {message['route']}  {message['outcome']}: {message['detail']}"
         for message in result["messages"]
     ]
@@ -183,7 +188,7 @@ def _redrive(given: Namespace) -> tuple[Any, list[str]]:
         *_, redrive = _progress(given, path)
     return redrive, [
         f"{redrive['state']}: {redrive['detail']}",
-        f"{redrive['total']} meant, {redrive['sent']} sent back, {redrive['settled']} handled.",
+        f"{redrive['total']} meant, {redrive['sent']} sent back, {redrive['handled']} handled.",
     ]
 
 
@@ -192,7 +197,7 @@ def _progress(given: Namespace, path: str) -> Iterator[Any]:
     said = ""
     while True:
         redrive = _ask(given, "GET", path)
-        text = f"{redrive['settled']}/{redrive['total']} handled. {redrive['detail']}"
+        text = f"{redrive['handled']}/{redrive['total']} handled. {redrive['detail']}"
         if text != said:
             STDERR.say(printable(f"  … {text}"))
             said = text
@@ -231,10 +236,10 @@ def _discards(given: Namespace) -> tuple[Any, list[str]]:
         query["before"] = page["nextBefore"]
     lines = [
         f"{d['discardedAt']}  {d['messageId']}  {d['route']}  {d['errorCode']}"
-        f"  {d['discardedBy'] or 'somebody'}: {d['reason']}"
+        f"  {d['discardedBy'] or '-'}: {d['reason']}"
         for d in found
     ]
-    return {"discards": found}, lines or ["Nothing was ever discarded."]
+    return {"discards": found}, lines or ["No message has been discarded."]
 
 
 def _selection(given: Namespace) -> dict[str, Any]:
@@ -245,7 +250,7 @@ def _selection(given: Namespace) -> dict[str, Any]:
         "all": getattr(given, "all", False),
     }
     if not any(selection.values()):
-        or_all = ", or say --all" if hasattr(given, "all") else ""
+        or_all = ", or --all" if hasattr(given, "all") else ""
         raise LauncherError(f"Which messages? Name ids, --route, --code{or_all}.")
     return {name: value for name, value in selection.items() if value}
 

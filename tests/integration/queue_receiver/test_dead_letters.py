@@ -116,7 +116,7 @@ async def test_what_was_repaired_goes_through(receiver: Receiver) -> None:
 
     redrive = await receiver.redrive(all=True)
 
-    assert (redrive["state"], redrive["settled"], redrive["total"]) == ("done", 25, 25)
+    assert (redrive["state"], redrive["handled"], redrive["total"]) == ("done", 25, 25)
     assert await receiver.stored() == set(ids)
     assert await receiver.waiting() == []
 
@@ -313,13 +313,13 @@ async def test_looking_at_many_large_messages_takes_no_memory_for_them(receiver:
     assert peak < 6_000_000  # of 18 MB
 
 
-async def test_values_are_covered_until_asked_for(receiver: Receiver) -> None:
+async def test_values_are_redacted_until_asked_for(receiver: Receiver) -> None:
     [message_id] = await receiver.fill(a_body(email="canary@example.org"))
 
-    covered = [await receiver.get(""), await receiver.get(f"/{message_id}")]
+    redacted = [await receiver.get(""), await receiver.get(f"/{message_id}")]
     unmasked = await receiver.get(f"/{message_id}?unmask=true")
 
-    assert "canary" not in json.dumps(covered)
+    assert "canary" not in json.dumps(redacted)
     assert "canary@example.org" in unmasked["body"]
 
 

@@ -6,7 +6,7 @@ from common.amqp.message import Delivery
 from queue_receiver.dead_letters.masking import redacted_body, shown_headers, unmasked_body
 
 
-def test_fields_are_shown_and_values_covered() -> None:
+def test_fields_are_shown_and_values_redacted() -> None:
     body = {
         "name": "Ada",
         "email": "ada@example.org",
@@ -40,7 +40,7 @@ def test_fields_are_shown_and_values_covered() -> None:
         b'{"columns": ["ada@example.org"]}',
     ],
 )
-def test_an_address_is_covered_wherever_it_stands(body: bytes) -> None:
+def test_an_address_is_redacted_wherever_it_stands(body: bytes) -> None:
     assert "ada" not in redacted_body(body)
 
 
@@ -54,7 +54,7 @@ def test_what_is_unmasked_is_text_and_not_too_long() -> None:
     assert unmasked_body(b"x" * 70_000).endswith("… and 4464 bytes more")
 
 
-def test_headers_of_others_are_covered() -> None:
+def test_headers_of_others_are_redacted() -> None:
     headers = {"x-error-code": "malformed", "x-failed-attempts": 4, "x-user": "ada@example.org"}
     delivery = Delivery(body=b"", routing_key="", headers=headers)
 

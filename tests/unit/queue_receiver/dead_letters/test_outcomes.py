@@ -64,38 +64,38 @@ def a_mail(status: DeliveryStatus, attempts: int) -> Notification:
     )
 
 
-async def fate(records: FakeRecords, route: Any) -> MessageOutcome:
+async def outcome_of(records: FakeRecords, route: Any) -> MessageOutcome:
     message = (route.name, uuid4())
-    return (await OutcomeTracker(records).ask([message]))[message]
+    return (await OutcomeTracker(records).poll([message]))[message]
 
 
 @pytest.mark.parametrize("status", JourneyStatus)
 async def test_a_registration_is_handled_when_it_is_stored(status: JourneyStatus) -> None:
-    expected = MessageOutcome.OPEN if status is JourneyStatus.PENDING else MessageOutcome.SETTLED
+    expected = MessageOutcome.OPEN if status is JourneyStatus.PENDING else MessageOutcome.HANDLED
 
-    assert await fate(FakeRecords(journey=status), USER_REGISTRATION) is expected
+    assert await outcome_of(FakeRecords(journey=status), USER_REGISTRATION) is expected
 
 
 @pytest.mark.parametrize("status", ReportStatus)
 async def test_a_report_is_handled_when_it_is_ready(status: ReportStatus) -> None:
     # "failed" may be from the time before.
-    expected = MessageOutcome.SETTLED if status is ReportStatus.READY else MessageOutcome.OPEN
+    expected = MessageOutcome.HANDLED if status is ReportStatus.READY else MessageOutcome.OPEN
 
-    assert await fate(FakeRecords(report=status), REPORT_REQUESTS) is expected
+    assert await outcome_of(FakeRecords(report=status), REPORT_REQUESTS) is expected
 
 
 @pytest.mark.parametrize("route", [USER_REGISTRATION, REPORT_REQUESTS, EMAIL_NOTIFICATIONS])
 @pytest.mark.parametrize("error", [NotFoundError(), DatabaseServiceUnavailableError()])
-async def test_what_nobody_can_tell_is_open(route: Any, error: UserStreamError) -> None:
-    assert await fate(FakeRecords(error=error), route) is MessageOutcome.OPEN
+async def test_what_cannot_be_told_is_open(route: Any, error: UserStreamError) -> None:
+    assert await outcome_of(FakeRecords(error=error), route) is MessageOutcome.OPEN
 
 
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (DeliveryStatus.SENT, MessageOutcome.SETTLED),
-        (DeliveryStatus.FAILED, MessageOutcome.SETTLED),
-        (DeliveryStatus.SUPPRESSED, MessageOutcome.SETTLED),
+        (DeliveryStatus.SENT, MessageOutcome.HANDLED),
+        (DeliveryStatus.FAILED, MessageOutcome.HANDLED),
+        (DeliveryStatus.SUPPRESSED, MessageOutcome.HANDLED),
         (DeliveryStatus.SENDING, MessageOutcome.OPEN),
         (DeliveryStatus.DEFERRED, MessageOutcome.FAILED),
         (DeliveryStatus.UNSURE, MessageOutcome.FAILED),
@@ -106,21 +106,21 @@ async def test_a_mail_is_handled_when_a_mail_server_has_answered(
 ) -> None:
     records, message = FakeRecords(), (EMAIL_NOTIFICATIONS.name, uuid4())
     outcomes = OutcomeTracker(records)
-    await outcomes.remember([message])
+    await outcomes.snapshot([message])
 
     records.mail = a_mail(status, attempts=1)
 
-    assert await outcomes.ask([message]) == {message: expected}
+    assert await outcomes.poll([message]) == {message: expected}
 
 
 async def test_that_a_mail_was_put_off_before_does_not_count() -> None:
     records, message = FakeRecords(), (EMAIL_NOTIFICATIONS.name, uuid4())
     outcomes = OutcomeTracker(records)
     records.mail = a_mail(DeliveryStatus.DEFERRED, attempts=7)
-    await outcomes.remember([message])
+    await outcomes.snapshot([message])
 
-    before = await outcomes.ask([message])
+    before = await outcomes.poll([message])
     records.mail = a_mail(DeliveryStatus.DEFERRED, attempts=8)
-    after = await outcomes.ask([message])
+    after = await outcomes.poll([message])
 
     assert (before[message], after[message]) == (MessageOutcome.OPEN, MessageOutcome.FAILED)

@@ -10,7 +10,7 @@ from common.contracts.dead_letter_kinds import kind_of
 from common.contracts.dead_letters import (
     DeadLetterGroup,
     DeadLetterQuery,
-    DeadLetterQueueLook,
+    DeadLetterQueueReading,
     DeadLetters,
     DeadLetterView,
     DiscardedDeadLetter,
@@ -65,7 +65,7 @@ def all_messages(*messages: DeadLetterView, **look: Any) -> DeadLetters:
         DeadLetterGroup(route=message.route, code=message.code, count=1) for message in messages
     ]
     return DeadLetters(
-        queues=[DeadLetterQueueLook.model_validate(values | look)],
+        queues=[DeadLetterQueueReading.model_validate(values | look)],
         groups=groups,
         messages=list(messages),
         next_after=None,
@@ -169,16 +169,17 @@ def test_nothing_there_is_said() -> None:
 
 
 def test_what_could_not_be_read_is_said() -> None:
-    assert "at this moment" in the_list(all_messages(complete=False, locked_by_another_reader=True))
+    locked = all_messages(complete=False, locked_by_another_reader=True)
+    assert "another reader has locked" in the_list(locked)
     assert "10 of 20 messages" in the_list(all_messages(complete=False, read=10, messages=20))
 
 
-def test_a_notice_is_one_of_ours() -> None:
+def test_a_notice_has_a_known_name() -> None:
     assert "The reason is kept" in the_list(all_messages(), done="discarded")
     assert "whatever" not in the_list(all_messages(), done="whatever")
 
 
-def test_every_form_leads_to_an_address_of_ours() -> None:
+def test_every_form_leads_to_a_known_path() -> None:
     page = render_message(a_view(id=uuid4(), unmasked=True))
 
     assert page.count('method="post" action="/dead-letters/') == page.count("<form ") == 4

@@ -66,19 +66,19 @@ class FakeQueue:
         return len(self.messages)
 
 
-class FakeFates:
-    """Stands for ``OutcomeTracker``: everything is settled at once, or as ``fate`` says."""
+class FakeOutcomes:
+    """Stands for ``OutcomeTracker``: everything is handled at once, or as ``outcome`` says."""
 
-    fate = MessageOutcome.SETTLED
+    outcome = MessageOutcome.HANDLED
 
     def __init__(self) -> None:
         self.steps: list[int] = []
 
-    async def remember(self, messages: list[Key]) -> None:
+    async def snapshot(self, messages: list[Key]) -> None:
         self.steps.append(len(messages))
 
-    async def ask(self, messages: set[Key]) -> dict[Key, MessageOutcome]:
-        return dict.fromkeys(messages, self.fate)
+    async def poll(self, messages: set[Key]) -> dict[Key, MessageOutcome]:
+        return dict.fromkeys(messages, self.outcome)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redrives, "POLL_SECONDS", 0.001)
 
 
-def of(queue: FakeQueue, outcomes: FakeFates) -> Redrives:
+def of(queue: FakeQueue, outcomes: FakeOutcomes) -> Redrives:
     return Redrives(
         queues=[cast("DeadLetterQueue", queue)], outcomes=cast("OutcomeTracker", outcomes)
     )
@@ -101,17 +101,17 @@ async def ended(admin: Redrives, **wish: Any) -> Redrive:
 
 
 async def test_a_few_are_sent_first_and_then_more() -> None:
-    queue, outcomes = FakeQueue(*(a_message() for _ in range(30))), FakeFates()
+    queue, outcomes = FakeQueue(*(a_message() for _ in range(30))), FakeOutcomes()
 
     redrive = await ended(of(queue, outcomes))
 
-    assert (redrive.state, redrive.total, redrive.sent, redrive.settled) == ("done", 30, 30, 30)
+    assert (redrive.state, redrive.total, redrive.sent, redrive.handled) == ("done", 30, 30, 30)
     assert outcomes.steps == [1, 10, 19]
     assert queue.messages == []
 
 
 async def test_it_stops_at_the_first_that_fails_again() -> None:
-    queue, outcomes = FakeQueue(*(a_message() for _ in range(30))), FakeFates()
+    queue, outcomes = FakeQueue(*(a_message() for _ in range(30))), FakeOutcomes()
     poison = queue.messages[5]
     queue.fails = lambda message: message is poison
 
@@ -124,9 +124,9 @@ async def test_it_stops_at_the_first_that_fails_again() -> None:
     assert len(queue.messages) == 20  # the rest, and the one that came back
 
 
-async def test_what_a_mail_server_puts_off_again_has_failed_again() -> None:
-    queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
-    outcomes.fate = MessageOutcome.FAILED
+async def test_what_a_mail_server_puts_off_again_fails_again() -> None:
+    queue, outcomes = FakeQueue(a_message(), a_message()), FakeOutcomes()
+    outcomes.outcome = MessageOutcome.FAILED
 
     redrive = await ended(of(queue, outcomes))
 
@@ -136,7 +136,7 @@ async def test_what_a_mail_server_puts_off_again_has_failed_again() -> None:
 async def test_only_what_is_meant_is_sent() -> None:
     queue = FakeQueue(a_message("malformed"), a_message("no_space"), a_message("malformed"))
 
-    await ended(of(queue, FakeFates()), all=False, code="malformed")
+    await ended(of(queue, FakeOutcomes()), all=False, code="malformed")
 
     assert [message.code for message in queue.sent] == ["malformed", "malformed"]
     assert [message.code for message in queue.messages] == ["no_space"]
@@ -144,8 +144,8 @@ async def test_only_what_is_meant_is_sent() -> None:
 
 @pytest.mark.slow
 async def test_a_step_that_is_not_handled_in_time_ends_it() -> None:
-    queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
-    outcomes.fate = MessageOutcome.OPEN
+    queue, outcomes = FakeQueue(a_message(), a_message()), FakeOutcomes()
+    outcomes.outcome = MessageOutcome.OPEN
 
     redrive = await ended(of(queue, outcomes), waitSeconds=1)
 
@@ -153,20 +153,20 @@ async def test_a_step_that_is_not_handled_in_time_ends_it() -> None:
     assert "not lost" in redrive.detail
 
 
-async def test_an_outage_breaks_it_off_and_leaves_the_rest() -> None:
+async def test_an_outage_aborts_it_and_leaves_the_rest() -> None:
     queue = FakeQueue(a_message())
     queue.error = BrokerUnavailableError("Away.")
 
-    redrive = await ended(of(queue, FakeFates()))
+    redrive = await ended(of(queue, FakeOutcomes()))
 
     assert (redrive.state, redrive.sent) == ("aborted", 0)
-    assert "still here" in redrive.detail
+    assert "still a dead letter" in redrive.detail
     assert len(queue.messages) == 1
 
 
 async def test_it_can_be_stopped_and_there_is_one_at_a_time() -> None:
-    queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
-    outcomes.fate = MessageOutcome.OPEN
+    queue, outcomes = FakeQueue(a_message(), a_message()), FakeOutcomes()
+    outcomes.outcome = MessageOutcome.OPEN
     admin = of(queue, outcomes)
     first = admin.start(RedriveRequest(all=True))
 
@@ -181,8 +181,8 @@ async def test_it_can_be_stopped_and_there_is_one_at_a_time() -> None:
 
 
 async def test_the_end_of_the_service_is_the_end_of_a_redrive() -> None:
-    queue, outcomes = FakeQueue(a_message(), a_message()), FakeFates()
-    outcomes.fate = MessageOutcome.OPEN
+    queue, outcomes = FakeQueue(a_message(), a_message()), FakeOutcomes()
+    outcomes.outcome = MessageOutcome.OPEN
     admin = of(queue, outcomes)
     running = admin.start(RedriveRequest(all=True))
     await until(lambda: queue.sent, "the first step")
@@ -193,6 +193,6 @@ async def test_the_end_of_the_service_is_the_end_of_a_redrive() -> None:
     assert len(queue.messages) == 1
 
 
-async def test_a_redrive_that_nobody_began_is_not_known() -> None:
-    with pytest.raises(NotFoundError, match="still among the dead letters"):
-        of(FakeQueue(), FakeFates()).get(uuid4())
+async def test_a_redrive_of_another_instance_is_not_known() -> None:
+    with pytest.raises(NotFoundError, match="still a dead letter"):
+        of(FakeQueue(), FakeOutcomes()).get(uuid4())

@@ -80,7 +80,7 @@ def test_where_only_others_wait_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
     _, text = said("--code too_large", FakeService(others), monkeypatch)
 
-    assert text.splitlines()[-1] == "None of these is of the route and code that you named."
+    assert text.splitlines()[-1] == "None of these has that route and code."
 
 
 def test_the_body_alone_can_be_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_one_is_shown_as_a_person_reads_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 def a_redrive(state: str) -> dict[str, Any]:
     return {
-        "redriveId": "r", "state": state, "total": 3, "sent": 2, "settled": 1, "failed": 1,
+        "redriveId": "r", "state": state, "total": 3, "sent": 2, "handled": 1, "failed": 1,
         "detail": "Said by the service.",
     }  # fmt: skip
 
