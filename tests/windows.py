@@ -33,7 +33,7 @@ TESTS: dict[int, tuple[str, ...]] = {
         "tests/integration/launcher/test_stuck_broker.py::test_it_is_found_out_ended_and_started_again",
     ),
     7: (
-        "tests/integration/messaging/test_channel.py::test_what_is_under_way_fails_when_the_connection_is_lost",
+        "tests/integration/messaging/test_channel.py::test_what_is_unconfirmed_fails_when_the_connection_is_lost",
         "tests/integration/messaging/test_publisher.py::test_publish_fails_while_the_broker_is_away_and_works_when_it_is_back",
     ),
     8: (

@@ -1,9 +1,8 @@
-"""What the broker says of the messages published on one channel, by number as it counts them."""
+"""The broker's confirms of what was published on one channel, by number as it counts them."""
 
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
 from itertools import takewhile
 
 from common.errors import BrokerUnavailableError, UnroutableError, UserStreamError
@@ -20,38 +19,58 @@ the broker refuses it, does not answer in time, or is lost.
 
 
 class ConfirmTracker:
-    """Settles confirmations as the broker's word comes, or at their deadline.
+    """Completes confirmations as the broker confirms or refuses, or at their deadline.
 
-    Args:
-        ended: Told when the broker has had its say about a message, or never will.
+    It also knows which message ids the broker has not answered yet.
     """
 
-    def __init__(self, ended: Callable[[str, Confirmation], None]) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._ended = ended
         self._published = 0
         self._unconfirmed: dict[int, tuple[str, Confirmation, float]] = {}
+        self._by_id: dict[str, Confirmation] = {}
+        self._resolved: dict[str, asyncio.Future[None]] = {}
         self._refused_since = math.inf
         self._deadlines: deque[tuple[float, Confirmation]] = deque()
         self._timer_is_set = False
 
     @property
     def waiting_since(self) -> float:
-        """When the oldest left that was not taken; those past their deadline count."""
+        """When the oldest message left that the broker has not taken, by the loop's clock.
+
+        It has not answered that one, or has refused it and confirmed none since. Infinite where
+        there is none. Those that are past their deadline count, too.
+        """
         _, _, since = next(iter(self._unconfirmed.values()), (None, None, math.inf))
         return min(since, self._refused_since)
 
-    def expect(self, message_id: str) -> Confirmation:
-        """The confirmation of the message that is published next."""
+    def register(self, message_id: str) -> Confirmation:
+        """Return the confirmation of the message that was published just now."""
         confirmation: Confirmation = self._loop.create_future()
         now = self._loop.time()
         self._published += 1
         self._unconfirmed[self._published] = message_id, confirmation, now
+        self._by_id[message_id] = confirmation
         self._expire_later(confirmation, now)
         return confirmation
 
-    def heard(self, last: int, *, multiple: bool, failure: UserStreamError | None) -> None:
-        """The broker's word on one message, or on all up to it."""
+    def is_unconfirmed(self, message_id: str) -> bool:
+        """Whether the broker has not answered a message of that id yet."""
+        return message_id in self._by_id
+
+    async def wait_until_resolved(self, message_id: str) -> None:
+        """Wait until the broker has answered every message of that id.
+
+        The broker names a message that comes back by its id alone: with two of them, the
+        return of one would be taken for the other's, and the first for confirmed.
+        """
+        # Not for the confirmation: it may have failed, with the broker's answer still to come.
+        while message_id in self._by_id:
+            resolved = self._loop.create_future()
+            await asyncio.wait([self._resolved.setdefault(message_id, resolved)])
+
+    def resolve(self, last: int, *, multiple: bool, failure: UserStreamError | None) -> None:
+        """Take the broker's answer to one message, or to all up to it."""
         unconfirmed = self._unconfirmed
         if multiple:
             numbers = list(takewhile(lambda number: number <= last, unconfirmed))
@@ -60,61 +79,63 @@ class ConfirmTracker:
         for number in numbers:
             message_id, confirmation, since = unconfirmed.pop(number)
             self._refused_since = math.inf if failure is None else min(self._refused_since, since)
-            self._settle(message_id, confirmation, failure)
+            self._complete(message_id, confirmation, failure)
+
+    def on_return(self, message_id: str) -> None:
+        """Fail a message that came back; its confirm still follows, and means nothing."""
+        confirmation = self._by_id.get(message_id)
+        if confirmation is not None and not confirmation.done():
+            _fail(
+                confirmation,
+                UnroutableError("No queue is bound to the exchange; the message was not kept."),
+            )
 
     def end(self, failure: UserStreamError) -> None:
-        """Nothing more will be heard."""
+        """Fail all that is unconfirmed: no answer will come any more."""
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         for message_id, confirmation, _ in unconfirmed.values():
-            self._settle(message_id, confirmation, failure)
+            self._complete(message_id, confirmation, failure)
 
-    def _settle(
+    def _complete(
         self, message_id: str, confirmation: Confirmation, failure: UserStreamError | None
     ) -> None:
-        self._ended(message_id, confirmation)
-        if confirmation.done():  # whoever waited has given up, or it came back before
+        if self._by_id.get(message_id) is confirmation:
+            del self._by_id[message_id]
+            if resolved := self._resolved.pop(message_id, None):
+                resolved.set_result(None)
+        if confirmation.done():  # its publisher has given up, or it came back before
             return
         if failure is None:
             confirmation.set_result(None)
         else:
-            fail(confirmation, failure)
+            _fail(confirmation, failure)
 
     def _expire_later(self, confirmation: Confirmation, now: float) -> None:
         """Fail the confirmation at its deadline: one timer for all, since they expire in order."""
-        self._drop_settled()
+        self._drop_done()
         self._deadlines.append((now + CONFIRM_SECONDS, confirmation))
         if not self._timer_is_set:
             self._timer_is_set = True
             self._loop.call_at(self._deadlines[0][0], self._expire)
 
     def _expire(self) -> None:
-        self._drop_settled()
+        self._drop_done()
         while self._deadlines and self._deadlines[0][0] <= self._loop.time():
             _, confirmation = self._deadlines.popleft()
-            fail(
+            _fail(
                 confirmation,
                 BrokerUnavailableError(f"The broker did not confirm within {CONFIRM_SECONDS:g} s."),
             )
-            self._drop_settled()
+            self._drop_done()
         self._timer_is_set = bool(self._deadlines)
         if self._timer_is_set:
             self._loop.call_at(self._deadlines[0][0], self._expire)
 
-    def _drop_settled(self) -> None:
+    def _drop_done(self) -> None:
         while self._deadlines and self._deadlines[0][1].done():
             self._deadlines.popleft()
 
 
-def came_back(confirmation: Confirmation | None) -> None:
-    """The message was returned; its confirm still follows, and means nothing."""
-    if confirmation is not None and not confirmation.done():
-        fail(
-            confirmation,
-            UnroutableError("No queue is bound to the exchange; the message was not kept."),
-        )
-
-
-def fail(confirmation: Confirmation, failure: UserStreamError) -> None:
-    """Say what became of a message that is not confirmed."""
+def _fail(confirmation: Confirmation, failure: UserStreamError) -> None:
     confirmation.set_exception(failure)
-    confirmation.exception()  # seen, though its publisher may have given up waiting
+    confirmation.exception()  # retrieved, though its publisher may have given up waiting

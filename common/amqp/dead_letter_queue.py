@@ -7,23 +7,16 @@ puts them back in any order (docs/adr/0017).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid5
 
-from aiormq import Connection
-from aiormq.channel import Channel
-from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelNotFoundEntity
-from yarl import URL
-
-from common.amqp import lenient
-from common.amqp.channel import Wire
-from common.amqp.connection import CONNECT_SECONDS, HEARTBEAT_SECONDS
-from common.amqp.frame_filter import FrameFilter, FrameFilterFactory
+from common.amqp.channel import CHANNEL_LOST, Channel
+from common.amqp.connection import QueueCount, connect, count_queues, translated
 from common.amqp.headers import (
     ATTEMPTS,
     ERROR_CODE,
@@ -37,12 +30,7 @@ from common.amqp.headers import (
 from common.amqp.management import ManagementApi, figures
 from common.amqp.message import ATTEMPT, FIRST_SEEN, Delivery
 from common.contracts.topology import Route
-from common.errors import (
-    BrokerUnavailableError,
-    ConflictError,
-    IdReusedError,
-    TopologyMissingError,
-)
+from common.errors import ConflictError, IdReusedError
 from common.failpoints import failpoint
 
 MAX_MESSAGES = 10_000
@@ -58,7 +46,7 @@ QUIET_SECONDS = 2.0
 """Longest wait for the next message."""
 
 TURN_SECONDS = 5.0
-"""Longest wait for another reader to put back what it holds."""
+"""Longest wait for another reader to return what it holds."""
 
 BACK_SECONDS = 2.0
 """Longest wait until the broker counts as ready again what was only looked at."""
@@ -148,21 +136,21 @@ Wanted = Callable[[DeadLetter], bool | None]
 
 
 class LockedQueue:
-    """The messages of one queue, in hand until the block is left."""
+    """The messages of one queue, kept from other readers until the block is left."""
 
-    def __init__(self, route: Route, wire: Wire, *, ready: int, elsewhere: bool) -> None:
+    def __init__(self, route: Route, channel: Channel, count: QueueCount) -> None:
         self.route = route
         self.messages: list[DeadLetter] = []
         """Those that are kept, oldest first."""
         self.read_count = 0
         """How many were read."""
-        self.ready = ready
+        self.ready = count.ready
         """How many there were to be read."""
-        self.is_locked_by_another_reader = elsewhere
+        self.is_locked_by_another_reader = count.consumers > 0
         """Another reader holds some, which are not among these."""
         self.gone = 0
         """How many were moved or removed."""
-        self._wire = wire
+        self._channel = channel
         self._kept_bytes = 0
         self._is_found = False
         self._arrived = asyncio.Event()
@@ -191,7 +179,7 @@ class LockedQueue:
         """
         if body is None and not message.has_body:
             raise ValueError("The body was not kept.")
-        await self._wire.publish(
+        await self._channel.publish(
             message.route.return_exchange,
             short_text(message.routing_key),
             message.delivery.body if body is None else body,
@@ -207,7 +195,7 @@ class LockedQueue:
 
     def remove(self, message: DeadLetter) -> None:
         """Take a message out of the queue for good."""
-        self._wire.acknowledge(message.tag)
+        self._channel.acknowledge(message.tag)
         self.gone += 1
 
     async def read(
@@ -217,13 +205,13 @@ class LockedQueue:
         expected = min(self.ready, limit, MAX_MESSAGES)
         if not expected:
             return
-        await self._wire.channel.basic_qos(prefetch_count=expected)
+        await self._channel.underlying.basic_qos(prefetch_count=expected)
 
         def received(tag: int, delivery: Delivery) -> None:
             if not self._is_found:
                 self._keep(tag, delivery, wanted, until)
 
-        await self._wire.consume(self.route.dead_letter_queue, "look", received)
+        await self._channel.consume(self.route.dead_letter_queue, "look", received)
         deadline = asyncio.get_running_loop().time() + READ_SECONDS
         while self.read_count < expected and not self._is_found:
             self._arrived.clear()
@@ -301,22 +289,22 @@ class DeadLetterQueue:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._in_turn())
             with _translated():
-                connection, tap = await stack.enter_async_context(self._connected())
-                counter = await self._counter(connection)
-                held = await self._open(connection, tap, counter)
+                channel = await stack.enter_async_context(self._connected())
+                held = LockedQueue(self.route, channel, await self._count_after_others(channel))
                 await held.read(wanted, until, limit)
             try:
                 yield held
             finally:
                 # However this ends: what was decided on stays decided, the rest goes back.
-                with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
-                    await self._give_back(held, counter)
+                with suppress(*CHANNEL_LOST):
+                    await channel.close()
+                    await self._wait_until_returned(channel, held.ready - held.gone)
 
     async def count(self) -> int:
-        """How many wait; without those that somebody looks at just now."""
+        """Count what waits, without those that another reader holds just now."""
         with _translated():
-            async with self._connected() as (connection, _):
-                return (await (await self._counter(connection)).count())[0]
+            async with self._connected() as channel:
+                return (await self._count(channel)).ready
 
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:
@@ -334,95 +322,40 @@ class DeadLetterQueue:
             self._turn.release()
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[tuple[Connection, FrameFilter]]:
-        lenient.install()
-        tap = FrameFilter()
-        url = URL(self._url).update_query(heartbeat=HEARTBEAT_SECONDS)
-        connection = Connection(url, transport_factory=FrameFilterFactory(tap))
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await connection.connect({"connection_name": f"{self._service} dead letters"})
-            yield connection, tap
-        finally:
-            with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
-                await connection.close()
+    async def _connected(self) -> AsyncIterator[Channel]:
+        async with connect(self._url, name=f"{self._service} dead letters") as open_channel:
+            yield await open_channel()
 
-    async def _counter(self, connection: Connection) -> "_Counter":
-        channel = await _channel(connection)
-        return _Counter(channel, self.route.dead_letter_queue, self._management)
-
-    async def _open(
-        self, connection: Connection, tap: FrameFilter, counter: "_Counter"
-    ) -> LockedQueue:
-        """Begin to read, after other readers if they are quick enough."""
+    async def _count_after_others(self, channel: Channel) -> QueueCount:
+        """Count the queue once no other reader holds it, or that takes too long."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + TURN_SECONDS
-        ready, readers = await counter.count()
-        while readers and loop.time() < deadline:
+        while True:
+            count = await self._count(channel)
+            if not count.consumers or loop.time() > deadline:
+                return count
             await asyncio.sleep(POLL_SECONDS)
-            ready, readers = await counter.count()
-        wire = Wire(await _channel(connection), tap)
-        return LockedQueue(self.route, wire, ready=ready, elsewhere=readers > 0)
 
-    async def _give_back(self, held: LockedQueue, counter: "_Counter") -> None:
-        """Close the channel, and wait until what it held can be read again."""
-        wire = held._wire  # noqa: SLF001 - the two classes are one mechanism
-        await wire.drain()
-        await wire.channel.close()
+    async def _wait_until_returned(self, channel: Channel, expected: int) -> None:
+        """Wait until what the closed channel held can be read again."""
         deadline = asyncio.get_running_loop().time() + BACK_SECONDS
-        while not counter.is_refused and asyncio.get_running_loop().time() < deadline:
-            if (await counter.count())[0] >= held.ready - held.gone:
+        while asyncio.get_running_loop().time() < deadline:
+            counts = await count_queues(channel, self.route.dead_letter_queue)
+            if counts is None or counts[0].ready >= expected:
                 return
             await asyncio.sleep(POLL_SECONDS)
 
-
-class _Counter:
-    """Counts the messages and the consumers of one queue."""
-
-    def __init__(self, channel: Channel, queue: str, management: ManagementApi | None) -> None:
-        self._channel = channel
-        self._queue = queue
-        self._management = management
-        self.is_refused = False
-        """Whether the broker refuses to count; the management API is some seconds behind."""
-
-    async def count(self) -> tuple[int, int]:
-        """Messages that nobody holds, and consumers."""
-        if not self.is_refused:
-            try:
-                declared = await self._channel.queue_declare(
-                    self._queue, passive=True, timeout=CONNECT_SECONDS
-                )
-            except ChannelAccessRefused:
-                self.is_refused = True
-            else:
-                return declared.message_count or 0, declared.consumer_count or 0
-        return await self._ask_management()
-
-    async def _ask_management(self) -> tuple[int, int]:
-        """The same as the management API has it, 5 s old at most."""
+    async def _count(self, channel: Channel) -> QueueCount:
+        """Count the queue; where the broker refuses, as the management API last saw it."""
+        if (counts := await count_queues(channel, self.route.dead_letter_queue)) is not None:
+            return counts[0]
         rows = (await self._management.select("queues"))[0] if self._management else []
-        row = figures(rows, self._queue)
-        return row["messages_ready"], row["consumers"]
+        row = figures(rows, self.route.dead_letter_queue)
+        return QueueCount(row["messages_ready"], row["consumers"])
 
 
-async def _channel(connection: Connection) -> Channel:
-    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-    if not isinstance(channel, Channel):
-        raise TypeError("aiormq no longer makes channels of its own class.")
-    return channel
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except ChannelNotFoundEntity as error:
-        raise TopologyMissingError(
-            "There is no such dead-letter queue. Import rabbitmq/definitions.json."
-        ) from error
-    except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
-        raise BrokerUnavailableError(
-            f"The dead letters cannot be read: {type(error).__name__}. Nothing has changed; "
-            "ask again when RabbitMQ is there."
-        ) from error
+def _translated() -> AbstractContextManager[None]:
+    return translated(
+        "The dead letters cannot be read",
+        "Nothing has changed; ask again when RabbitMQ is available.",
+    )

@@ -1,7 +1,7 @@
 """Takes the busy frames of a connection out of its stream of bytes, before aiormq reads them.
 
 aiormq makes several objects, two tasks and a dozen awaits of each delivery and each confirm:
-half of the time of a busy consumer. Here they go straight to the channel's ``Wire``. All
+half of the time of a busy consumer. Here they go straight to the channel's ``Channel``. All
 other frames reach aiormq as they came: it keeps connections, heartbeats, channels, closing
 and errors.
 
@@ -19,19 +19,19 @@ from yarl import URL
 
 from common.amqp import frames
 
-SIGN_OF_LIFE_SECONDS = 1.0
-"""aiormq hears of taken frames at most so often: it closes connections that seem silent."""
+KEEPALIVE_SECONDS = 1.0
+"""aiormq sees a heartbeat for handled frames so often: it closes connections that seem silent."""
 
 
 class FrameHandler(Protocol):
-    """What takes frames of one channel: ``common.amqp.channel``."""
+    """Handles frames of one channel: ``common.amqp.channel``."""
 
-    def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
-        """Take the frame whose payload is ``data[start:stop]``; False leaves it to aiormq."""
+    def feed_frame(self, kind: int, data: bytes, start: int, stop: int) -> bool:
+        """Handle the frame whose payload is ``data[start:stop]``; False leaves it to aiormq."""
         ...
 
     def end(self) -> None:
-        """Hear that the broker closes the connection; aiormq needs some turns to say so."""
+        """Note that the broker closes the connection; aiormq needs some iterations to say so."""
         ...
 
 
@@ -41,10 +41,10 @@ class FrameFilter(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.WriteTransport
         self._inner: Any
-        self._takers: dict[int, FrameHandler] = {}
+        self._handlers: dict[int, FrameHandler] = {}
         self._rest = b""
         self._foreign = False
-        self._told_at = 0.0
+        self._kept_alive_at = 0.0
 
     def install(self, transport: asyncio.Transport) -> None:
         """Begin to stand in between; nothing may have been received yet."""
@@ -52,19 +52,19 @@ class FrameFilter(asyncio.Protocol):
         self._inner = transport.get_protocol()
         transport.set_protocol(self)
 
-    def attach(self, channel: AbstractChannel, taker: FrameHandler) -> None:
-        """Let ``taker`` have the frames of a channel from now on."""
-        self._takers[channel.number] = taker
+    def attach(self, channel: AbstractChannel, handler: FrameHandler) -> None:
+        """Give the frames of a channel to ``handler`` from now on."""
+        self._handlers[channel.number] = handler
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop with bytes in any portions."""
+        """Called by the loop with bytes, cut anywhere."""
         if self._foreign:
             self._inner.data_received(data)
             return
         if self._rest:
             data = self._rest + data
         for_aiormq: list[bytes] = []
-        taken = False
+        handled = False
         at, end = 0, len(data)
         while end - at >= frames.OVERHEAD:
             kind, channel, size = frames.HEAD.unpack_from(data, at)
@@ -77,35 +77,36 @@ class FrameFilter(asyncio.Protocol):
                 break
             if stop > end:
                 break
-            taker = self._takers.get(channel)
-            if taker is not None and taker.take(kind, data, at + frames.HEAD.size, stop - 1):
-                taken = True
+            handler = self._handlers.get(channel)
+            payload = at + frames.HEAD.size
+            if handler is not None and handler.feed_frame(kind, data, payload, stop - 1):
+                handled = True
             else:
                 for_aiormq.append(data[at:stop])
                 if channel == 0 and kind == frames.METHOD:
-                    self._watch_close(data, at + frames.HEAD.size)
+                    self._watch_close(data, payload)
             at = stop
         self._rest = data[at:]
-        if taken:
-            self._tell(for_aiormq)
+        if handled:
+            self._send_keepalive(for_aiormq)
         if for_aiormq:
             self._inner.data_received(b"".join(for_aiormq))
 
     def _watch_close(self, data: bytes, start: int) -> None:
-        """Let all takers know when the broker closes the connection."""
+        """End all handlers when the broker closes the connection."""
         if data.startswith(_CONNECTION_CLOSE, start):
-            for taker in self._takers.values():
-                taker.end()
+            for handler in self._handlers.values():
+                handler.end()
 
-    def _tell(self, for_aiormq: list[bytes]) -> None:
+    def _send_keepalive(self, for_aiormq: list[bytes]) -> None:
         """Stand in for the heartbeats that a broker leaves out while it sends other frames."""
         now = time.monotonic()
-        if now - self._told_at >= SIGN_OF_LIFE_SECONDS:
-            self._told_at = now
+        if now - self._kept_alive_at >= KEEPALIVE_SECONDS:
+            self._kept_alive_at = now
             for_aiormq.insert(0, frames.A_HEARTBEAT)  # not after what may be no whole frame
 
     def eof_received(self) -> bool | None:
-        """Called by the loop: the broker said its last word, perhaps half of one."""
+        """Called by the loop: the broker sends nothing more; the last frame may be incomplete."""
         if self._rest:
             self._inner.data_received(self._rest)
             self._rest = b""
@@ -113,7 +114,7 @@ class FrameFilter(asyncio.Protocol):
         return answer
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop when the link is gone."""
+        """Called by the loop when the connection is lost."""
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -130,16 +131,16 @@ _KINDS = (frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT)
 
 
 class FrameFilterFactory(TransportFactory):
-    """Opens aiormq's connections, with a tap in each."""
+    """Opens the socket of one connection of aiormq, with the filter in it."""
 
-    def __init__(self, tap: FrameFilter) -> None:
-        self._tap = tap
+    def __init__(self, frame_filter: FrameFilter) -> None:
+        self._frame_filter = frame_filter
 
     async def create(
         self, url: URL, **options: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect as aiormq would, then put the tap in."""
+        """Connect as aiormq would, then install the filter."""
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **options)
-        self._tap.install(writer.transport)  # type: ignore[arg-type]
+        self._frame_filter.install(writer.transport)  # type: ignore[arg-type]
         return reader, writer

@@ -86,15 +86,16 @@ def frame(kind: int, channel: int, payload: bytes) -> bytes:
 
 
 def publish(
-    channel: int, exchange: str, routing_key: str, header: bytes, body: bytes, *, piece: int
+    channel: int, exchange: str, routing_key: str, header: bytes, body: bytes, *, max_payload: int
 ) -> bytes:
-    """A message to publish, mandatory, its body in frames of at most ``piece`` bytes."""
+    """A message to publish, mandatory, its body in frames of at most ``max_payload`` bytes."""
     method = _PUBLISH + short_text(exchange) + short_text(routing_key) + _MANDATORY
     frames = frame(METHOD, channel, method) + frame(HEADER, channel, header)
-    if len(body) <= piece:
+    if len(body) <= max_payload:
         return frames + frame(BODY, channel, body) if body else frames
     return frames + b"".join(
-        frame(BODY, channel, body[start : start + piece]) for start in range(0, len(body), piece)
+        frame(BODY, channel, body[start : start + max_payload])
+        for start in range(0, len(body), max_payload)
     )
 
 

@@ -4,17 +4,15 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 from uuid import UUID
 
-from aio_pika.abc import AbstractChannel
-
 from common import metrics
-from common.amqp.channel import Wire
-from common.amqp.connection import Link, check_topology
+from common.amqp.channel import Channel
+from common.amqp.connection import ReconnectingConnection, check_topology
 from common.amqp.message import TRACEPARENT
 from common.context import current
 from common.contracts.base import Contract
@@ -31,7 +29,7 @@ CHANNEL_SECONDS = 1.0
 
 FAILURE_COUNTS_SECONDS = 30.0
 """So long a message that was not confirmed keeps a publisher from being ready, unless another
-one is: as long as somebody publishes, the latest attempt tells."""
+one is: as long as messages are published, the latest attempt tells."""
 
 
 class Publisher:
@@ -48,9 +46,10 @@ class Publisher:
         self._service = service
         self._exchanges = exchanges
         self._queues = queues
-        self._wire: Wire | None = None
         self._failed_at = -math.inf
-        self._link = Link(url, service=service, purpose="publish", setup=self._prepare)
+        self._connection = ReconnectingConnection(
+            url, service=service, purpose="publish", setup=self._check_topology
+        )
 
     @classmethod
     @asynccontextmanager
@@ -71,21 +70,20 @@ class Publisher:
             queues: Queues that must exist for it to make sense.
         """
         publisher = cls(url, service=service, exchanges=exchanges, queues=queues)
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(publisher._link)
+        async with publisher._connection:
             yield publisher
 
     async def ask(self) -> None:
-        """Raise BrokerUnavailableError if the broker says that it takes nothing."""
-        await self._link.check()
-        if self._link.blocked:
+        """Raise BrokerUnavailableError if there is no broker, or it takes no messages."""
+        await self._connection.check()
+        if self._connection.blocked:
             raise _blocked()
 
     async def check(self) -> None:
         """Raise what keeps it from publishing, if anything does.
 
         An open connection is not enough: what was published last must have been confirmed.
-        Where nobody publishes, a failure says nothing any more after a while.
+        Where nothing is published, a failure says nothing any more after a while.
         """
         await self.ask()
         if time.monotonic() - self._failed_at < FAILURE_COUNTS_SECONDS:
@@ -128,11 +126,12 @@ class Publisher:
         started = time.perf_counter()
         outcome = "unavailable"
         try:
-            wire = await self._wire_within_reach()
-            while wire.is_under_way(properties["message_id"]):  # perhaps on a new channel, too
-                wire = await self._wire_after(wire, properties["message_id"])
+            channel = await self._open_channel()
+            while channel.confirms.is_unconfirmed(properties["message_id"]):
+                await _wait_until_resolved(channel, properties["message_id"])
+                channel = await self._open_channel()  # perhaps a new one
             try:
-                confirmation = wire.publish(
+                confirmation = channel.publish(
                     exchange,
                     routing_key,
                     body,
@@ -156,33 +155,25 @@ class Publisher:
             _count(exchange, outcome).inc()
             _seconds(exchange).observe(time.perf_counter() - started)
 
-    async def _wire_within_reach(self) -> Wire:
+    async def _open_channel(self) -> Channel:
         """The channel, unless the broker blocks us: a message written then arrives as a ghost."""
-        if self._wire is None or self._wire.closed:
-            try:
-                async with asyncio.timeout(CHANNEL_SECONDS):
-                    await self._link.channel()
-            except TimeoutError as error:
-                raise self._link.failure from error
-        if self._link.blocked:
+        channel = await self._connection.channel(CHANNEL_SECONDS)
+        if self._connection.blocked:
             raise _blocked()
-        assert self._wire is not None  # noqa: S101 - set before the link hands out its channel
-        return self._wire
+        return channel
 
-    async def _wire_after(self, wire: Wire, message_id: str) -> Wire:
-        """The channel once no other message of that id is under way."""
-        try:
-            async with asyncio.timeout(CHANNEL_SECONDS):
-                await wire.turn(message_id)
-        except TimeoutError as error:
-            raise BrokerUnavailableError(
-                "A publish with this message id is still awaiting its confirm."
-            ) from error
-        return await self._wire_within_reach()
-
-    async def _prepare(self, channel: AbstractChannel, wire: Wire) -> None:
+    async def _check_topology(self, channel: Channel) -> None:
         await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
-        self._wire = wire
+
+
+async def _wait_until_resolved(channel: Channel, message_id: str) -> None:
+    try:
+        async with asyncio.timeout(CHANNEL_SECONDS):
+            await channel.confirms.wait_until_resolved(message_id)
+    except TimeoutError as error:
+        raise BrokerUnavailableError(
+            "A publish with this message id is still awaiting its confirm."
+        ) from error
 
 
 def _blocked() -> BrokerUnavailableError:

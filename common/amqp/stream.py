@@ -4,42 +4,34 @@ Reading takes nothing out of a stream. The acks here only say that more may come
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Generic, Literal, Self, TypeVar
 
-from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
-from aiormq.abc import AbstractChannel as UnderlyingChannel
-from aiormq.exceptions import ChannelAccessRefused
-
-from common.amqp.channel import Wire
-from common.amqp.connection import Link
+from common.amqp.channel import CHANNEL_LOST, Channel
+from common.amqp.connection import ReconnectingConnection, count_queues, translated
 from common.amqp.message import Delivery
-from common.errors import BrokerUnavailableError, TopologyMissingError
 
 OFFSET = "x-stream-offset"
 
 PREFETCH = 50
-"""Messages of a portion: so many are on their way to us at once; streams insist on a bound."""
+"""Messages of a batch: so many are on their way to us at once; streams insist on a bound."""
 
 BATCH_SECONDS = 0.02
-"""From the first message of a portion to asking for the next one, where nobody waits for them.
+"""From the first message of a batch to asking for the next one, where reading is throttled.
 
-For each message that came alone the broker reads a chunk of its file: a thousand in one go hold up
-everything else there for a tenth of a second. Whoever does wait has the next portion at once.
+For each message that came alone the broker reads a chunk of its file: a thousand in one go delay
+everything else there for a tenth of a second. Unthrottled, the next batch is asked for at once.
 """
 
 FIRST_SECONDS = 3.0
 """Longest wait for the first message; after it, the broker is asked whether there is one."""
 
 CALM_SECONDS = 0.25
-"""After so long without a whole portion, the broker is asked whether that was the end."""
+"""After so long without a whole batch, the broker is asked whether that was the end."""
 
 ANSWER_SECONDS = 5.0
 """Longest wait for the broker to answer a question or the end of a subscription."""
-
-POLL_SECONDS = 0.02
 
 Start = int | Literal["first"]
 
@@ -51,17 +43,17 @@ class StreamReader:
 
     def __init__(self, url: str, *, service: str) -> None:
         self._service = service
-        self._wire: Wire | None = None
-        self._link = Link(url, service=service, purpose="audit", setup=self._prepare)
+        self._connection = ReconnectingConnection(
+            url, service=service, purpose="audit", setup=_set_prefetch
+        )
         self._one_at_a_time = asyncio.Lock()
-        self._closing: set[asyncio.Future[None]] = set()
 
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, *, service: str) -> AsyncIterator[Self]:
         """Start connecting, with the rights of a service; does not wait for the broker."""
         reader = cls(url, service=service)
-        async with reader._link:
+        async with reader._connection:
             yield reader
 
     async def read(
@@ -85,99 +77,55 @@ class StreamReader:
                 the stream has forgotten that offset, it is the oldest, too.
             take: Gets offset and message; None leaves it out. Bodies are not kept.
             limit: Most messages looked at; at least 1.
-            throttled: Whether to make pauses, because nobody waits for it.
+            throttled: Whether to make pauses, because the result is not urgent.
 
         Raises:
             BrokerUnavailableError: It broke off, or did not say in time whether there is more;
                 read again.
             TopologyMissingError: There is no such stream.
         """
-        async with self._one_at_a_time:
-            reading = _Reading(start, take, limit, throttled=throttled)
-            with self._watched():
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    wire = await self._usable_wire()
-                    await wire.consume(
-                        stream,
-                        self._service,
-                        lambda tag, delivery: reading.received(wire, tag, delivery),
-                        arguments={OFFSET: start},
-                    )
-                await reading.done(wire)
-                if self._service not in wire.channel.consumers:
-                    raise ConnectionError("The broker ended it: the stream was deleted.")
-                await wire.channel.basic_cancel(self._service, timeout=ANSWER_SECONDS)
-                reading.acknowledge(wire)
+        async with self._channel() as channel:
+            reading = _Reading(channel, start, take, limit, throttled=throttled)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await channel.consume(
+                    stream, self._service, reading.received, arguments={OFFSET: start}
+                )
+            await reading.done()
+            if self._service not in channel.underlying.consumers:
+                raise ConnectionError("The broker ended it: the stream was deleted.")
+            await channel.underlying.basic_cancel(self._service, timeout=ANSWER_SECONDS)
+            reading.acknowledge()
             return reading.items
 
     async def count_ready(self, queues: Sequence[str]) -> dict[str, int] | None:
-        """Messages ready in each queue, at this moment.
-
-        None where the broker refuses to count for a service, as RabbitMQ 4.2.6 and 4.3.0 do.
+        """Count the messages ready in each queue; None where the broker refuses.
 
         Raises:
             BrokerUnavailableError: The broker does not answer.
             TopologyMissingError: One of them does not exist.
         """
-        async with self._one_at_a_time:
-            with self._watched():
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    # A channel of its own: a refusal closes the one on which it was asked.
-                    connection = (await self._usable_wire()).channel.connection
-                    asking = await connection.channel(publisher_confirms=False)
-                    try:
-                        counts = {queue: await _count(asking, queue) for queue in queues}
-                    except ChannelAccessRefused:
-                        return None
-                    await asking.close()
-                    return counts
+        async with self._channel() as channel:
+            counts = await count_queues(channel, *queues)
+        if counts is None:
+            return None
+        return {queue: count.ready for queue, count in zip(queues, counts, strict=True)}
 
-    async def _usable_wire(self) -> Wire:
-        while self._wire is None or self._wire.closed:
-            await self._link.channel()
-            if self._wire is None:  # given up, and the link has not noticed yet
-                await asyncio.sleep(POLL_SECONDS)
-        return self._wire
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Begin again on a new channel if anything goes wrong: who knows what the broker thinks.
+    @asynccontextmanager
+    async def _channel(self) -> AsyncIterator[Channel]:
+        """The channel, for one reading at a time; a new one is opened if anything goes wrong.
 
         Raises:
             BrokerUnavailableError: It broke off.
             TopologyMissingError: What was asked for does not exist.
         """
-        try:
-            yield
-        except asyncio.CancelledError as error:
-            self._give_up_channel()
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # It is the channel that was cancelled, and what waited for it with it.
-            raise BrokerUnavailableError("The broker broke off while a stream was read.") from error
-        except (AMQPError, OSError, RuntimeError, TimeoutError) as error:
-            is_connected = self._wire is not None and not self._wire.closed
-            self._give_up_channel()
-            if isinstance(error, ChannelNotFoundEntity):
-                raise TopologyMissingError(
-                    "A stream or queue does not exist. Import rabbitmq/definitions.json."
-                ) from error
-            if not is_connected:
-                raise BrokerUnavailableError(self._link.failure.detail) from error
-            raise BrokerUnavailableError("The broker broke off while a stream was read.") from error
-
-    def _give_up_channel(self) -> None:
-        """Close the channel without waiting; the link opens another one."""
-        wire, self._wire = self._wire, None
-        if wire is not None and not wire.closed:
-            closing = asyncio.ensure_future(_close(wire))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-
-    async def _prepare(self, _channel: AbstractChannel, wire: Wire) -> None:
-        await wire.channel.basic_qos(prefetch_count=PREFETCH)
-        self._wire = wire
+        async with self._one_at_a_time:
+            channel = await self._connection.channel(ANSWER_SECONDS)
+            with translated("Reading from the broker was interrupted", "Read again."):
+                try:
+                    yield channel
+                except (asyncio.CancelledError, *CHANNEL_LOST):
+                    channel.close()  # in doubt about what the broker thinks
+                    raise
 
 
 class _Reading(Generic[Item]):
@@ -185,6 +133,7 @@ class _Reading(Generic[Item]):
 
     def __init__(
         self,
+        channel: Channel,
         start: Start,
         take: Callable[[int, Delivery], Item | None],
         limit: int,
@@ -192,10 +141,11 @@ class _Reading(Generic[Item]):
         throttled: bool,
     ) -> None:
         self.items: list[Item] = []
+        self._channel = channel
         self._first = start if isinstance(start, int) else 0
         self._take = take
         self._left = limit
-        self._gently = throttled
+        self._throttled = throttled
         self._batch: list[int] = []
         self._whole_batches = 0
         self._received = 0
@@ -204,17 +154,17 @@ class _Reading(Generic[Item]):
         self._has_begun = asyncio.Event()
         self._is_full = asyncio.Event()
 
-    def received(self, wire: Wire, tag: int, delivery: Delivery) -> None:
-        """Take a message; those before the first belong to the piece that the broker sends."""
+    def received(self, tag: int, delivery: Delivery) -> None:
+        """Take a message; those before the first belong to the chunk that the broker sends."""
         self._batch.append(tag)
         self._received += 1
         if len(self._batch) == 1:
             loop = asyncio.get_running_loop()
-            self._next = loop.call_later(BATCH_SECONDS, self.acknowledge, wire)
+            self._next = loop.call_later(BATCH_SECONDS, self.acknowledge)
         if len(self._batch) == PREFETCH:
             self._whole_batches += 1
-            if not self._gently:
-                self.acknowledge(wire)
+            if not self._throttled:
+                self.acknowledge()
         offset = delivery.headers.get(OFFSET)
         if self._left and isinstance(offset, int) and offset >= self._first:
             self._left -= 1
@@ -225,16 +175,16 @@ class _Reading(Generic[Item]):
             if item is not None:
                 self.items.append(item)
 
-    def acknowledge(self, wire: Wire) -> None:
+    def acknowledge(self) -> None:
         """Have the broker send more."""
         if self._next is not None:
             self._next.cancel()
         for tag in self._batch:
-            wire.acknowledge(tag)
+            self._channel.acknowledge(tag)
         self._acknowledged += len(self._batch)
         self._batch.clear()
 
-    async def done(self, wire: Wire) -> None:
+    async def done(self) -> None:
         """Return when the limit is reached, or the end.
 
         Raises:
@@ -246,10 +196,10 @@ class _Reading(Generic[Item]):
         while not await _within(CALM_SECONDS, self._is_full):
             is_calm = self._whole_batches == whole_batches
             whole_batches = self._whole_batches
-            if is_calm and await self._is_at_end(wire):
+            if is_calm and await self._is_at_end():
                 return
 
-    async def _is_at_end(self, wire: Wire) -> bool:
+    async def _is_at_end(self) -> bool:
         """Whether the broker had no more to give when it was asked.
 
         It does what it is told on a channel in turn. An ack makes it send at once as many messages
@@ -257,12 +207,12 @@ class _Reading(Generic[Item]):
         sent fewer than it might, it had come to the end. However slow it is, its answer comes
         behind its messages.
         """
-        self.acknowledge(wire)
+        self.acknowledge()
         might_be_sent = PREFETCH + self._acknowledged
-        await wire.drain()
+        self._channel.flush()
         async with asyncio.timeout(ANSWER_SECONDS):
-            await wire.channel.basic_qos(prefetch_count=PREFETCH)  # any question will do
-        if wire.closed:
+            await _set_prefetch(self._channel)  # any question will do
+        if self._channel.closed:
             raise ConnectionError("The channel was lost.")
         return self._received < might_be_sent and not self._is_full.is_set()
 
@@ -276,11 +226,5 @@ async def _within(seconds: float, event: asyncio.Event) -> bool:
         return False
 
 
-async def _count(channel: UnderlyingChannel, queue: str) -> int:
-    declared = await channel.queue_declare(queue, passive=True)
-    return declared.message_count or 0
-
-
-async def _close(wire: Wire) -> None:
-    with suppress(AMQPError, OSError, RuntimeError, TimeoutError):
-        await wire.channel.close()
+async def _set_prefetch(channel: Channel) -> None:
+    await channel.underlying.basic_qos(prefetch_count=PREFETCH)

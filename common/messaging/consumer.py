@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from common import metrics
-from common.amqp.channel import Wire
+from common.amqp.channel import Channel
 from common.amqp.message import Delivery
 from common.amqp.publisher import Publisher
 from common.context import enter_message
@@ -71,7 +71,7 @@ class Consumer:
         self._gate = OutageGate(on_pause=self._paused, on_resume=self._resumed, ask=ask)
         self._stopping = False
         self._in_hand: set[asyncio.Task[None]] = set()
-        self._backlog: deque[tuple[Wire, int, Delivery]] = deque()
+        self._backlog: deque[tuple[Channel, int, Delivery]] = deque()
         self._waiting: set[asyncio.Task[None]] = set()
         queue = self._route.queue
         metrics.IN_FLIGHT.labels(queue).set_function(self._count_in_hand)
@@ -149,21 +149,21 @@ class Consumer:
 
     # -- deliveries -------------------------------------------------------------------------
 
-    def begin(self, wire: Wire, tag: int, delivery: Delivery) -> bool:
+    def begin(self, channel: Channel, tag: int, delivery: Delivery) -> bool:
         """Begin with one delivery, in a task of our own; False if it has to wait for a suspect.
 
         Not of the channel's: cancelled with it, a mail whose text is out would count as
         unsure and go out again, though its server is about to say 250.
         """
         if self._backlog:
-            self._backlog.append((wire, tag, delivery))
+            self._backlog.append((channel, tag, delivery))
             return False
-        self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
+        self._start(self._settle(channel, tag, delivery, self._dispatcher.dispatch))
         return True
 
-    def handle_exclusively(self, wire: Wire, tag: int, delivery: Delivery) -> None:
+    def handle_exclusively(self, channel: Channel, tag: int, delivery: Delivery) -> None:
         """Begin with a suspect once nothing else is in hand; what comes after it waits."""
-        self._backlog.append((wire, tag, delivery))
+        self._backlog.append((channel, tag, delivery))
         if len(self._backlog) == 1:
             self._start(self._drain_backlog())
 
@@ -182,45 +182,45 @@ class Consumer:
         ordinary = False
         try:
             while self._backlog:
-                wire, tag, delivery = self._backlog[0]
-                if self._stopping or not self._is_current(wire):
+                channel, tag, delivery = self._backlog[0]
+                if self._stopping or not self._is_current(channel):
                     pass  # it is delivered again
                 elif is_suspect(delivery):
-                    await self._settle_alone(wire, tag, delivery, since)
+                    await self._settle_alone(channel, tag, delivery, since)
                 else:
                     ordinary = True
-                    self._start(self._settle(wire, tag, delivery, self._dispatcher.dispatch))
+                    self._start(self._settle(channel, tag, delivery, self._dispatcher.dispatch))
                 self._backlog.popleft()
             if ordinary and not self._stopping:
                 self._subscription.raise_prefetch()
         finally:
             if self._backlog:  # cancelled, or a fault of ours: nobody else would begin with these
                 self._backlog.clear()
-                self._renew_unless_done(wire)
+                self._renew_unless_done(channel)
 
     async def _settle_alone(
-        self, wire: Wire, tag: int, delivery: Delivery, since: dict[asyncio.Task[None], float]
+        self, channel: Channel, tag: int, delivery: Delivery, since: dict[asyncio.Task[None], float]
     ) -> None:
         """Handle a suspect, or put it aside if what is in hand outlasts its wait.
 
         Args:
-            wire: Where it came from.
+            channel: Where it came from.
             tag: Its tag there.
             delivery: The suspect.
             since: From when on this line has waited for a task; for this suspect, or for others
                 before it.
         """
-        deferrals = not await self._is_alone_in_time(wire, delivery, since)
+        deferrals = not await self._is_alone_in_time(channel, delivery, since)
 
         def alone() -> bool:
-            return self._is_current(wire) and len(self._in_hand) == 1
+            return self._is_current(channel) and len(self._in_hand) == 1
 
         dispatch = partial(self._suspects.dispatch, alone=alone, defer=deferrals)
-        if self._is_current(wire) and not self._stopping:
-            await self._settle(wire, tag, delivery, dispatch)
+        if self._is_current(channel) and not self._stopping:
+            await self._settle(channel, tag, delivery, dispatch)
 
     async def _is_alone_in_time(
-        self, wire: Wire, delivery: Delivery, since: dict[asyncio.Task[None], float]
+        self, channel: Channel, delivery: Delivery, since: dict[asyncio.Task[None], float]
     ) -> bool:
         """Wait until nothing else is in hand; an outage that holds the others is not counted."""
         allowed = exclusive_wait(delivery)
@@ -231,7 +231,7 @@ class Consumer:
                 since.clear()
             elif now - min(since.setdefault(task, now) for task in others) >= allowed:
                 return False
-            if self._stopping or not self._is_current(wire):
+            if self._stopping or not self._is_current(channel):
                 return False
             if not told:
                 told = True
@@ -240,7 +240,9 @@ class Consumer:
             await asyncio.wait(others, timeout=min(allowed, EXCLUSIVE_WAIT_SECONDS))
         return True
 
-    async def _settle(self, wire: Wire, tag: int, delivery: Delivery, dispatch: Dispatch) -> None:
+    async def _settle(
+        self, channel: Channel, tag: int, delivery: Delivery, dispatch: Dispatch
+    ) -> None:
         """Handle one delivery and acknowledge it, or leave it to be delivered again."""
         queue = self._route.queue
         started = time.perf_counter()
@@ -248,8 +250,8 @@ class Consumer:
             outcome = await self._handle_with_retry(delivery, dispatch)
             failpoint("w19")
             # Only on the channel it came by: on a newer one the same tag means another message.
-            if self._is_current(wire):
-                wire.acknowledge(tag)
+            if self._is_current(channel):
+                channel.acknowledge(tag)
                 self._settled[outcome].inc()
                 self._seconds.observe(time.perf_counter() - started)
             else:
@@ -259,19 +261,19 @@ class Consumer:
                 log.info("delivery.ack_lost", queue=queue)
         except asyncio.CancelledError:
             metrics.DELIVERIES.labels(queue, "requeued").inc()
-            self._renew_unless_done(wire)
+            self._renew_unless_done(channel)
         except Exception:  # a fault of ours: unsettled, it would stay in hand for ever
             metrics.DELIVERIES.labels(queue, "requeued").inc()
             log.exception("delivery.failed_internally", queue=queue)
             self._subscription.reopen_channel()
 
-    def _renew_unless_done(self, wire: Wire) -> None:
+    def _renew_unless_done(self, channel: Channel) -> None:
         """Have unsettled deliveries given again, where neither a stop nor a new channel does so."""
-        if self._is_current(wire) and not self._stopping:
+        if self._is_current(channel) and not self._stopping:
             self._subscription.reopen_channel()
 
-    def _is_current(self, wire: Wire) -> bool:
-        return wire is self._subscription.wire and not wire.closed
+    def _is_current(self, channel: Channel) -> bool:
+        return channel is self._subscription.channel and not channel.closed
 
     async def _handle_with_retry(self, delivery: Delivery, dispatch: Dispatch) -> Outcome:
         """Repeat through outages until there is an outcome."""

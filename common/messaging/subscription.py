@@ -15,11 +15,9 @@ from itertools import count
 from typing import Any, Protocol
 
 import structlog
-from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import AMQPError
 
-from common.amqp.channel import Wire
-from common.amqp.connection import Link, check_topology
+from common.amqp.channel import CHANNEL_LOST, Channel
+from common.amqp.connection import ReconnectingConnection, check_topology, count_queues
 from common.amqp.message import DELIVERY_COUNT, PREVIOUS_DELIVERIES, Delivery
 from common.contracts.topology import Route, queues
 from common.errors import BrokerUnavailableError
@@ -39,18 +37,15 @@ WATCH_INTERVAL = timedelta(seconds=15)
 LONGEST_IDLE = timedelta(minutes=10)
 """After so long without a delivery the channel is renewed, whatever the broker counts."""
 
-_LOST = (AMQPError, OSError, RuntimeError, TimeoutError)
-"""What is raised on a channel that went away, or whose broker does not answer."""
-
 
 class Settler(Protocol):
     """What takes deliveries and settles them: ``common.messaging.consumer`` in production."""
 
-    def begin(self, wire: Wire, tag: int, delivery: Delivery) -> bool:
+    def begin(self, channel: Channel, tag: int, delivery: Delivery) -> bool:
         """Begin with an ordinary delivery; False if it has to wait for a suspect."""
         ...
 
-    def handle_exclusively(self, wire: Wire, tag: int, delivery: Delivery) -> None:
+    def handle_exclusively(self, channel: Channel, tag: int, delivery: Delivery) -> None:
         """Begin with a suspect, once it is alone; what comes after it has to wait."""
         ...
 
@@ -95,23 +90,24 @@ class Subscription:
         self._tags = count(1)
         self._full = prefetch
         self._settler = settler
-        self._link = Link(url, service=service, purpose="consume", setup=self._subscribe_on)
-        self.wire: Wire | None = None
-        """Where deliveries come from; by any other wire nothing can be acknowledged any more."""
+        self._connection = ReconnectingConnection(
+            url, service=service, purpose="consume", setup=self._subscribe_on
+        )
+        self.channel: Channel | None = None
+        """Where deliveries come from; on any other nothing can be acknowledged any more."""
         self._prefetch = INITIAL_PREFETCH
         self._subscribed: tuple[int, bool] | None = None
         """With which of ``_due`` it is."""
         self._ended = False
         self._subscribing = asyncio.Lock()
         self._deliveries = 0
-        self._is_countable = False
         self._background: set[asyncio.Task[None]] = set()
 
     # -- life -------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start connecting; does not wait for the broker."""
-        await self._link.__aenter__()
+        await self._connection.__aenter__()
         self.in_background(self._watch())
 
     async def end(self) -> None:
@@ -123,13 +119,13 @@ class Subscription:
 
     async def close(self) -> None:
         """Disconnect; what is not acknowledged is delivered again elsewhere."""
-        if self.wire is not None:
-            await self.wire.drain()
-        await self._link.__aexit__()
+        if self.channel is not None:
+            self.channel.flush()
+        await self._connection.__aexit__()
 
     async def check(self) -> None:
         """Raise BrokerUnavailableError if nothing can come."""
-        await self._link.check()
+        await self._connection.check()
         if not self._subscribed:
             raise BrokerUnavailableError("The consumer is not subscribed (yet).")
 
@@ -141,19 +137,18 @@ class Subscription:
 
     # -- subscribing ------------------------------------------------------------------------
 
-    async def _subscribe_on(self, channel: AbstractChannel, wire: Wire) -> None:
+    async def _subscribe_on(self, channel: Channel) -> None:
         """Prepare a new channel: what was held on the old one is delivered again on this.
 
         Also during an outage: something has to be in hand that can probe.
         """
-        unverified = await check_topology(channel, queues=queues(self._route))
-        self._is_countable = self._route.queue not in unverified
+        await check_topology(channel, queues=queues(self._route))
         async with self._subscribing:
             self._settler.release_waiting()
-            self.wire, self._prefetch, self._subscribed = wire, INITIAL_PREFETCH, None
-            wire.channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
+            self.channel, self._prefetch, self._subscribed = channel, INITIAL_PREFETCH, None
+            channel.underlying.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
             if (due := self._due) is not None:
-                await self._consume(wire, due)
+                await self._consume(channel, due)
 
     async def reconcile(self) -> None:
         """Subscribe as is due now, or unsubscribe; one step at a time.
@@ -163,17 +158,20 @@ class Subscription:
         """
         async with self._subscribing:
             try:
-                # ``reopen_channel`` may take the wire away while one of these waits for the broker.
-                while (wire := self.wire) and not wire.closed and self._due != self._subscribed:
+                while self._due != self._subscribed:
+                    # ``reopen_channel`` may take it away while one of these waits for the broker.
+                    if (channel := self.channel) is None or channel.closed:
+                        return
                     if self._subscribed:
-                        await wire.channel.basic_cancel(self._tag, timeout=CANCEL_SECONDS)
+                        await channel.underlying.basic_cancel(self._tag, timeout=CANCEL_SECONDS)
                     self._subscribed = None
                     if (due := self._due) is not None:
-                        await self._consume(wire, due)
-            except _LOST as error:
+                        await self._consume(channel, due)
+            except CHANNEL_LOST as error:
                 # In doubt about what the broker thinks, begin again on a new channel.
                 log.warning("consumer.unsure", queue=self._route.queue, reason=type(error).__name__)
-                await self._give_up_channel(self.wire)
+                if self.channel is not None:
+                    self.channel.close()
 
     @property
     def _due(self) -> tuple[int, bool] | None:
@@ -187,24 +185,19 @@ class Subscription:
         is_open = self._settler.is_open
         return (self._prefetch if is_open else INITIAL_PREFETCH), is_open
 
-    async def _consume(self, wire: Wire, due: tuple[int, bool]) -> None:
+    async def _consume(self, channel: Channel, due: tuple[int, bool]) -> None:
         # A tag of its own each time: where one is used again while deliveries of the first are
         # in hand, a quorum queue of RabbitMQ 3.10 loses count and the broker hangs up (541).
         self._tag = f"{self._service}-{next(self._tags)}"
-        await wire.channel.basic_qos(prefetch_count=due[0])
-        await wire.consume(self._route.queue, self._tag, partial(self._received, wire))
+        await channel.underlying.basic_qos(prefetch_count=due[0])
+        await channel.consume(self._route.queue, self._tag, partial(self._received, channel))
         self._subscribed = due
 
     def reopen_channel(self) -> None:
         """Begin again on a new channel: the broker delivers all again that is in hand."""
-        wire, self.wire = self.wire, None
-        self.in_background(self._give_up_channel(wire))
-
-    async def _give_up_channel(self, wire: Wire | None) -> None:
-        """Close the channel; the link opens another one."""
-        if wire is not None:
-            with suppress(*_LOST):
-                await wire.channel.close()
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            channel.close()
 
     def _cancelled_by_broker(self, *_: object) -> None:
         """The queue was deleted or its leader moved."""
@@ -213,14 +206,14 @@ class Subscription:
 
     # -- deliveries -------------------------------------------------------------------------
 
-    def _received(self, wire: Wire, tag: int, delivery: Delivery) -> None:
-        if wire is not self.wire:
+    def _received(self, channel: Channel, tag: int, delivery: Delivery) -> None:
+        if channel is not self.channel:
             return
         self._deliveries += 1
         headers = delivery.headers
         if (DELIVERY_COUNT in headers or PREVIOUS_DELIVERIES in headers) and is_suspect(delivery):
-            self._settler.handle_exclusively(wire, tag, delivery)
-        elif self._settler.begin(wire, tag, delivery) and self._prefetch != self._full:
+            self._settler.handle_exclusively(channel, tag, delivery)
+        elif self._settler.begin(channel, tag, delivery) and self._prefetch != self._full:
             self.raise_prefetch()
 
     def raise_prefetch(self) -> None:
@@ -252,12 +245,8 @@ class Subscription:
                 self.reopen_channel()
 
     async def _count_waiting(self) -> int:
-        # Where the broker refuses to tell, asking would cost the channel.
-        if self.wire is None or not self._is_countable:
-            return 0
-        with suppress(*_LOST):
-            declared = await self.wire.channel.queue_declare(
-                self._route.queue, passive=True, timeout=CANCEL_SECONDS
-            )
-            return declared.message_count or 0
-        return 0
+        counts = None
+        if self.channel is not None:
+            with suppress(*CHANNEL_LOST):
+                counts = await count_queues(self.channel, self._route.queue)
+        return counts[0].ready if counts else 0

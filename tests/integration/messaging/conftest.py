@@ -2,8 +2,7 @@
 
 import pytest
 
-from common.amqp import confirms, publisher, stream
-from common.amqp import connection as link
+from common.amqp import confirms, connection, publisher, stream
 from common.amqp import dead_letter_queue as dead_letters
 from common.messaging import subscription
 
@@ -12,8 +11,7 @@ LONG_SECONDS = 60.0
 DEADLINES = (
     (confirms, "CONFIRM_SECONDS"),
     (publisher, "CHANNEL_SECONDS"),
-    (link, "CONNECT_SECONDS"),
-    (dead_letters, "CONNECT_SECONDS"),
+    (connection, "CONNECT_SECONDS"),
     (dead_letters, "READ_SECONDS"),
     (subscription, "CANCEL_SECONDS"),
     (stream, "ANSWER_SECONDS"),

@@ -7,10 +7,9 @@ from functools import partial
 from uuid import uuid4
 
 import pytest
-from aio_pika.abc import AbstractChannel
 
-from common.amqp.channel import Wire
-from common.amqp.connection import Link
+from common.amqp.channel import Channel
+from common.amqp.connection import ReconnectingConnection
 from common.amqp.message import Delivery
 from common.contracts.topology import USER_REGISTRATION
 from common.errors import BrokerUnavailableError, UnroutableError
@@ -22,38 +21,41 @@ QUEUE = USER_REGISTRATION.queue
 
 
 @asynccontextmanager
-async def open_wire(url: str) -> AsyncIterator[Wire]:
-    wires: list[Wire] = []
+async def open_channel(url: str) -> AsyncIterator[Channel]:
+    async def no_setup(_: Channel) -> None:
+        """Nothing to prepare."""
 
-    async def keep(_channel: AbstractChannel, wire: Wire) -> None:
-        wires.append(wire)
-
-    async with Link(url, service="test", purpose="test", setup=keep) as link:
-        await asyncio.wait_for(link.channel(), timeout=10)
-        yield wires[0]
+    async with ReconnectingConnection(
+        url, service="test", purpose="test", setup=no_setup
+    ) as connection:
+        yield await connection.channel(10)
 
 
 @pytest.fixture
-async def wire(empty_broker: TestBroker) -> AsyncIterator[Wire]:
-    async with open_wire(empty_broker.admin_url) as opened_wire:
-        yield opened_wire
+async def channel(empty_broker: TestBroker) -> AsyncIterator[Channel]:
+    async with open_channel(empty_broker.admin_url) as opened_channel:
+        yield opened_channel
 
 
-def published(wire: Wire, exchange: str = EXCHANGE, **properties: str) -> asyncio.Future[None]:
+def published(
+    channel: Channel, exchange: str = EXCHANGE, **properties: str
+) -> asyncio.Future[None]:
     properties = {"message_id": str(uuid4())} | properties
-    return wire.publish(exchange, "key", b"{}", properties=properties, headers={})
+    return channel.publish(exchange, "key", b"{}", properties=properties, headers={})
 
 
 async def test_confirms_come_back_for_all_that_left_together(
-    wire: Wire, empty_broker: TestBroker
+    channel: Channel, empty_broker: TestBroker
 ) -> None:
-    await asyncio.gather(*(published(wire) for _ in range(300)))
+    await asyncio.gather(*(published(channel) for _ in range(300)))
 
     assert await depth(empty_broker.admin_url, QUEUE) == 300
 
 
-async def test_every_property_arrives_as_it_was_given(wire: Wire, empty_broker: TestBroker) -> None:
-    await wire.publish(
+async def test_every_property_arrives_as_it_was_given(
+    channel: Channel, empty_broker: TestBroker
+) -> None:
+    await channel.publish(
         EXCHANGE,
         "schlüssel",
         b"body",
@@ -82,48 +84,48 @@ async def test_every_property_arrives_as_it_was_given(wire: Wire, empty_broker: 
     }
 
 
-async def test_an_empty_body_is_published(wire: Wire, empty_broker: TestBroker) -> None:
-    await wire.publish(EXCHANGE, "k", b"", properties={"message_id": "m"}, headers={})
+async def test_an_empty_body_is_published(channel: Channel, empty_broker: TestBroker) -> None:
+    await channel.publish(EXCHANGE, "k", b"", properties={"message_id": "m"}, headers={})
 
     assert (await take(empty_broker.admin_url, QUEUE)).body == b""
 
 
-async def test_only_what_comes_back_fails(wire: Wire, empty_broker: TestBroker) -> None:
-    async with opened(empty_broker.admin_url) as channel:
-        await channel.declare_exchange("bound.to.nothing", durable=True)
+async def test_only_what_comes_back_fails(channel: Channel, empty_broker: TestBroker) -> None:
+    async with opened(empty_broker.admin_url) as foreign:
+        await foreign.declare_exchange("bound.to.nothing", durable=True)
     try:
         results = await asyncio.gather(
-            published(wire),
-            published(wire, "bound.to.nothing"),
-            published(wire),
+            published(channel),
+            published(channel, "bound.to.nothing"),
+            published(channel),
             return_exceptions=True,
         )
     finally:
         empty_broker.management("DELETE", "/api/exchanges/%2F/bound.to.nothing")
 
     assert [isinstance(result, UnroutableError) for result in results] == [False, True, False]
-    await published(wire)  # the channel lives on
+    await published(channel)  # the channel lives on
     assert await depth(empty_broker.admin_url, QUEUE) == 3
 
 
-async def test_a_return_for_somebody_who_gave_up_breaks_nothing(
-    wire: Wire, empty_broker: TestBroker
+async def test_a_return_for_a_publisher_that_gave_up_breaks_nothing(
+    channel: Channel, empty_broker: TestBroker
 ) -> None:
-    async with opened(empty_broker.admin_url) as channel:
-        await channel.declare_exchange("bound.to.nothing", durable=True)
+    async with opened(empty_broker.admin_url) as foreign:
+        await foreign.declare_exchange("bound.to.nothing", durable=True)
     try:
-        waiting = asyncio.ensure_future(asyncio.shield(published(wire, "bound.to.nothing")))
+        waiting = asyncio.ensure_future(asyncio.shield(published(channel, "bound.to.nothing")))
         await asyncio.sleep(0)
         waiting.cancel()
-        await published(wire)
+        await published(channel)
     finally:
         empty_broker.management("DELETE", "/api/exchanges/%2F/bound.to.nothing")
 
-    assert not wire.closed
-    await published(wire)
+    assert not channel.closed
+    await published(channel)
 
 
-async def test_a_full_queue_refuses(wire: Wire, empty_broker: TestBroker) -> None:
+async def test_a_full_queue_refuses(channel: Channel, empty_broker: TestBroker) -> None:
     policy = "/api/policies/%2F/full"
     definition = {"max-length": 1, "overflow": "reject-publish"}
     body = {"pattern": f"^{QUEUE}$", "definition": definition, "priority": 9, "apply-to": "queues"}
@@ -132,7 +134,7 @@ async def test_a_full_queue_refuses(wire: Wire, empty_broker: TestBroker) -> Non
 
         async def refused() -> bool:
             try:
-                await published(wire)
+                await published(channel)
             except BrokerUnavailableError:
                 return True
             return False
@@ -142,52 +144,52 @@ async def test_a_full_queue_refuses(wire: Wire, empty_broker: TestBroker) -> Non
         empty_broker.management("DELETE", policy)
 
 
-async def test_the_same_id_waits_for_its_turn(wire: Wire) -> None:
-    first = published(wire, message_id="same")
-    turn = asyncio.ensure_future(wire.turn("same"))
+async def test_the_same_id_waits_for_its_turn(channel: Channel) -> None:
+    first = published(channel, message_id="same")
+    turn = asyncio.ensure_future(channel.confirms.wait_until_resolved("same"))
     await asyncio.sleep(0)
     assert not turn.done()
 
     await first
 
     await turn
-    await published(wire, message_id="same")
+    await published(channel, message_id="same")
 
 
-async def test_what_is_under_way_fails_when_the_connection_is_lost(
-    wire: Wire, empty_broker: TestBroker
+async def test_what_is_unconfirmed_fails_when_the_connection_is_lost(
+    channel: Channel, empty_broker: TestBroker
 ) -> None:
-    await published(wire)
+    await published(channel)
     empty_broker.freeze()
-    under_way = [published(wire) for _ in range(5)]
+    unconfirmed = [published(channel) for _ in range(5)]
     await asyncio.sleep(0)
     empty_broker.kill()
     try:
         results = await asyncio.wait_for(
-            asyncio.gather(*under_way, return_exceptions=True), timeout=30
+            asyncio.gather(*unconfirmed, return_exceptions=True), timeout=30
         )
     finally:
         empty_broker.start()
 
     assert all(isinstance(result, BrokerUnavailableError) for result in results), results
-    assert wire.closed
+    assert channel.closed
 
 
 async def test_acks_reach_exactly_what_was_acknowledged(
-    wire: Wire, empty_broker: TestBroker
+    channel: Channel, empty_broker: TestBroker
 ) -> None:
     for number in range(10):
-        await wire.publish(
+        await channel.publish(
             EXCHANGE, "k", str(number).encode(), properties={"message_id": str(number)}, headers={}
         )
-    async with open_wire(empty_broker.admin_url) as consuming:
+    async with open_channel(empty_broker.admin_url) as consuming:
         tags: dict[bytes, int] = {}
         await consuming.consume(QUEUE, "test", partial(_remember, tags))
         await eventually(lambda: len(tags) == 10, "delivery of all ten")
         for group in ([b"2", b"3"], [b"0"], [b"1", b"5"], [b"9"], [b"4"]):
             for body in group:
                 consuming.acknowledge(tags[body])
-            await consuming.drain()
+            consuming.flush()
         assert not consuming.closed
 
     left = {(await take(empty_broker.admin_url, QUEUE)).body for _ in range(3)}

@@ -675,7 +675,7 @@ async def test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by
     async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
         first = await submit(empty_broker)
         await eventually(lambda: first in handler.ids, "widening the channel")
-        wire = consumer._subscription.wire
+        channel = consumer._subscription.channel
         handler.gate = asyncio.Event()
         suspect = await submit(empty_broker, headers={PREVIOUS_DELIVERIES: SUSPECT_AFTER})
         await eventually(lambda: suspect in handler.ids, "beginning the suspect")
@@ -686,7 +686,7 @@ async def test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by
         handler.gate.set()
         await eventually(lambda: len(handler.ids) == 9, "handling all")
         await eventually(lambda: _empty(empty_broker), "acknowledging all")
-        same = consumer._subscription.wire is wire
+        same = consumer._subscription.channel is channel
 
     assert begun_beside_it == []
     assert same

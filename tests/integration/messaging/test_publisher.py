@@ -6,8 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from common.amqp import confirms
-from common.amqp import connection as link
+from common.amqp import confirms, connection
 from common.amqp.publisher import Publisher
 from common.contracts.topology import USER_REGISTRATION
 from common.errors import BrokerUnavailableError, TopologyMissingError, UnroutableError
@@ -188,17 +187,17 @@ async def test_where_nobody_publishes_a_failure_does_not_count_for_ever(
 async def test_an_id_whose_confirm_never_came_can_be_published_again(
     publisher: Publisher, empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "OVERDUE_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "OVERDUE_SECONDS", 2.0)
     registration, message_id = a_registration(), uuid4()
 
     async def publish() -> None:
         await publisher.publish(registration, message_id=message_id, correlation_id="c")
 
     with hurried(monkeypatch), monkeypatch.context() as lossy:
-        lossy.setattr(confirms.ConfirmTracker, "heard", lambda *_, **__: None)
+        lossy.setattr(confirms.ConfirmTracker, "resolve", lambda *_, **__: None)
         with pytest.raises(BrokerUnavailableError, match="did not confirm"):
             await publish()
-        with pytest.raises(BrokerUnavailableError):  # the first is still under way
+        with pytest.raises(BrokerUnavailableError):  # the first is still unconfirmed
             await publish()
 
     async def is_published() -> bool:
@@ -215,7 +214,7 @@ async def test_an_id_whose_confirm_never_came_can_be_published_again(
 async def test_a_queue_that_was_full_takes_messages_again_though_its_limit_was_taken_away(
     publisher: Publisher, empty_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "OVERDUE_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "OVERDUE_SECONDS", 2.0)
     policy = "/api/policies/%2F/full"
     definition = {"max-length": 1, "overflow": "reject-publish"}
     body = {"pattern": f"^{QUEUE}$", "definition": definition, "priority": 9, "apply-to": "queues"}

@@ -150,11 +150,11 @@ async def test_an_idle_consumer_does_not_lose_its_channel_by_counting(
             retry_delays=[],
         ) as consumer,
     ):
-        wire = await eventually(lambda: consumer._subscription.wire, "subscribing")
+        channel = await eventually(lambda: consumer._subscription.channel, "subscribing")
         for _ in range(20):
             await asyncio.sleep(0.05)  # each time it looks whether anything waits
-            assert consumer._subscription.wire is wire
-        assert not wire.closed
+            assert consumer._subscription.channel is channel
+        assert not channel.closed
 
 
 async def never(_: Envelope[RegistrationSubmitted]) -> None:

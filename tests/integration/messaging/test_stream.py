@@ -74,13 +74,13 @@ class StallingProxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, stall: bool
     ) -> None:
         passed = 0
-        while piece := await reader.read(4096):
-            passed += len(piece)
+        while chunk := await reader.read(4096):
+            passed += len(chunk)
             if stall and passed > 20_000:
                 self.stalls += 1
                 passed = 0
                 await asyncio.sleep(0.7)
-            writer.write(piece)
+            writer.write(chunk)
         writer.close()
 
 
@@ -212,7 +212,7 @@ async def test_a_reader_whose_channel_is_lost_gives_a_failure_for_a_reason(
     """Right after connecting nothing has failed yet, and "Connected." would be no reason."""
     await reader.read(STREAM, "first", seen, limit=10)
 
-    assert "is lost" in reader._link.failure.detail
+    assert "is lost" in reader._connection._failure.detail
 
 
 async def test_messages_that_wait_are_counted(

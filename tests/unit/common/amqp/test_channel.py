@@ -1,4 +1,4 @@
-"""What a wire writes, and what it makes of the broker's words; against a broker of paper."""
+"""What a channel writes, and what it makes of the broker's answers; against a broker of paper."""
 
 import asyncio
 import gc
@@ -10,15 +10,15 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiormq.channel import Channel
+from aiormq.channel import Channel as AiormqChannel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import body, commands, header
 from pamqp import frame as pamqp_frame
 
-from common.amqp import channel as wire_module
+from common.amqp import channel as channel_module
 from common.amqp import confirms
-from common.amqp.channel import Wire
+from common.amqp.channel import Channel
 from common.amqp.confirms import Confirmation
 from common.amqp.frame_filter import FrameFilter
 from common.amqp.frames import A_HEARTBEAT, HEADER, frame
@@ -66,8 +66,8 @@ class FakeReader(asyncio.Protocol):
         self.received += data.replace(A_HEARTBEAT, b"")
 
 
-class FakeChannel:
-    """As much of aiormq's channel as a wire sees."""
+class FakeAiormqChannel:
+    """As much of aiormq's channel as ours uses."""
 
     def __init__(self, *, frame_max: int = FRAME_MAX) -> None:
         self.number = CHANNEL
@@ -86,31 +86,31 @@ class FakeChannel:
 
 
 class Paper:
-    """A wire, and the broker at its other end."""
+    """A channel, and the broker at its other end."""
 
     def __init__(self, *, frame_max: int = FRAME_MAX) -> None:
         self.transport, self.reader = FakeTransport(), FakeReader()
         self.transport.set_protocol(self.reader)
-        self.tap = FrameFilter()
-        self.tap.install(self.transport)
-        self.channel = FakeChannel(frame_max=frame_max)
-        self.wire = Wire(cast("Channel", self.channel), self.tap)
+        self.filter = FrameFilter()
+        self.filter.install(self.transport)
+        self.underlying = FakeAiormqChannel(frame_max=frame_max)
+        self.channel = Channel(cast("AiormqChannel", self.underlying), self.filter)
         self.deliveries: list[tuple[int, Delivery]] = []
         self._read = 0
 
     def publish(self, message_id: str = "m", content: bytes = b"{}") -> Confirmation:
-        return self.wire.publish(
+        return self.channel.publish(
             "exchange", "key", content, properties={"message_id": message_id}, headers={}
         )
 
     async def consume(self) -> None:
-        await self.wire.consume(
+        await self.channel.consume(
             "queue", "consumer", lambda tag, delivery: self.deliveries.append((tag, delivery))
         )
 
     def says(self, *words: Any) -> None:
-        """The broker sends frames, in one piece."""
-        self.tap.data_received(b"".join(marshalled(word) for word in words))
+        """The broker sends frames, in one write."""
+        self.filter.data_received(b"".join(marshalled(word) for word in words))
 
     def delivers(self, tag: int, content: bytes = b"{}", **properties: Any) -> None:
         deliver = commands.Basic.Deliver("consumer", tag, exchange="exchange", routing_key="key")
@@ -122,22 +122,25 @@ class Paper:
             *a_message(content, message_id=message_id),
         )
 
-    def heard(self) -> list[Any]:
+    def turn(self, message_id: str) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self.channel.confirms.wait_until_resolved(message_id))
+
+    def read(self) -> list[Any]:
         """What the broker has read since it was last asked."""
         new, self._read = self.transport.writes[self._read :], len(self.transport.writes)
         return list(unmarshalled(b"".join(new)))
 
     def loses_the_channel(self) -> None:
-        self.channel.closing.set_exception(ConnectionResetError())
-        self.channel.closing.exception()
+        self.underlying.closing.set_exception(ConnectionResetError())
+        self.underlying.closing.exception()
 
 
-def a_message(content: bytes, *, piece: int = 1000, **properties: Any) -> list[Any]:
+def a_message(content: bytes, *, chunk: int = 1000, **properties: Any) -> list[Any]:
     return [
         header.ContentHeader(0, len(content), commands.Basic.Properties(**properties)),
         *(
-            body.ContentBody(content[start : start + piece])
-            for start in range(0, len(content), piece)
+            body.ContentBody(content[start : start + chunk])
+            for start in range(0, len(content), chunk)
         ),
     ]
 
@@ -176,7 +179,7 @@ async def test_what_is_published_in_one_turn_leaves_in_one_write(paper: Paper) -
     await a_turn()
 
     assert len(paper.transport.writes) == 1
-    heads = [read for read in paper.heard() if isinstance(read, header.ContentHeader)]
+    heads = [read for read in paper.read() if isinstance(read, header.ContentHeader)]
     assert [head.properties.message_id for head in heads] == ["0", "1", "2", "3", "4"]
 
 
@@ -195,43 +198,43 @@ async def test_publishes_and_acks_of_one_turn_leave_together(paper: Paper) -> No
     await paper.consume()
     paper.delivers(1)
 
-    paper.wire.acknowledge(1)
+    paper.channel.acknowledge(1)
     paper.publish()
     await a_turn()
 
     assert len(paper.transport.writes) == 1
-    assert [type(read).__name__ for read in paper.heard()] == [
+    assert [type(read).__name__ for read in paper.read()] == [
         *("Publish", "ContentHeader", "ContentBody"),
         "Ack",
     ]
 
 
-async def test_drain_writes_at_once_and_nothing_twice(paper: Paper) -> None:
+async def test_flush_writes_at_once_and_nothing_twice(paper: Paper) -> None:
     paper.publish()
 
-    await paper.wire.drain()
+    paper.channel.flush()
     assert len(paper.transport.writes) == 1
-    await paper.wire.drain()
+    paper.channel.flush()
     await a_turn()
 
     assert len(paper.transport.writes) == 1
 
 
-@pytest.mark.parametrize(("agreed", "piece"), [(5000, 4992), (0, 4088)])
-async def test_bodies_are_cut_to_the_frames_that_were_agreed(agreed: int, piece: int) -> None:
+@pytest.mark.parametrize(("agreed", "payload"), [(5000, 4992), (0, 4088)])
+async def test_bodies_are_cut_to_the_frames_that_were_agreed(agreed: int, payload: int) -> None:
     paper = Paper(frame_max=agreed)
 
-    paper.publish(content=bytes(piece + 1))
+    paper.publish(content=bytes(payload + 1))
     await a_turn()
 
-    bodies = [read for read in paper.heard() if isinstance(read, body.ContentBody)]
-    assert [len(read.value) for read in bodies] == [piece, 1]
+    bodies = [read for read in paper.read() if isinstance(read, body.ContentBody)]
+    assert [len(read.value) for read in bodies] == [payload, 1]
 
 
 async def test_what_can_not_be_written_raises_and_counts_for_nothing(paper: Paper) -> None:
     with pytest.raises(ValueError, match="range"):
         paper.publish("x" * 256)
-    assert not paper.wire.is_under_way("x" * 256)
+    assert not paper.channel.confirms.is_unconfirmed("x" * 256)
 
     confirmation = paper.publish("fits")
     paper.says(commands.Basic.Ack(1))
@@ -239,15 +242,15 @@ async def test_what_can_not_be_written_raises_and_counts_for_nothing(paper: Pape
 
 
 async def test_a_broker_that_does_not_read_gets_no_more_until_it_does(paper: Paper) -> None:
-    paper.transport.unsent = wire_module.UNSENT_BYTES + 1
+    paper.transport.unsent = channel_module.UNSENT_BYTES + 1
     with pytest.raises(BrokerUnavailableError, match="not reading"):
         paper.publish("refused")
-    paper.transport.unsent = wire_module.UNSENT_BYTES
+    paper.transport.unsent = channel_module.UNSENT_BYTES
     taken = paper.publish("taken")
     await a_turn()
 
-    assert not paper.wire.is_under_way("refused")
-    heads = [read for read in paper.heard() if isinstance(read, header.ContentHeader)]
+    assert not paper.channel.confirms.is_unconfirmed("refused")
+    heads = [read for read in paper.read() if isinstance(read, header.ContentHeader)]
     assert [head.properties.message_id for head in heads] == ["taken"]
     paper.says(commands.Basic.Ack(1))
     await taken
@@ -262,7 +265,7 @@ async def test_a_confirm_is_for_its_message_alone(paper: Paper) -> None:
     paper.says(commands.Basic.Ack(2))
 
     assert [each.done() for each in (first, second, third)] == [False, True, False]
-    assert [paper.wire.is_under_way(name) for name in "abc"] == [True, False, True]
+    assert [paper.channel.confirms.is_unconfirmed(name) for name in "abc"] == [True, False, True]
     await second
 
 
@@ -311,13 +314,13 @@ async def test_what_comes_back_has_failed_though_its_confirm_follows(paper: Pape
     first, second = paper.publish("first"), paper.publish("second")
 
     paper.returns("first", content=b"x" * 2500)
-    assert paper.wire.is_under_way("first")
+    assert paper.channel.confirms.is_unconfirmed("first")
     paper.says(commands.Basic.Ack(2, multiple=True))
 
     with pytest.raises(UnroutableError):
         await first
     await second
-    assert not paper.wire.is_under_way("first")
+    assert not paper.channel.confirms.is_unconfirmed("first")
 
 
 @pytest.mark.parametrize("message_id", ["unknown", None])
@@ -341,11 +344,11 @@ async def test_a_confirm_that_is_late_changes_nothing(
         await asyncio.wait_for(first, timeout=10)
     with pytest.raises(BrokerUnavailableError):
         await asyncio.wait_for(second, timeout=10)
-    assert paper.wire.is_under_way("first")
+    assert paper.channel.confirms.is_unconfirmed("first")
 
     paper.says(commands.Basic.Ack(2, multiple=True))
 
-    assert not paper.wire.is_under_way("first")
+    assert not paper.channel.confirms.is_unconfirmed("first")
     third = paper.publish("third")
     paper.says(commands.Basic.Ack(3))
     await third
@@ -403,14 +406,14 @@ async def test_nobody_waits_any_more_and_nothing_breaks(paper: Paper) -> None:
     confirmed, refused, returned, lost = (paper.publish(name) for name in "abcd")
     for confirmation in (confirmed, refused, returned, lost):
         confirmation.cancel()
-    assert paper.wire.is_under_way("a")
+    assert paper.channel.confirms.is_unconfirmed("a")
 
     paper.returns("c")
     paper.says(commands.Basic.Ack(1), commands.Basic.Nack(2), commands.Basic.Ack(3))
     paper.loses_the_channel()
     await a_turn()
 
-    assert not any(paper.wire.is_under_way(name) for name in "abcd")
+    assert not any(paper.channel.confirms.is_unconfirmed(name) for name in "abcd")
 
 
 async def test_the_oldest_without_the_brokers_word_is_known_though_its_deadline_passed(
@@ -418,7 +421,7 @@ async def test_the_oldest_without_the_brokers_word_is_known_though_its_deadline_
 ) -> None:
     monkeypatch.setattr(confirms, "CONFIRM_SECONDS", 0.01)
     loop = asyncio.get_running_loop()
-    assert paper.wire.waiting_since == math.inf
+    assert paper.channel.confirms.waiting_since == math.inf
 
     start = loop.time()
     first = paper.publish("first")
@@ -427,11 +430,11 @@ async def test_the_oldest_without_the_brokers_word_is_known_though_its_deadline_
         await asyncio.wait_for(first, timeout=10)
     paper.publish("second")
 
-    assert start <= paper.wire.waiting_since <= between
+    assert start <= paper.channel.confirms.waiting_since <= between
     paper.says(commands.Basic.Ack(1))
-    assert between < paper.wire.waiting_since <= loop.time()
+    assert between < paper.channel.confirms.waiting_since <= loop.time()
     paper.says(commands.Basic.Ack(2))
-    assert paper.wire.waiting_since == math.inf
+    assert paper.channel.confirms.waiting_since == math.inf
 
 
 async def test_refusals_count_as_waiting_until_one_is_confirmed(paper: Paper) -> None:
@@ -445,10 +448,10 @@ async def test_refusals_count_as_waiting_until_one_is_confirmed(paper: Paper) ->
 
     with pytest.raises(BrokerUnavailableError, match="full"):
         await refused
-    assert start <= paper.wire.waiting_since <= between
+    assert start <= paper.channel.confirms.waiting_since <= between
     paper.publish("taken")
     paper.says(commands.Basic.Ack(3))
-    assert paper.wire.waiting_since == math.inf
+    assert paper.channel.confirms.waiting_since == math.inf
 
 
 # -- the same id twice ----------------------------------------------------------------------
@@ -456,7 +459,7 @@ async def test_refusals_count_as_waiting_until_one_is_confirmed(paper: Paper) ->
 
 async def test_the_same_id_waits_for_its_turn(paper: Paper) -> None:
     paper.publish("same")
-    turns = [asyncio.ensure_future(paper.wire.turn("same")) for _ in range(2)]
+    turns = [paper.turn("same") for _ in range(2)]
     paper.publish("other")
     paper.says(commands.Basic.Ack(2))
     await a_turn()
@@ -465,14 +468,14 @@ async def test_the_same_id_waits_for_its_turn(paper: Paper) -> None:
     paper.says(commands.Basic.Ack(1))
 
     await asyncio.wait_for(asyncio.gather(*turns), timeout=10)
-    await paper.wire.turn("never seen")
+    await paper.channel.confirms.wait_until_resolved("never seen")
 
 
 async def test_the_second_in_turn_waits_for_the_first(paper: Paper) -> None:
     published: list[Confirmation] = []
 
     async def in_turn() -> None:
-        await paper.wire.turn("same")
+        await paper.channel.confirms.wait_until_resolved("same")
         published.append(paper.publish("same"))
 
     published.append(paper.publish("same"))
@@ -490,10 +493,10 @@ async def test_the_end_of_one_message_does_not_end_another_of_its_id(paper: Pape
     paper.publish("same")
 
     paper.says(commands.Basic.Ack(1))
-    assert paper.wire.is_under_way("same")
+    assert paper.channel.confirms.is_unconfirmed("same")
     paper.says(commands.Basic.Ack(2))
 
-    assert not paper.wire.is_under_way("same")
+    assert not paper.channel.confirms.is_unconfirmed("same")
 
 
 @pytest.mark.parametrize("end", ["returned", "cancelled", "failed"])
@@ -517,7 +520,7 @@ async def test_a_turn_sleeps_until_the_brokers_word_though_the_confirmation_is_d
         confirmation.set_exception(BrokerUnavailableError("The broker did not confirm."))
         confirmation.exception()
 
-    turn = asyncio.ensure_future(paper.wire.turn("same"))
+    turn = paper.turn("same")
     for _ in range(10):
         await a_turn()
     assert not turn.done()
@@ -529,7 +532,7 @@ async def test_a_turn_sleeps_until_the_brokers_word_though_the_confirmation_is_d
 
 async def test_a_turn_that_was_given_up_leaves_the_others_waiting(paper: Paper) -> None:
     paper.publish("same")
-    given_up, patient = (asyncio.ensure_future(paper.wire.turn("same")) for _ in range(2))
+    given_up, patient = (paper.turn("same") for _ in range(2))
     await a_turn()
     given_up.cancel()
     await a_turn()
@@ -543,9 +546,9 @@ async def test_a_turn_that_was_given_up_leaves_the_others_waiting(paper: Paper) 
 # -- loss -----------------------------------------------------------------------------------
 
 
-async def test_what_is_under_way_fails_with_the_channel(paper: Paper) -> None:
+async def test_what_is_unconfirmed_fails_with_the_channel(paper: Paper) -> None:
     confirmations = [paper.publish(str(number)) for number in range(3)]
-    turn = asyncio.ensure_future(paper.wire.turn("0"))
+    turn = paper.turn("0")
     await a_turn()
 
     paper.loses_the_channel()
@@ -560,7 +563,7 @@ async def test_nothing_is_written_after_the_loss(paper: Paper) -> None:
     await paper.consume()
     paper.delivers(1)
     before = paper.publish("before")
-    paper.wire.acknowledge(1)
+    paper.channel.acknowledge(1)
 
     paper.loses_the_channel()
     await a_turn()
@@ -568,11 +571,11 @@ async def test_nothing_is_written_after_the_loss(paper: Paper) -> None:
         paper.publish("after")
     await a_turn()
 
-    assert paper.wire.closed
+    assert paper.channel.closed
     assert paper.transport.writes == []
     with pytest.raises(BrokerUnavailableError, match="connection broke"):
         await before
-    assert not paper.wire.is_under_way("after")
+    assert not paper.channel.confirms.is_unconfirmed("after")
 
 
 async def test_a_transport_that_closes_takes_no_more_though_the_channel_is_open(
@@ -583,10 +586,10 @@ async def test_a_transport_that_closes_takes_no_more_though_the_channel_is_open(
     before = paper.publish("before")
 
     paper.transport.closing = True
-    paper.wire.acknowledge(1)
-    await paper.wire.drain()
+    paper.channel.acknowledge(1)
+    paper.channel.flush()
 
-    assert paper.wire.closed
+    assert paper.channel.closed
     with pytest.raises(BrokerUnavailableError, match="was not sent"):
         paper.publish("after")
     paper.loses_the_channel()
@@ -607,22 +610,22 @@ async def test_nothing_counts_after_the_broker_said_that_it_closes(paper: Paper,
     await paper.consume()
     paper.delivers(1)
     before = paper.publish("before")
-    paper.wire.acknowledge(1)
+    paper.channel.acknowledge(1)
     on_channel = 0 if isinstance(word, commands.Connection.Close) else CHANNEL
 
-    paper.tap.data_received(pamqp_frame.marshal(word, on_channel))
+    paper.filter.data_received(pamqp_frame.marshal(word, on_channel))
     paper.delivers(2)
     with pytest.raises(BrokerUnavailableError, match="was not sent"):
         paper.publish("after")
     await a_turn()
 
-    assert not paper.channel.is_closed
-    assert paper.wire.closed
+    assert not paper.underlying.is_closed
+    assert paper.channel.closed
     assert paper.transport.writes == []
     assert [tag for tag, _ in paper.deliveries] == [1]
     with pytest.raises(BrokerUnavailableError, match="connection broke"):
         await asyncio.wait_for(before, timeout=10)
-    assert not paper.wire.is_under_way("before")
+    assert not paper.channel.confirms.is_unconfirmed("before")
 
 
 # -- receiving ------------------------------------------------------------------------------
@@ -647,7 +650,7 @@ async def test_a_delivery_is_handed_over_with_all_it_says(paper: Paper) -> None:
         delivery_mode=2,
     )
 
-    assert paper.channel.consumes == [("queue", "consumer", {})]
+    assert paper.underlying.consumes == [("queue", "consumer", {})]
     assert paper.deliveries == [
         (
             7,
@@ -704,7 +707,7 @@ async def test_headers_that_reach_past_their_frame_take_nothing_from_the_body(
     too_long = struct.pack(">I", 4 + 1 + 206 + 2) + b"\1at\1"
     head = struct.pack(">HHQH", 60, 0, len(content), 1 << 13) + too_long
 
-    paper.tap.data_received(
+    paper.filter.data_received(
         marshalled(deliver) + frame(HEADER, CHANNEL, head) + marshalled(body.ContentBody(content))
     )
 
@@ -746,42 +749,42 @@ async def test_all_other_words_are_left_to_aiormq(paper: Paper, word: Any) -> No
 
 
 async def test_arguments_of_a_subscription_reach_the_broker(paper: Paper) -> None:
-    await paper.wire.consume(
+    await paper.channel.consume(
         "stream", "consumer", lambda _tag, _delivery: None, arguments={"x-stream-offset": 7}
     )
 
-    assert paper.channel.consumes == [("stream", "consumer", {"x-stream-offset": 7})]
+    assert paper.underlying.consumes == [("stream", "consumer", {"x-stream-offset": 7})]
 
 
 # -- acknowledging --------------------------------------------------------------------------
 
 
-async def test_acks_reach_no_further_than_what_is_in_hand(paper: Paper) -> None:
+async def test_acks_reach_no_further_than_what_is_in_flight(paper: Paper) -> None:
     await paper.consume()
     for tag in range(1, 8):
         paper.delivers(tag)
 
     for tag in (2, 1, 6, 4):
-        paper.wire.acknowledge(tag)
+        paper.channel.acknowledge(tag)
     await a_turn()
 
-    acks = [(read.delivery_tag, read.multiple) for read in paper.heard()]
+    acks = [(read.delivery_tag, read.multiple) for read in paper.read()]
     assert acks == [(2, True), (6, False), (4, False)]
 
 
-async def test_an_ack_of_what_is_not_in_hand_hurts_nobody_else(paper: Paper) -> None:
+async def test_an_ack_of_what_is_not_in_flight_hurts_no_other(paper: Paper) -> None:
     await paper.consume()
     paper.delivers(1)
     paper.delivers(2)
-    paper.wire.acknowledge(1)
+    paper.channel.acknowledge(1)
 
     for tag in (1, 9):
         with pytest.raises(KeyError):
-            paper.wire.acknowledge(tag)
-    paper.wire.acknowledge(2)
+            paper.channel.acknowledge(tag)
+    paper.channel.acknowledge(2)
     await a_turn()
 
-    assert [(read.delivery_tag, read.multiple) for read in paper.heard()] == [(2, True)]
+    assert [(read.delivery_tag, read.multiple) for read in paper.read()] == [(2, True)]
 
 
 class Unacknowledged:
@@ -814,7 +817,7 @@ async def test_exactly_what_is_done_is_acknowledged_in_whatever_order(
 ) -> None:
     paper, broker = Paper(), Unacknowledged()
     await paper.consume()
-    in_hand: list[int] = []
+    in_flight: list[int] = []
     done: set[int] = set()
     last = 0
 
@@ -824,26 +827,26 @@ async def test_exactly_what_is_done_is_acknowledged_in_whatever_order(
                 last += 1
                 broker.tags.append(last)
                 paper.delivers(last)
-                in_hand.append(last)
-        elif step == "finish" and in_hand:
-            tag = in_hand.pop(number % len(in_hand))
-            paper.wire.acknowledge(tag)
+                in_flight.append(last)
+        elif step == "finish" and in_flight:
+            tag = in_flight.pop(number % len(in_flight))
+            paper.channel.acknowledge(tag)
             done.add(tag)
         elif step == "turn":
             await a_turn()
-            for ack in paper.heard():
+            for ack in paper.read():
                 broker.hear(ack)
             assert broker.acknowledged == done
-            assert broker.tags == in_hand
+            assert broker.tags == in_flight
 
 
-async def test_one_ack_is_enough_when_nothing_is_left_in_hand(paper: Paper) -> None:
+async def test_one_ack_is_enough_when_nothing_is_left_in_flight(paper: Paper) -> None:
     await paper.consume()
     for tag in range(1, 101):
         paper.delivers(tag)
     for tag in range(100, 0, -1):
-        paper.wire.acknowledge(tag)
+        paper.channel.acknowledge(tag)
 
-    await paper.wire.drain()
+    paper.channel.flush()
 
-    assert [(read.delivery_tag, read.multiple) for read in paper.heard()] == [(100, True)]
+    assert [(read.delivery_tag, read.multiple) for read in paper.read()] == [(100, True)]

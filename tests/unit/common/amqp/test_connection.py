@@ -1,14 +1,13 @@
-"""A link goes on trying, whatever the broker does while it is greeted."""
+"""A connection goes on trying, whatever the broker does while it is greeted."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from aio_pika.abc import AbstractChannel
 from pamqp import commands, frame
 
-from common.amqp.channel import Wire
-from common.amqp.connection import Link
+from common.amqp.channel import Channel
+from common.amqp.connection import ReconnectingConnection
 from tests.polling import until
 
 HEADER_BYTES = 8
@@ -50,7 +49,7 @@ async def _close_after_tune(reader: asyncio.StreamReader, writer: asyncio.Stream
     writer.transport.abort()
 
 
-async def _no_setup(_: AbstractChannel, __: Wire) -> None:
+async def _no_setup(_: Channel) -> None:
     raise AssertionError("no connection was ever opened")
 
 
@@ -77,6 +76,5 @@ async def test_a_broker_that_goes_away_amid_the_greeting_is_greeted_again(server
     port = listening.sockets[0].getsockname()[1]
     async with listening:
         url = f"amqp://guest:guest@127.0.0.1:{port}/%2F"
-        link = Link(url, service="test", purpose="publish", setup=_no_setup)
-        async with link:
+        async with ReconnectingConnection(url, service="test", purpose="publish", setup=_no_setup):
             await until(lambda: greeted >= 3, "the third greeting")

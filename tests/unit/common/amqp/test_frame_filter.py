@@ -1,4 +1,4 @@
-"""Whatever way the bytes come: takers get their frames, aiormq all the others."""
+"""Whatever way the bytes come: handlers get their frames, aiormq all the others."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from common.amqp import frame_filter as tap
-from common.amqp import frames
-from common.amqp.frame_filter import SIGN_OF_LIFE_SECONDS, FrameFilter, FrameFilterFactory
+from common.amqp import frame_filter, frames
+from common.amqp.frame_filter import KEEPALIVE_SECONDS, FrameFilter, FrameFilterFactory
 
 Frame = tuple[int, int, bytes]
 """Type, channel, payload."""
@@ -59,14 +58,14 @@ class FakeTransport(asyncio.Transport):
         self.protocol = protocol
 
 
-class FakeTaker:
+class FakeHandler:
     """Takes the frames that ``wants`` says."""
 
     def __init__(self, wants: Callable[[bytes], bool] = lambda _payload: True) -> None:
         self.wants = wants
         self.taken: list[tuple[int, bytes]] = []
 
-    def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
+    def feed_frame(self, kind: int, data: bytes, start: int, stop: int) -> bool:
         if wanted := self.wants(data[start:stop]):
             self.taken.append((kind, data[start:stop]))
         return wanted
@@ -103,28 +102,28 @@ def joined(sent: list[Frame]) -> bytes:
     return b"".join(frames.frame(*each) for each in sent)
 
 
-def portions(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
+def chunks(stream: bytes, cuts: list[int]) -> Iterator[bytes]:
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     for start, end in pairwise(edges):
         yield stream[start:end]
 
 
-def installed(**takers: FakeTaker) -> tuple[FrameFilter, FakeReader]:
-    """A tap and aiormq's end behind it; ``c1=`` takes from channel 1."""
-    reader, tapped = FakeReader(), FrameFilter()
+def installed(**handlers: FakeHandler) -> tuple[FrameFilter, FakeReader]:
+    """A filter and aiormq's end behind it; ``c1=`` takes from channel 1."""
+    reader, filtered = FakeReader(), FrameFilter()
     transport = FakeTransport(reader)
-    tapped.install(transport)
-    assert transport.get_protocol() is tapped
-    assert tapped.transport is transport
-    for name, taker in takers.items():
-        tapped.attach(cast("AbstractChannel", FakeChannel(int(name[1:]))), taker)
-    return tapped, reader
+    filtered.install(transport)
+    assert transport.get_protocol() is filtered
+    assert filtered.transport is transport
+    for name, handler in handlers.items():
+        filtered.attach(cast("AbstractChannel", FakeChannel(int(name[1:]))), handler)
+    return filtered, reader
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    monkeypatch.setattr(tap, "time", fake)
+    monkeypatch.setattr(frame_filter, "time", fake)
     return fake
 
 
@@ -141,11 +140,11 @@ any_cuts = st.lists(st.integers(0, 10_000), max_size=30)
 def test_each_gets_its_frames_in_order_however_the_stream_is_cut(
     sent: list[Frame], cuts: list[int]
 ) -> None:
-    choosy, greedy = FakeTaker(lambda payload: payload[:1] > b"\x60"), FakeTaker()
-    tapped, reader = installed(c1=choosy, c2=greedy)
+    choosy, greedy = FakeHandler(lambda payload: payload[:1] > b"\x60"), FakeHandler()
+    filtered, reader = installed(c1=choosy, c2=greedy)
 
-    for portion in portions(joined(sent), cuts):
-        tapped.data_received(portion)
+    for chunk in chunks(joined(sent), cuts):
+        filtered.data_received(chunk)
 
     assert choosy.taken == [
         (kind, payload) for kind, number, payload in sent if number == 1 and payload[:1] > b"\x60"
@@ -159,63 +158,63 @@ def test_each_gets_its_frames_in_order_however_the_stream_is_cut(
 
 
 def test_one_byte_at_a_time_is_enough() -> None:
-    taker = FakeTaker()
-    tapped, reader = installed(c1=taker)
+    handler = FakeHandler()
+    filtered, reader = installed(c1=handler)
 
     for byte in joined([(1, 1, b"abc"), (2, 7, b""), (3, 1, b"")]):
-        tapped.data_received(bytes([byte]))
+        filtered.data_received(bytes([byte]))
 
-    assert taker.taken == [(1, b"abc"), (3, b"")]
+    assert handler.taken == [(1, b"abc"), (3, b"")]
     assert reader.frames == [(2, 7, b"")]
 
 
 def test_a_frame_is_taken_as_soon_as_it_is_whole() -> None:
-    taker = FakeTaker()
-    tapped, reader = installed(c1=taker)
+    handler = FakeHandler()
+    filtered, reader = installed(c1=handler)
 
-    tapped.data_received(joined([(1, 1, b"a"), (1, 2, b"b")]) + b"\1\0\1")
+    filtered.data_received(joined([(1, 1, b"a"), (1, 2, b"b")]) + b"\1\0\1")
 
-    assert taker.taken == [(1, b"a")]
+    assert handler.taken == [(1, b"a")]
     assert reader.frames == [(1, 2, b"b")]
 
 
-# -- signs of life --------------------------------------------------------------------------
+# -- keepalive ------------------------------------------------------------------------------
 
 
 def test_aiormq_hears_of_taken_frames_once_a_second(clock: FakeClock) -> None:
-    tapped, reader = installed(c1=FakeTaker())
+    filtered, reader = installed(c1=FakeHandler())
 
     def heartbeats_after(seconds: float) -> int:
         clock.now += seconds
         reader.received = b""
-        tapped.data_received(joined([(1, 1, b"a"), (3, 1, b"b")]))
+        filtered.data_received(joined([(1, 1, b"a"), (3, 1, b"b")]))
         return list(split(reader.received)).count(HEARTBEAT)
 
     assert heartbeats_after(0) == 1
     assert heartbeats_after(0) == 0
-    assert heartbeats_after(SIGN_OF_LIFE_SECONDS - 0.25) == 0
+    assert heartbeats_after(KEEPALIVE_SECONDS - 0.25) == 0
     assert heartbeats_after(0.25) == 1
     assert heartbeats_after(0.5) == 0
 
 
 def test_nothing_is_added_while_nothing_is_taken(clock: FakeClock) -> None:
-    tapped, reader = installed(c1=FakeTaker(lambda _payload: False))
+    filtered, reader = installed(c1=FakeHandler(lambda _payload: False))
 
     for _ in range(3):
         clock.now += 10
-        tapped.data_received(joined([(1, 1, b"a"), HEARTBEAT]) + b"\1")
+        filtered.data_received(joined([(1, 1, b"a"), HEARTBEAT]) + b"\1")
 
     assert reader.received == joined([(1, 1, b"a"), HEARTBEAT])
 
 
 def test_the_heartbeats_of_the_broker_reach_aiormq() -> None:
-    taker = FakeTaker()
-    tapped, reader = installed(c1=taker)
+    handler = FakeHandler()
+    filtered, reader = installed(c1=handler)
 
-    tapped.data_received(frames.A_HEARTBEAT)
+    filtered.data_received(frames.A_HEARTBEAT)
 
     assert reader.received == frames.A_HEARTBEAT
-    assert not taker.taken
+    assert not handler.taken
 
 
 # -- what is no AMQP ------------------------------------------------------------------------
@@ -232,13 +231,13 @@ def test_what_is_no_amqp_reaches_aiormq_whole(
     sent: list[Frame], first: int, rest: bytes, cuts: list[int]
 ) -> None:
     foreign = bytes([first]) + rest
-    tapped, reader = installed(c1=FakeTaker(), c2=FakeTaker())
+    filtered, reader = installed(c1=FakeHandler(), c2=FakeHandler())
 
-    for portion in portions(joined(sent) + foreign, cuts):
-        tapped.data_received(portion)
+    for chunk in chunks(joined(sent) + foreign, cuts):
+        filtered.data_received(chunk)
     if len(foreign) >= frames.OVERHEAD:  # fewer may be the beginning of a frame
         assert reader.received.endswith(foreign)
-    tapped.eof_received()
+    filtered.eof_received()
 
     assert reader.received.endswith(foreign)
     before = split(reader.received[: -len(foreign)])
@@ -248,14 +247,14 @@ def test_what_is_no_amqp_reaches_aiormq_whole(
 
 
 def test_a_frame_without_its_end_is_not_taken_nor_anything_after_it() -> None:
-    taker = FakeTaker()
-    tapped, reader = installed(c1=taker)
+    handler = FakeHandler()
+    filtered, reader = installed(c1=handler)
     broken = joined([(1, 1, b"second")])[:-1] + b"\0" + joined([(1, 1, b"third")])
 
-    tapped.data_received(joined([(1, 1, b"first")]) + broken)
-    tapped.data_received(joined([(1, 1, b"fourth")]))
+    filtered.data_received(joined([(1, 1, b"first")]) + broken)
+    filtered.data_received(joined([(1, 1, b"fourth")]))
 
-    assert taker.taken == [(1, b"first")]
+    assert handler.taken == [(1, b"first")]
     assert reader.received.removeprefix(frames.A_HEARTBEAT) == broken + joined([(1, 1, b"fourth")])
 
 
@@ -263,24 +262,24 @@ def test_a_frame_without_its_end_is_not_taken_nor_anything_after_it() -> None:
 
 
 def test_the_beginning_of_a_frame_reaches_aiormq_when_no_more_comes() -> None:
-    tapped, reader = installed(c1=FakeTaker())
+    filtered, reader = installed(c1=FakeHandler())
 
-    tapped.data_received(b"\1\0\1")
+    filtered.data_received(b"\1\0\1")
     assert reader.received == b""
-    tapped.eof_received()
-    tapped.connection_lost(None)
+    filtered.eof_received()
+    filtered.connection_lost(None)
 
     assert reader.received == b"\1\0\1"
 
 
 def test_all_that_the_loop_says_is_handed_on() -> None:
-    tapped, reader = installed()
+    filtered, reader = installed()
     failure = ConnectionResetError()
 
-    tapped.pause_writing()
-    tapped.resume_writing()
-    assert tapped.eof_received() is True
-    tapped.connection_lost(failure)
+    filtered.pause_writing()
+    filtered.resume_writing()
+    assert filtered.eof_received() is True
+    filtered.connection_lost(failure)
 
     assert reader.heard == ["pause", "resume", "eof", ("lost", failure)]
 
@@ -290,19 +289,19 @@ async def test_the_factory_puts_it_between_the_socket_and_aiormq() -> None:
         writer.write(joined([(1, 5, b"taken"), (1, 0, b"left")]))
         writer.close()
 
-    taker, tapped = FakeTaker(), FrameFilter()
-    tapped.attach(cast("AbstractChannel", FakeChannel(5)), taker)
+    handler, filtered = FakeHandler(), FrameFilter()
+    filtered.attach(cast("AbstractChannel", FakeChannel(5)), handler)
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         options: dict[str, Any] = {"ssl_context_provider": None}
 
-        reader, writer = await FrameFilterFactory(tapped).create(
+        reader, writer = await FrameFilterFactory(filtered).create(
             URL(f"amqp://127.0.0.1:{port}"), **options
         )
         received = await asyncio.wait_for(reader.read(-1), timeout=10)
         writer.close()
         await writer.wait_closed()
 
-    assert taker.taken == [(1, b"taken")]
+    assert handler.taken == [(1, b"taken")]
     assert [read for read in split(received) if read != HEARTBEAT] == [(1, 0, b"left")]
-    assert tapped.transport is writer.transport
+    assert filtered.transport is writer.transport

@@ -102,35 +102,35 @@ def both_read(payload: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     exchange=short_texts(),
     routing_key=short_texts(),
     content=st.binary(max_size=50),
-    piece=st.integers(1, 20),
+    max_payload=st.integers(1, 20),
     channel=st.integers(1, 65535),
 )
 def test_a_publish_is_read_back(
-    exchange: str, routing_key: str, content: bytes, piece: int, channel: int
+    exchange: str, routing_key: str, content: bytes, max_payload: int, channel: int
 ) -> None:
     head = frames.content_header(len(content), {"message_id": "m"}, {})
 
-    stream = frames.publish(channel, exchange, routing_key, head, content, piece=piece)
+    stream = frames.publish(channel, exchange, routing_key, head, content, max_payload=max_payload)
 
-    (on, method), (_, read_header), *pieces = list(read_by_pamqp(stream))
+    (on, method), (_, read_header), *bodies = list(read_by_pamqp(stream))
     assert on == channel
     assert isinstance(method, commands.Basic.Publish)
     assert (method.exchange, method.routing_key) == (exchange, routing_key)
     assert (method.mandatory, method.immediate) == (True, False)
     assert read_header.body_size == len(content)
-    assert all(number == channel for number, _ in pieces)
-    assert all(isinstance(read, body.ContentBody) for _, read in pieces)
-    assert all(1 <= len(read.value) <= piece for _, read in pieces)
-    assert b"".join(read.value for _, read in pieces) == content
+    assert all(number == channel for number, _ in bodies)
+    assert all(isinstance(read, body.ContentBody) for _, read in bodies)
+    assert all(1 <= len(read.value) <= max_payload for _, read in bodies)
+    assert b"".join(read.value for _, read in bodies) == content
 
 
 @pytest.mark.parametrize(
     ("size", "lengths"), [(0, []), (1, [1]), (7, [7]), (8, [8]), (9, [8, 1]), (16, [8, 8])]
 )
-def test_a_body_is_cut_at_the_piece(size: int, lengths: list[int]) -> None:
+def test_a_body_is_cut_at_the_frame_size(size: int, lengths: list[int]) -> None:
     head = frames.content_header(size, {}, {})
 
-    stream = frames.publish(1, "e", "k", head, bytes(size), piece=8)
+    stream = frames.publish(1, "e", "k", head, bytes(size), max_payload=8)
 
     assert [len(read.value) for _, read in list(read_by_pamqp(stream))[2:]] == lengths
 

@@ -6,61 +6,66 @@ from typing import Any, cast
 
 import pytest
 
-from common.amqp.channel import Wire
-from common.amqp.confirms import Confirmation
-from common.amqp.connection import Link
+from common.amqp.channel import Channel
+from common.amqp.confirms import Confirmation, ConfirmTracker
+from common.amqp.connection import ReconnectingConnection
 from common.amqp.publisher import Publisher
-from common.errors import BrokerUnavailableError, NotConfirmedError, UnroutableError
+from common.errors import (
+    BrokerUnavailableError,
+    NotConfirmedError,
+    UnroutableError,
+    UserStreamError,
+)
 
 
-class FakeWire(Wire):
-    """Keeps what is published; the test says what becomes of it."""
+class FakeChannel(Channel):
+    """Keeps what is published; the test resolves it."""
 
     def __init__(self) -> None:
         self.is_lost = False
         self.published: list[Confirmation] = []
-        self._loop = asyncio.get_running_loop()
-        self._under_way = {}
-        self._turns = {}
+        self.confirms = ConfirmTracker()
 
     @property
     def closed(self) -> bool:
         return self.is_lost
 
     def publish(self, *_: Any, properties: Mapping[str, Any], **__: Any) -> Confirmation:
-        confirmation: Confirmation = asyncio.get_running_loop().create_future()
-        self._under_way[properties["message_id"]] = confirmation
+        confirmation = self.confirms.register(properties["message_id"])
         self.published.append(confirmation)
         return confirmation
 
-    def settle(self, number: int, error: Exception | None = None) -> None:
-        confirmation = self.published[number]
-        self._ended("m-1", confirmation)
-        confirmation.set_exception(error) if error else confirmation.set_result(None)
+    def settle(self, number: int, error: UserStreamError | None = None) -> None:
+        self.confirms.resolve(number + 1, multiple=False, failure=error)
 
     def break_off(self) -> None:
         self.is_lost = True
-        self.settle(0, BrokerUnavailableError("lost"))
+        self.confirms.end(BrokerUnavailableError("lost"))
 
 
-class FakeLink:
-    """Comes back after a moment, with a new channel."""
+class FakeConnection:
+    """Opens a new channel a moment after the first is lost."""
 
     blocked = False
 
-    def __init__(self, publisher: Publisher, successor: FakeWire) -> None:
-        self.publisher, self.successor = publisher, successor
+    def __init__(self, *channels: FakeChannel) -> None:
+        self.channels = channels
 
-    async def channel(self) -> None:
-        await asyncio.sleep(0)
-        self.publisher._wire = cast(Wire, self.successor)
+    async def channel(self, _seconds: float) -> FakeChannel:
+        if self.channels[0].closed:
+            await asyncio.sleep(0)
+        return next(channel for channel in self.channels if not channel.closed)
 
 
-async def test_one_id_is_under_way_once_also_after_the_connection_was_lost() -> None:
+def connected(*channels: FakeChannel) -> Publisher:
     publisher = Publisher("amqp://nowhere", service="sender", exchanges=[], queues=[])
-    old, new = FakeWire(), FakeWire()
-    publisher._wire = cast(Wire, old)
-    publisher._link = cast(Link, FakeLink(publisher, new))
+    publisher._connection = cast(ReconnectingConnection, FakeConnection(*channels))
+    return publisher
+
+
+async def test_one_id_is_unconfirmed_once_also_after_the_connection_was_lost() -> None:
+    old, new = FakeChannel(), FakeChannel()
+    publisher = connected(old, new)
 
     def publish() -> asyncio.Task[None]:
         sent = publisher.send("x", "k", b"{}", properties={"message_id": "m-1"}, headers={})
@@ -86,11 +91,10 @@ async def test_one_id_is_under_way_once_also_after_the_connection_was_lost() -> 
     [(BrokerUnavailableError, NotConfirmedError), (UnroutableError, UnroutableError)],
 )
 async def test_only_what_the_broker_may_have_kept_is_not_confirmed(
-    answer: type[Exception], error: type[Exception]
+    answer: type[UserStreamError], error: type[Exception]
 ) -> None:
-    publisher = Publisher("amqp://nowhere", service="sender", exchanges=[], queues=[])
-    wire = FakeWire()
-    publisher._wire = cast(Wire, wire)
+    channel = FakeChannel()
+    publisher = connected(channel)
 
     def publish() -> asyncio.Task[None]:
         sent = publisher.send("x", "k", b"{}", properties={"message_id": "m-1"}, headers={})
@@ -98,12 +102,12 @@ async def test_only_what_the_broker_may_have_kept_is_not_confirmed(
 
     written = publish()
     await _settle()
-    wire.settle(0, answer("why"))
+    channel.settle(0, answer("why"))
     with pytest.raises(error, match="why") as raised:
         await written
     assert raised.type is error
 
-    publisher._link.blocked = True  # so the next one is not written
+    publisher._connection.blocked = True  # so the next one is not written
     with pytest.raises(BrokerUnavailableError) as refused:
         await publish()
     assert refused.type is BrokerUnavailableError

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from common.amqp import stream
-from common.amqp.channel import Received, Wire
+from common.amqp.channel import Channel, Received
 from common.amqp.message import Delivery
 from common.amqp.stream import OFFSET, PREFETCH, StreamReader
 from common.errors import BrokerUnavailableError
@@ -41,9 +41,9 @@ class SlowBroker:
         self._given = 0
         self._planned = 0
         self._next_at = 0.0
-        self._in_hand: set[int] = set()
-        self.most_in_hand = 0
-        self.channel = SimpleNamespace(
+        self._in_flight: set[int] = set()
+        self.most_in_flight = 0
+        self.underlying = SimpleNamespace(
             basic_cancel=self._cancel, basic_qos=self._answer, consumers={"test": None}
         )
 
@@ -58,7 +58,7 @@ class SlowBroker:
 
     def acknowledge(self, tag: int) -> None:
         """Take an acknowledgement."""
-        self._in_hand.remove(tag)
+        self._in_flight.remove(tag)
         self._later()
 
     def _later(self) -> None:
@@ -72,8 +72,8 @@ class SlowBroker:
     def _give(self) -> None:
         if self._given < self._messages:
             offset, self._given = self._given, self._given + 1
-            self._in_hand.add(offset)
-            self.most_in_hand = max(self.most_in_hand, len(self._in_hand))
+            self._in_flight.add(offset)
+            self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
             self._received(offset, Delivery(body=b"", routing_key="", headers={OFFSET: offset}))
 
     async def _answer(self, **_options: int) -> None:
@@ -83,8 +83,11 @@ class SlowBroker:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(self._next_at, loop.time() + self._seconds) - loop.time() + 0.01)
 
-    async def drain(self) -> None:
+    def flush(self) -> None:
         """Everything leaves at once."""
+
+    def close(self) -> None:
+        """Nothing more is read."""
 
     async def _cancel(self, _tag: str, **_options: float) -> None:
         self._messages = 0
@@ -92,12 +95,12 @@ class SlowBroker:
     @property
     def owed(self) -> int:
         """Messages that were given and not acknowledged."""
-        return len(self._in_hand)
+        return len(self._in_flight)
 
 
 async def read(broker: SlowBroker, *, limit: int, throttled: bool) -> list[int]:
     reader = StreamReader("amqp://nobody@127.0.0.1:1", service="test")
-    reader._wire = cast(Wire, broker)
+    reader._connection._channel.set_result(cast(Channel, broker))
     return await reader.read(
         "stream", "first", lambda offset, _: offset, limit=limit, throttled=throttled
     )
@@ -116,7 +119,7 @@ async def test_a_broker_that_is_slow_has_not_come_to_the_end(
 
     assert found == list(range(400))
     assert broker.owed == 0
-    assert broker.most_in_hand <= PREFETCH
+    assert broker.most_in_flight <= PREFETCH
 
 
 @pytest.mark.parametrize("throttled", [True, False])
@@ -136,7 +139,7 @@ async def test_the_end_of_a_stream_is_found(
 @pytest.mark.slow
 @pytest.mark.parametrize("throttled", [True, False])
 async def test_where_messages_drip_there_is_more(*, throttled: bool) -> None:
-    """No portion is ever whole in time."""
+    """No batch is ever whole in time."""
     broker = SlowBroker(10_000, seconds=0.001, apart=0.01)
 
     found = await read(broker, limit=120, throttled=throttled)
@@ -173,13 +176,13 @@ async def test_a_broker_that_falls_silent_has_not_come_to_the_end(
 
 async def test_a_stream_that_is_deleted_meanwhile_has_no_end() -> None:
     broker = SlowBroker(3, seconds=0.001)
-    broker.channel.consumers.clear()
+    broker.underlying.consumers.clear()
 
     with pytest.raises(BrokerUnavailableError):
         await read(broker, limit=1000, throttled=False)
 
 
-async def test_where_nobody_waits_a_pause_follows_each_portion(
+async def test_where_nobody_waits_a_pause_follows_each_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stream, "BATCH_SECONDS", 60)
@@ -190,7 +193,7 @@ async def test_where_nobody_waits_a_pause_follows_each_portion(
         async with asyncio.timeout(0.5):
             await read(broker, limit=400, throttled=True)
 
-    assert broker.most_in_hand == broker.owed == PREFETCH
+    assert broker.most_in_flight == broker.owed == PREFETCH
 
 
 async def test_where_somebody_waits_there_is_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
