@@ -22,6 +22,8 @@ from common.contracts.ledger import (
 from common.contracts.notifications import ClaimRequest, DeliveryStatus
 from database_service.pool import Database
 from database_service.repositories import ledger as repository
+from database_service.repositories import ledger_entries
+from database_service.repositories import reconciliation as turns
 from database_service.repositories.ledger import LedgerRepository
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
@@ -260,7 +262,7 @@ async def test_those_that_never_settle_do_not_keep_the_others_from_being_looked_
     registrations: RegistrationRepository,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repository, "RECONCILED_AT_ONCE", 3)
+    monkeypatch.setattr(turns, "RECONCILED_AT_ONCE", 3)
     late = [a_registration() for _ in range(10)]
     await ledger.insert_entries(a_batch([item.registration_id for item in late]))
     await registrations.insert_registrations(late)
@@ -681,8 +683,8 @@ async def test_the_unpromised_keep_nobody_waiting_and_are_stored_if_they_arrive(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repository, "RECONCILED_AT_ONCE", 2)
-    monkeypatch.setattr(repository, "UNPROMISED_AT_ONCE", 2)
+    monkeypatch.setattr(turns, "RECONCILED_AT_ONCE", 2)
+    monkeypatch.setattr(turns, "UNPROMISED_AT_ONCE", 2)
     unpromised = [UUID(int=number) for number in range(1, 6)]
     late = UUID(int=2**128 - 1)
     await answered_503(ledger, *((key, ONE) for key in unpromised))
@@ -700,7 +702,7 @@ async def test_the_unpromised_keep_nobody_waiting_and_are_stored_if_they_arrive(
 async def test_old_notes_are_forgotten_some_at_a_time(
     ledger: LedgerRepository, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repository, "DELETED_AT_ONCE", 2)
+    monkeypatch.setattr(ledger_entries, "DELETED_AT_ONCE", 2)
     await answered_503(ledger, *((uuid4(), ONE) for _ in range(5)))
     await sql.execute("UPDATE unpromised_publications SET noted_at = now() - interval '15 days'")
 
@@ -716,10 +718,9 @@ async def test_a_note_waits_for_who_reads_at_the_same_time(
     key = uuid4()
     await read(ledger, (uuid4(), OTHER))
     async with sql.transaction():
-        await sql.execute(repository.SELECT_POSITION_FOR_UPDATE, STREAM)
+        await sql.execute(repository.LOCK_POSITION, STREAM)
         entries = [key], [datetime.now(UTC)], [1], [bytes.fromhex(ONE)]
-        await sql.fetch(repository.INSERT_ENTRIES, *entries)
-        await sql.execute("UPDATE ledger_positions SET accepted = accepted + 1")
+        await sql.fetch(ledger_entries.INSERT_ENTRIES, *entries, STREAM, 2, key, 0, 0)
         note = asyncio.create_task(answered_503(ledger, (key, ONE)))
 
         async def is_waiting() -> bool:

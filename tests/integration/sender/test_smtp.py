@@ -309,7 +309,7 @@ async def test_words_slipped_in_before_tls_end_the_session() -> None:
     own = certificate()
     async with running_smtp_server(SmtpServer(tls=own.for_server())) as server:
         server.on("STARTTLS", b"220 go on\r\n250 forged\r\n")
-        with pytest.raises(NotConnectedError, match="before it"):
+        with pytest.raises(NotConnectedError, match="before the handshake"):
             await Connection.open(
                 a_server(server, security=Security.STARTTLS, tls=own.for_client())
             )
