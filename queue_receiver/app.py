@@ -61,7 +61,7 @@ def build_app(settings: Settings) -> web.Application:
                     service=SERVICE,
                     publisher=publisher,
                     readiness=readiness,
-                    neighbours=[database.check],
+                    upstreams=[database.check],
                 )
             )
             readiness.add("database_service", database.check)

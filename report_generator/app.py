@@ -54,7 +54,7 @@ def build_app(settings: Settings) -> web.Application:
                     service=SERVICE,
                     publisher=publisher,
                     readiness=readiness,
-                    neighbours=[database.check],
+                    upstreams=[database.check],
                 )
             )
             app[DATABASE], app[PUBLISHER], app[DIRECTORY] = database, publisher, directory

@@ -57,7 +57,7 @@ def build_app(settings: Settings) -> web.Application:
                     service=SERVICE,
                     publisher=publisher,
                     readiness=readiness,
-                    neighbours=[database.check, mailer.ask],
+                    upstreams=[database.check, mailer.ask],
                     retry_factor=RETRY_FACTOR,
                 )
             )

@@ -1,6 +1,6 @@
 """A consumer of registrations that dies of one of them; a program, started by a test.
 
-``python -m tests.mortal_consumer URL PREFETCH NOTES JOURNAL``: writes the id of each message it
+``python -m tests.mortal_consumer URL PREFETCH MARKERS JOURNAL``: writes the id of each message it
 has handled to the journal, and ends as by a fault in a library at the name of Poison. At the name
 of LeasedPoison it takes a lease before it dies, which the next to come find taken.
 
@@ -20,7 +20,7 @@ from common.amqp.publisher import Publisher
 from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.topology import BROKER_USERS
 from common.errors import InProgressError
-from common.messaging.consumer import consuming
+from common.messaging.consumer import Consumer
 
 POISON = "Poison"
 LEASED_POISON = "LeasedPoison"
@@ -34,7 +34,7 @@ HANDLING_SECONDS = 0.02
 """So that there is always something in flight beside it."""
 
 
-async def main(url: str, prefetch: int, notes: Path, journal: Path) -> None:
+async def main(url: str, prefetch: int, markers: Path, journal: Path) -> None:
     """Consume until killed."""
     written = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -49,14 +49,14 @@ async def main(url: str, prefetch: int, notes: Path, journal: Path) -> None:
     exchanges = BROKER_USERS[SERVICE].exchanges
     async with (
         Publisher.open(url, service=SERVICE, exchanges=exchanges) as publisher,
-        consuming(
+        Consumer(
             url,
             {RegistrationSubmitted: handle},
             service=SERVICE,
             publisher=publisher,
             prefetch=prefetch,
             retry_delays=[timedelta(milliseconds=50)],
-            markers=notes,
+            markers=markers,
         ),
     ):
         await asyncio.Event().wait()
@@ -75,13 +75,13 @@ def crashes_of(journal: Path) -> Path:
     return journal.with_name("crashes")
 
 
-def keep_one_running(url: str, prefetch: int, notes: Path, journal: Path) -> None:
+def keep_one_running(url: str, prefetch: int, markers: Path, journal: Path) -> None:
     """Run one after the other, until this whole group of processes is killed."""
     crashes = os.open(crashes_of(journal), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     while True:
         child = os.fork()
         if child == 0:
-            asyncio.run(main(url, prefetch, notes, journal))
+            asyncio.run(main(url, prefetch, markers, journal))
             os._exit(0)
         os.waitpid(child, 0)
         os.write(crashes, b"x")

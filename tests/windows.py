@@ -60,10 +60,10 @@ TESTS: dict[int, tuple[str, ...]] = {
     17: (
         "tests/integration/messaging/test_poison.py::test_poison_is_dead_lettered_alone",
         "tests/integration/messaging/test_poison.py::test_many_poisons_beside_each_other_take_no_other_message_with_them",
-        "tests/integration/messaging/test_poison.py::test_poison_that_leaves_a_lease_behind_at_each_death_is_convicted_alone",
+        "tests/integration/messaging/test_poison.py::test_poison_that_leaves_a_lease_behind_at_each_crash_is_dead_lettered_alone",
         "tests/integration/messaging/test_consumer.py::test_a_quarantined_message_with_a_lease_elsewhere_delays_no_other",
-        "tests/integration/messaging/test_consumer.py::test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by",
-        "tests/integration/messaging/test_consumer.py::test_a_suspect_that_is_held_up_again_and_again_is_handled_in_the_end",
+        "tests/integration/messaging/test_consumer.py::test_a_quarantined_message_among_others_is_handled_alone_on_the_channel_it_came_by",
+        "tests/integration/messaging/test_consumer.py::test_a_quarantined_message_that_is_deferred_again_and_again_is_handled_in_the_end",
     ),
     18: (
         "tests/e2e/test_malformed_messages.py::test_each_is_dead_lettered_with_its_reason_or_done_and_no_other_is_affected",

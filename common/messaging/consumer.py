@@ -1,33 +1,25 @@
-"""Consumes a queue: handles deliveries, holds them while neighbours are away, settles each."""
+"""Consumes a queue: handles deliveries, holds them through outages, settles each."""
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import structlog
 
 from common import metrics
-from common.amqp.channel import Channel
 from common.amqp.message import Delivery
 from common.amqp.publisher import Publisher
 from common.context import enter_message
 from common.errors import UnavailableError
 from common.failpoints import failpoint
+from common.messaging.consumer_state import ConsumerState, Received
 from common.messaging.dispatcher import Dispatcher, Handlers, Outcome
-from common.messaging.pause import FIRST_PROBE_SECONDS, Ask, Case, OutageGate, Verdict
-from common.messaging.quarantine import (
-    EXCLUSIVE_WAIT_SECONDS,
-    CrashMarkers,
-    Quarantine,
-    exclusive_wait,
-    is_suspect,
-)
+from common.messaging.pause import FIRST_PROBE_SECONDS, Ask, Case, Decision, OutageGate
+from common.messaging.quarantine import CrashMarkers, Quarantine, exclusive_wait
 from common.messaging.subscription import Subscription
 
 log = structlog.get_logger()
@@ -36,68 +28,96 @@ DRAIN_SECONDS = 20.0
 """How long handlers may go on after SIGTERM; then they are cancelled and delivered again."""
 
 CANCEL_GRACE_SECONDS = 5.0
-"""How long cancelled handlers may take to marker how far they came."""
+"""How long cancelled handlers may take to record how far they came."""
 
-ASIDE_LASTS = timedelta(seconds=10)
-"""How long at most a message waits in a retry step, uncounted, while others probe in its place."""
+MAX_DEFERRAL = timedelta(seconds=10)
+"""Longest wait in a retry step, uncounted, while others probe in the message's place."""
 
 LAST_TRIES = 5
-"""So often a message whose tries are used up fails by itself, put aside in between, until it is
-dead-lettered over an unavailable neighbour."""
+"""How often a message on its last attempt fails by itself, deferred in between, until it is
+dead-lettered over an unavailable service."""
 
 Dispatch = Callable[[Delivery], Awaitable[Outcome]]
 
 
 class Consumer:
-    """Takes deliveries of one queue, many at once, and settles each."""
+    """Takes deliveries of one queue, many at once, and settles each; an async context manager.
+
+    Entering starts to connect and does not wait for the broker; leaving drains.
+
+    Args:
+        url: AMQP URL with the service's own user.
+        handlers: Which handler takes which contract, all of one route.
+        service: Name that dead letters carry as the failing service.
+        publisher: Publishes retries and dead letters.
+        prefetch: Deliveries in flight at once.
+        retry_delays: Waits before each retry; at most the route's steps.
+        markers: Folder for crash markers; without one, below the system's for temporary files.
+        ask: Asks the services that the handlers need whether they are well.
+
+    Raises:
+        SettingError: More retries are wanted than the route has steps.
+    """
 
     def __init__(
         self,
         url: str,
+        handlers: Handlers,
         *,
         service: str,
-        dispatcher: Dispatcher,
+        publisher: Publisher,
         prefetch: int,
+        retry_delays: Sequence[timedelta],
         markers: Path | None = None,
         ask: Ask | None = None,
     ) -> None:
-        self._dispatcher = dispatcher
-        self._route = dispatcher.route
-        self._prefetch = prefetch
-        self._suspects = Quarantine(dispatcher, CrashMarkers.of(self._route.queue, markers))
+        self._dispatcher = Dispatcher(
+            service=service, handlers=handlers, publisher=publisher, retry_delays=retry_delays
+        )
+        route = self._dispatcher.route
+        self._queue = route.queue
+        self._quarantine = Quarantine(self._dispatcher, CrashMarkers(route.queue, markers))
+        self._state = ConsumerState(prefetch)
         self._subscription = Subscription(
-            url, service=service, route=self._route, prefetch=prefetch, settler=self
+            url,
+            service=service,
+            route=route,
+            state=self._state,
+            on_channel=self._release_held,
+            on_delivery=self._received,
         )
         self._gate = OutageGate(on_pause=self._paused, on_resume=self._resumed, ask=ask)
-        self._stopping = False
-        self._in_hand: set[asyncio.Task[None]] = set()
-        self._backlog: deque[tuple[Channel, int, Delivery]] = deque()
-        self._waiting: set[asyncio.Task[None]] = set()
-        queue = self._route.queue
-        metrics.IN_FLIGHT.labels(queue).set_function(self._count_in_hand)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._held: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._announced: Received | None = None
+        metrics.IN_FLIGHT.labels(self._queue).set_function(lambda: self._state.taken)
         # Looked up once: a lookup costs as much as counting.
-        self._settled = {outcome: metrics.DELIVERIES.labels(queue, outcome) for outcome in Outcome}
-        self._seconds = metrics.DELIVERY_SECONDS.labels(queue)
+        self._settled = {
+            outcome: metrics.DELIVERIES.labels(self._queue, outcome) for outcome in Outcome
+        }
+        self._seconds = metrics.DELIVERY_SECONDS.labels(self._queue)
 
     # -- life -------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> Self:
         """Start connecting; does not wait for the broker."""
         self._loop = asyncio.get_running_loop()
         await self._subscription.start()
+        return self
 
-    async def drain(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Take nothing new, let what runs finish, leave the rest to redelivery."""
-        self._stopping = True
+        self._state.drain()
         await self._subscription.end()
-        self.release_waiting()
-        if self._in_hand:
-            log.info("consumer.draining", queue=self._route.queue, in_flight=self._count_in_hand())
-            await asyncio.wait(self._in_hand, timeout=DRAIN_SECONDS)
-        for task in list(self._in_hand):
+        self._release_held()
+        if self._tasks:
+            log.info("consumer.draining", queue=self._queue, in_flight=len(self._tasks))
+            await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
+        for task in list(self._tasks):
             task.cancel()
-        if self._in_hand:
-            await asyncio.wait(self._in_hand, timeout=CANCEL_GRACE_SECONDS)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CANCEL_GRACE_SECONDS)
         await self._subscription.close()
 
     async def check(self) -> None:
@@ -106,174 +126,93 @@ class Consumer:
             raise type(failure)(f"Paused; nothing is lost. {failure.detail}")
         await self._subscription.check()
 
-    # -- outages ----------------------------------------------------------------------------
+    # -- events -----------------------------------------------------------------------------
 
-    @property
-    def is_open(self) -> bool:
-        """Whether deliveries are to come freely: while a neighbour is away, one by one."""
-        return not self._gate.paused
+    def _received(self, received: Received) -> None:
+        self._state.receive(received)
+        self._proceed()
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether any delivery is in hand."""
-        return bool(self._in_hand)
-
-    def _count_in_hand(self) -> int:
-        """Deliveries begun, and those in line; the one at its head is both."""
-        return len(self._in_hand) + max(len(self._backlog) - 1, 0)
-
-    def release_waiting(self) -> None:
-        """Forget what waits for its turn: it will be delivered again."""
-        self._suspects.no_longer_exclusive()
-        for task in list(self._waiting):
-            task.cancel()
+    def _finished(self, received: Received, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._state.finish(received)
+        self._proceed()
 
     def _paused(self, error: UnavailableError) -> None:
-        log.warning(
-            "consumer.paused", queue=self._route.queue, code=error.code, reason=error.detail
-        )
-        metrics.CONSUMER_PAUSED.labels(self._route.queue).set(1)
-        metrics.CONSUMER_PAUSES.labels(self._route.queue, error.code).inc()
-        self._subscription.in_background(self._subscription.reconcile())
+        log.warning("consumer.paused", queue=self._queue, code=error.code, reason=error.detail)
+        metrics.CONSUMER_PAUSED.labels(self._queue).set(1)
+        metrics.CONSUMER_PAUSES.labels(self._queue, error.code).inc()
+        self._state.pause()
+        self._proceed()
 
     def _resumed(self) -> None:
-        log.info("consumer.resumed", queue=self._route.queue, held=len(self._waiting))
-        metrics.CONSUMER_PAUSED.labels(self._route.queue).set(0)
-        self._subscription.in_background(self._subscribe_again())
+        log.info("consumer.resumed", queue=self._queue, held=len(self._held))
+        metrics.CONSUMER_PAUSED.labels(self._queue).set(0)
+        self._state.resume()
+        self._proceed()
 
-    async def _subscribe_again(self) -> None:
-        # A new subscription brings a new prefetch: first work off what is held.
-        while self._count_in_hand() > self._prefetch // 2 and not self._gate.paused:
-            await asyncio.wait(self._in_hand, return_when=asyncio.FIRST_COMPLETED)
-        await self._subscription.reconcile()
+    def _release_held(self) -> None:
+        """Give up what is held through an outage: it will be delivered again."""
+        self._quarantine.no_longer_exclusive()
+        for task in list(self._held):
+            task.cancel()
+
+    def _proceed(self) -> None:
+        """Do what follows from the state, after each event.
+
+        Each delivery has a task of our own, not of the channel's: cancelled with it, a mail whose
+        text is out would count as unsure and go out again, though its server is about to say 250.
+        """
+        state = self._state
+        while (received := state.next(self._loop.time())) is not None:
+            task = self._loop.create_task(self._settle(received))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._finished, received))
+        self._subscription.update()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (blocked := state.blocked) is not None:
+            self._timer = self._loop.call_at(state.blocked_until, self._proceed)
+            if blocked is not self._announced:
+                self._announced = blocked
+                others, seconds = len(self._tasks), exclusive_wait(blocked.delivery)
+                log.info("quarantine.waiting", queue=self._queue, others=others, seconds=seconds)
 
     # -- deliveries -------------------------------------------------------------------------
 
-    def begin(self, channel: Channel, tag: int, delivery: Delivery) -> bool:
-        """Begin with one delivery, in a task of our own; False if it has to wait for a suspect.
-
-        Not of the channel's: cancelled with it, a mail whose text is out would count as
-        unsure and go out again, though its server is about to say 250.
-        """
-        if self._backlog:
-            self._backlog.append((channel, tag, delivery))
-            return False
-        self._start(self._settle(channel, tag, delivery, self._dispatcher.dispatch))
-        return True
-
-    def handle_exclusively(self, channel: Channel, tag: int, delivery: Delivery) -> None:
-        """Begin with a suspect once nothing else is in hand; what comes after it waits."""
-        self._backlog.append((channel, tag, delivery))
-        if len(self._backlog) == 1:
-            self._start(self._drain_backlog())
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._in_hand.add(task)
-        task.add_done_callback(self._in_hand.discard)
-
-    async def _drain_backlog(self) -> None:
-        """Suspects one after the other, each alone; what came behind them side by side.
-
-        The one that is being handled stays at the head: as long as there is one, nothing
-        begins by itself.
-        """
-        since: dict[asyncio.Task[None], float] = {}
-        ordinary = False
-        try:
-            while self._backlog:
-                channel, tag, delivery = self._backlog[0]
-                if self._stopping or not self._is_current(channel):
-                    pass  # it is delivered again
-                elif is_suspect(delivery):
-                    await self._settle_alone(channel, tag, delivery, since)
-                else:
-                    ordinary = True
-                    self._start(self._settle(channel, tag, delivery, self._dispatcher.dispatch))
-                self._backlog.popleft()
-            if ordinary and not self._stopping:
-                self._subscription.raise_prefetch()
-        finally:
-            if self._backlog:  # cancelled, or a fault of ours: nobody else would begin with these
-                self._backlog.clear()
-                self._renew_unless_done(channel)
-
-    async def _settle_alone(
-        self, channel: Channel, tag: int, delivery: Delivery, since: dict[asyncio.Task[None], float]
-    ) -> None:
-        """Handle a suspect, or put it aside if what is in hand outlasts its wait.
-
-        Args:
-            channel: Where it came from.
-            tag: Its tag there.
-            delivery: The suspect.
-            since: From when on this line has waited for a task; for this suspect, or for others
-                before it.
-        """
-        deferrals = not await self._is_alone_in_time(channel, delivery, since)
-
-        def alone() -> bool:
-            return self._is_current(channel) and len(self._in_hand) == 1
-
-        dispatch = partial(self._suspects.dispatch, alone=alone, defer=deferrals)
-        if self._is_current(channel) and not self._stopping:
-            await self._settle(channel, tag, delivery, dispatch)
-
-    async def _is_alone_in_time(
-        self, channel: Channel, delivery: Delivery, since: dict[asyncio.Task[None], float]
-    ) -> bool:
-        """Wait until nothing else is in hand; an outage that holds the others is not counted."""
-        allowed = exclusive_wait(delivery)
-        told = False
-        while others := self._in_hand - {asyncio.current_task()}:
-            now = self._loop.time()
-            if self._gate.paused:
-                since.clear()
-            elif now - min(since.setdefault(task, now) for task in others) >= allowed:
-                return False
-            if self._stopping or not self._is_current(channel):
-                return False
-            if not told:
-                told = True
-                queue = self._route.queue
-                log.info("quarantine.waiting", queue=queue, others=len(others), seconds=allowed)
-            await asyncio.wait(others, timeout=min(allowed, EXCLUSIVE_WAIT_SECONDS))
-        return True
-
-    async def _settle(
-        self, channel: Channel, tag: int, delivery: Delivery, dispatch: Dispatch
-    ) -> None:
+    async def _settle(self, received: Received) -> None:
         """Handle one delivery and acknowledge it, or leave it to be delivered again."""
-        queue = self._route.queue
         started = time.perf_counter()
+        dispatch: Dispatch = self._dispatcher.dispatch
+        if received.quarantined:
+            is_exclusive = partial(self._state.is_exclusive, received)
+            dispatch = partial(
+                self._quarantine.dispatch, is_exclusive=is_exclusive, defer=received.deferred
+            )
         try:
-            outcome = await self._handle_with_retry(delivery, dispatch)
+            outcome = await self._handle_with_retry(received.delivery, dispatch)
             failpoint("w19")
             # Only on the channel it came by: on a newer one the same tag means another message.
-            if self._is_current(channel):
-                channel.acknowledge(tag)
+            if self._state.is_current(received):
+                received.channel.acknowledge(received.tag)
                 self._settled[outcome].inc()
                 self._seconds.observe(time.perf_counter() - started)
             else:
                 # The work is done, but its channel is gone: it is delivered again, and every
                 # handler is safe to run twice.
-                metrics.DELIVERIES.labels(queue, "ack_lost").inc()
-                log.info("delivery.ack_lost", queue=queue)
+                metrics.DELIVERIES.labels(self._queue, "ack_lost").inc()
+                log.info("delivery.ack_lost", queue=self._queue)
         except asyncio.CancelledError:
-            metrics.DELIVERIES.labels(queue, "requeued").inc()
-            self._renew_unless_done(channel)
-        except Exception:  # a fault of ours: unsettled, it would stay in hand for ever
-            metrics.DELIVERIES.labels(queue, "requeued").inc()
-            log.exception("delivery.failed_internally", queue=queue)
-            self._subscription.reopen_channel()
+            self._requeue(received)
+        except Exception:  # a fault of ours: unsettled, it would stay in flight for ever
+            log.exception("delivery.failed_internally", queue=self._queue)
+            self._requeue(received)
 
-    def _renew_unless_done(self, channel: Channel) -> None:
-        """Have unsettled deliveries given again, where neither a stop nor a new channel does so."""
-        if self._is_current(channel) and not self._stopping:
+    def _requeue(self, received: Received) -> None:
+        """Have it delivered again, where neither a stop nor a new channel does so."""
+        metrics.DELIVERIES.labels(self._queue, "requeued").inc()
+        if self._state.is_current(received) and not self._state.draining:
             self._subscription.reopen_channel()
-
-    def _is_current(self, channel: Channel) -> bool:
-        return channel is self._subscription.channel and not channel.closed
 
     async def _handle_with_retry(self, delivery: Delivery, dispatch: Dispatch) -> Outcome:
         """Repeat through outages until there is an outcome."""
@@ -287,67 +226,68 @@ class Consumer:
         except UnavailableError as error:
             return await self._handle_as_probe(delivery, dispatch, error)
         if outcome is Outcome.HANDLED and evidence.is_doubtful:
-            self._gate.got_through(begun_at)
+            self._gate.succeeded(begun_at)
         return outcome
 
     async def _handle_as_probe(
         self, delivery: Delivery, dispatch: Dispatch, error: UnavailableError | None
     ) -> Outcome:
-        """Hold a delivery until the neighbours are back, or until it has failed by itself."""
+        """Hold a delivery until the outage is over, or until it has failed by itself."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - called by a task
         gate = self._gate
         case = gate.evidence.case(delivery.id)
         try:
-            if error is not None and (outcome := await self._judge(delivery, case, error)):
+            if error is not None and (outcome := await self._decide(delivery, case, error)):
                 return outcome
             while True:
-                self._waiting.add(task)
+                self._held.add(task)
                 if case.failures and not gate.paused:
                     await asyncio.sleep(FIRST_PROBE_SECONDS)
                 async with gate.pass_through(case):
                     begun_at = gate.evidence.failures
-                    self._waiting.discard(task)
+                    self._held.discard(task)
                     try:
                         outcome = await dispatch(delivery)
                     except UnavailableError as again:
-                        if outcome := await self._judge(delivery, case, again):
+                        if outcome := await self._decide(delivery, case, again):
                             return outcome
                         continue
                     if outcome is Outcome.HANDLED:
-                        gate.got_through(begun_at)
+                        gate.succeeded(begun_at)
                     else:
-                        await gate.told_nothing(case)
+                        await gate.inconclusive(case)
                     return outcome
         finally:
-            self._waiting.discard(task)
+            self._held.discard(task)
 
-    async def _judge(
+    async def _decide(
         self, delivery: Delivery, case: Case, error: UnavailableError
     ) -> Outcome | None:
-        """Say what becomes of a delivery that met an unavailable neighbour; None: it is held."""
-        if self._stopping:
+        """Do with a delivery that met an outage as the gate decides; None if it is held."""
+        if self._state.draining:
             raise asyncio.CancelledError
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - called by a task
-        self._waiting.add(task)
-        verdict = await self._gate.failed(case, error)
-        if verdict is Verdict.HOLD:
+        self._held.add(task)
+        decision = await self._gate.failed(case, error)
+        if decision is Decision.HOLD:
             return None
-        self._waiting.discard(task)  # from here on it may live on elsewhere
+        self._held.discard(task)  # from here on a copy of it may exist
         try:
-            if verdict is Verdict.OWN and self._may_take_next_step(delivery, case):
+            if decision is Decision.RETRY and self._may_take_next_step(delivery, case):
                 return await self._retry(delivery, error)
-            return await self._dispatcher.defer(delivery, ASIDE_LASTS, code=error.code)
-        except UnavailableError:  # of the broker: held, and the next round will tell
-            self._waiting.add(task)
+            return await self._dispatcher.defer(delivery, MAX_DEFERRAL, code=error.code)
+        except UnavailableError:  # of the broker: held, and the next round decides
+            self._held.add(task)
             return None
 
     def _may_take_next_step(self, delivery: Delivery, case: Case) -> bool:
         """Whether it may go to its next step; the last one is not taken lightly.
 
-        A link that breaks now and then looks to some messages as if others always got through. And
-        one that nobody else came by may have met an outage that the neighbour does not admit.
+        A connection that breaks now and then looks to some messages as if others always got
+        through. And one that no other came by may have met an outage that the service itself does
+        not admit.
         """
         if not self._dispatcher.is_last_attempt(delivery):
             return True
@@ -361,49 +301,4 @@ class Consumer:
         try:
             return await self._dispatcher.retry(delivery, error)
         except UnavailableError as refused:
-            return await self._dispatcher.defer(delivery, ASIDE_LASTS, code=refused.code)
-
-
-@asynccontextmanager
-async def consuming(
-    url: str,
-    handlers: Handlers,
-    *,
-    service: str,
-    publisher: Publisher,
-    prefetch: int,
-    retry_delays: Sequence[timedelta],
-    markers: Path | None = None,
-    ask: Ask | None = None,
-) -> AsyncIterator[Consumer]:
-    """Consume the handlers' route until the block is left; then drain.
-
-    Args:
-        url: AMQP URL with the service's own user.
-        handlers: Which handler takes which contract, all of one route.
-        service: Name that dead letters carry as the failing service.
-        publisher: Publishes retries and dead letters.
-        prefetch: Deliveries in hand at once.
-        retry_delays: Waits before each retry; at most the route's steps.
-        markers: Folder for markers about messages that may kill their process.
-        ask: Asks the neighbours of the handlers whether they are well.
-
-    Raises:
-        SettingError: More retries are wanted than the route has steps.
-    """
-    dispatcher = Dispatcher(
-        service=service, handlers=handlers, publisher=publisher, retry_delays=retry_delays
-    )
-    consumer = Consumer(
-        url,
-        service=service,
-        dispatcher=dispatcher,
-        prefetch=prefetch,
-        markers=markers,
-        ask=ask,
-    )
-    await consumer.start()
-    try:
-        yield consumer
-    finally:
-        await consumer.drain()
+            return await self._dispatcher.defer(delivery, MAX_DEFERRAL, code=refused.code)

@@ -5,9 +5,9 @@
 | returns                               | ack                                                 |
 | body is not the contract              | to the dead letters with a reason, confirmed, ack   |
 | ``PermanentError``                    | to the dead letters with its code, confirmed, ack   |
-| ``UnavailableError`` of a neighbour   | held by the consumer, nothing counted, unless       |
-|                                       | others get through: then as any other error         |
-| ``InProgressError``: somebody else's    | put aside in a retry step, not counted as an        |
+| ``UnavailableError``                  | held by the consumer, nothing counted, unless       |
+|                                       | others succeed: then as any other error             |
+| ``InProgressError``                   | deferred in a retry step, not counted as an         |
 |                                       | attempt, confirmed, ack                             |
 | any other error                       | to the next retry step, confirmed, ack; after the   |
 |                                       | last one to the dead letters                        |
@@ -46,14 +46,13 @@ from common.errors import (
 log = structlog.get_logger()
 
 Handler = Callable[[Envelope[Any]], Awaitable[bool | None]]
-"""Returns False where nothing was to be done, which tells nothing about the neighbours."""
+"""Returns False where nothing was to be done, which proves nothing about other services."""
 
 Handlers = Mapping[type[Contract], Handler]
 """Which handler takes which contract, all of one route."""
 
-
-SHORTEST_ASIDE = timedelta(milliseconds=100)
-"""A message that is put aside comes no sooner, whatever it was told: no circle without a pause."""
+SHORTEST_WAIT = timedelta(milliseconds=100)
+"""A deferred message comes no sooner, whatever was asked for: no circle without a pause."""
 
 
 class Outcome(StrEnum):
@@ -94,7 +93,7 @@ class Dispatcher:
         """Handle one delivery; when this returns, it lives on elsewhere or is done.
 
         Raises:
-            UnavailableError: A neighbour is away; nothing has been decided.
+            UnavailableError: Another service is away; nothing has been decided.
         """
         try:
             envelope = read(delivery, self._handlers, len(self._retry_delays))
@@ -104,40 +103,32 @@ class Dispatcher:
         except InProgressError as error:
             return await self.defer(delivery, error.again_after, code=error.code)
         except PermanentError as error:
-            return await self._dead_letter(delivery, error)
+            return await self.dead_letter(delivery, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message is kept
             return await self.retry(delivery, error)
         return Outcome.SKIPPED if done is False else Outcome.HANDLED
 
-    async def give_up(self, delivery: Delivery, error: PermanentError) -> Outcome:
-        """Dead-letter a delivery without handling it.
-
-        Raises:
-            UnavailableError: The broker did not take it; nothing has been decided.
-        """
-        return await self._dead_letter(delivery, error)
-
     async def defer(
         self, delivery: Delivery, again_after: timedelta, *, code: str, deferrals: int = 0
     ) -> Outcome:
-        """Let it wait at the broker, not in hand: there it would hold up others.
+        """Let it wait at the broker, not in flight: there it would delay others.
 
         In the longest step that is not too long, or for less than the first: in a step, a
-        longer wait than the others' would hold up those behind it. If it comes too early, it is
-        put aside once more; it may come as much later as the first step is longer, behind others.
+        longer wait than the others' would delay those behind it. If it comes too early, it is
+        deferred once more; it may come as much later as the first step is longer, behind others.
 
         Args:
             delivery: What waits.
             again_after: When it is to come again.
             code: Why, for the log.
-            deferrals: How often its company was the reason, this time included.
+            deferrals: How often a busy consumer was the reason, this time included.
 
         Raises:
             UnavailableError: The broker did not take it; nothing has been decided.
         """
         deferrals = deferrals or delivery.deferrals
         fitting = [delay for delay in self._retry_delays if delay <= again_after]
-        delay = fitting[-1] if fitting else max(again_after, SHORTEST_ASIDE)
+        delay = fitting[-1] if fitting else max(again_after, SHORTEST_WAIT)
         await self._republish(
             self.route.retry_step(len(fitting) or 1),
             delivery,
@@ -170,7 +161,7 @@ class Dispatcher:
         known = error if isinstance(error, UserStreamError) else None
         code = known.code if known else type(error).__name__
         if self.is_last_attempt(delivery):
-            return await self._dead_letter(delivery, error)
+            return await self.dead_letter(delivery, error)
         delay = self._retry_delays[delivery.attempt - 1]
         await self._republish(
             self.route.retry_step(delivery.attempt),
@@ -188,7 +179,12 @@ class Dispatcher:
         )
         return Outcome.RETRIED
 
-    async def _dead_letter(self, delivery: Delivery, error: Exception) -> Outcome:
+    async def dead_letter(self, delivery: Delivery, error: Exception) -> Outcome:
+        """Hand a delivery to the dead letters, with the reason.
+
+        Raises:
+            UnavailableError: The broker did not take it; nothing has been decided.
+        """
         known = error if isinstance(error, UserStreamError) else None
         code = known.code if known else "unexpected_error"
         await self._republish(

@@ -1,67 +1,33 @@
-"""Keeps a queue subscribed, on whatever channel there is, and as widely as it may be.
-
-Each channel begins narrow: with one delivery in hand. The first that is no suspect widens it to
-the full prefetch. So a process that has just been started again takes a message that kills
-alone, and no others with it. See ``common.messaging.quarantine``. Until the first is settled, one
-more than the prefetch is in hand.
-"""
+"""Keeps a queue subscribed, on whatever channel there is, as ``ConsumerState`` demands it."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from common.amqp.channel import CHANNEL_LOST, Channel
 from common.amqp.connection import ReconnectingConnection, check_topology, count_queues
-from common.amqp.message import DELIVERY_COUNT, PREVIOUS_DELIVERIES, Delivery
+from common.amqp.message import Delivery
 from common.contracts.topology import Route, queues
 from common.errors import BrokerUnavailableError
-from common.messaging.quarantine import is_suspect
+from common.messaging.consumer_state import ConsumerState, Received
+from common.messaging.quarantine import needs_quarantine
 
 log = structlog.get_logger()
-
-INITIAL_PREFETCH = 1
-"""Prefetch of a channel on which no ordinary message has come yet."""
 
 CANCEL_SECONDS = 5.0
 """Longest wait for the broker to answer a cancel."""
 
 WATCH_INTERVAL = timedelta(seconds=15)
-"""How often an idle subscription looks whether messages are waiting for it in vain."""
+"""How often an idle subscription checks whether messages wait for it and do not come."""
 
 LONGEST_IDLE = timedelta(minutes=10)
-"""After so long without a delivery the channel is renewed, whatever the broker counts."""
-
-
-class Settler(Protocol):
-    """What takes deliveries and settles them: ``common.messaging.consumer`` in production."""
-
-    def begin(self, channel: Channel, tag: int, delivery: Delivery) -> bool:
-        """Begin with an ordinary delivery; False if it has to wait for a suspect."""
-        ...
-
-    def handle_exclusively(self, channel: Channel, tag: int, delivery: Delivery) -> None:
-        """Begin with a suspect, once it is alone; what comes after it has to wait."""
-        ...
-
-    def release_waiting(self) -> None:
-        """Forget what is held: it will come again, by a new channel."""
-        ...
-
-    @property
-    def is_open(self) -> bool:
-        """Whether deliveries are to come freely; else one at a time, held beside the others."""
-        ...
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any are in hand."""
-        ...
+"""After so long without a delivery the channel is reopened, whatever the broker counts."""
 
 
 class Subscription:
@@ -71,8 +37,9 @@ class Subscription:
         url: AMQP URL with the service's own user.
         service: Name for the connection and the consumer tag.
         route: Whose work queue is taken.
-        prefetch: Deliveries in hand at once, once the channel is wide.
-        settler: Gets what is delivered.
+        state: Says what to subscribe to; learns of each channel.
+        on_channel: Called when a new channel takes the place of the last one, before deliveries.
+        on_delivery: Called with each delivery.
     """
 
     def __init__(
@@ -81,24 +48,23 @@ class Subscription:
         *,
         service: str,
         route: Route,
-        prefetch: int,
-        settler: Settler,
+        state: ConsumerState,
+        on_channel: Callable[[], None],
+        on_delivery: Callable[[Received], None],
     ) -> None:
         self._route = route
         self._service = service
+        self._state = state
+        self._on_channel = on_channel
+        self._on_delivery = on_delivery
         self._tag = ""
         self._tags = count(1)
-        self._full = prefetch
-        self._settler = settler
         self._connection = ReconnectingConnection(
             url, service=service, purpose="consume", setup=self._subscribe_on
         )
-        self.channel: Channel | None = None
-        """Where deliveries come from; on any other nothing can be acknowledged any more."""
-        self._prefetch = INITIAL_PREFETCH
         self._subscribed: tuple[int, bool] | None = None
-        """With which of ``_due`` it is."""
-        self._ended = False
+        self._demanded: tuple[int, bool] | None = None
+        """What ``update`` has seen last."""
         self._subscribing = asyncio.Lock()
         self._deliveries = 0
         self._background: set[asyncio.Task[None]] = set()
@@ -108,19 +74,18 @@ class Subscription:
     async def start(self) -> None:
         """Start connecting; does not wait for the broker."""
         await self._connection.__aenter__()
-        self.in_background(self._watch())
+        self._in_background(self._watch())
 
     async def end(self) -> None:
-        """Take nothing new; what was taken can still be acknowledged."""
-        self._ended = True
+        """Take nothing new, as the state demands now; what was taken can still be acknowledged."""
         for task in list(self._background):
             task.cancel()
-        await self.reconcile()
+        await self._reconcile()
 
     async def close(self) -> None:
         """Disconnect; what is not acknowledged is delivered again elsewhere."""
-        if self.channel is not None:
-            self.channel.flush()
+        if self._state.channel is not None:
+            self._state.channel.flush()
         await self._connection.__aexit__()
 
     async def check(self) -> None:
@@ -129,8 +94,8 @@ class Subscription:
         if not self._subscribed:
             raise BrokerUnavailableError("The consumer is not subscribed (yet).")
 
-    def in_background(self, work: Awaitable[Any]) -> None:
-        """Do something that ``end`` breaks off."""
+    def _in_background(self, work: Awaitable[Any]) -> None:
+        """Do something that ``end`` cancels."""
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -140,62 +105,63 @@ class Subscription:
     async def _subscribe_on(self, channel: Channel) -> None:
         """Prepare a new channel: what was held on the old one is delivered again on this.
 
-        Also during an outage: something has to be in hand that can probe.
+        Also during an outage: something has to be in flight that can probe.
         """
         await check_topology(channel, queues=queues(self._route))
         async with self._subscribing:
-            self._settler.release_waiting()
-            self.channel, self._prefetch, self._subscribed = channel, INITIAL_PREFETCH, None
+            self._on_channel()
+            self._state.open_channel(channel)
+            self._subscribed = None
             channel.underlying.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
-            if (due := self._due) is not None:
-                await self._consume(channel, due)
+            if (demand := self._state.demand) is not None:
+                await self._consume(channel, demand)
 
-    async def reconcile(self) -> None:
-        """Subscribe as is due now, or unsubscribe; one step at a time.
+    def update(self) -> None:
+        """Subscribe as the state demands now, if that has changed."""
+        if self._state.demand is not self._demanded:
+            self._demanded = self._state.demand
+            self._in_background(self._reconcile())
+
+    async def _reconcile(self) -> None:
+        """Subscribe as is demanded now, or unsubscribe; one step at a time.
 
         A cancel may be answered after the next probe has got through: without the lock its
-        answer would end the new subscription, and nobody would notice.
+        answer would end the new subscription, unnoticed.
         """
+        state = self._state
         async with self._subscribing:
             try:
-                while self._due != self._subscribed:
+                while state.demand != self._subscribed:
                     # ``reopen_channel`` may take it away while one of these waits for the broker.
-                    if (channel := self.channel) is None or channel.closed:
+                    if (channel := state.channel) is None or channel.closed:
                         return
                     if self._subscribed:
                         await channel.underlying.basic_cancel(self._tag, timeout=CANCEL_SECONDS)
                     self._subscribed = None
-                    if (due := self._due) is not None:
-                        await self._consume(channel, due)
+                    if (demand := state.demand) is not None:
+                        await self._consume(channel, demand)
             except CHANNEL_LOST as error:
                 # In doubt about what the broker thinks, begin again on a new channel.
                 log.warning("consumer.unsure", queue=self._route.queue, reason=type(error).__name__)
-                if self.channel is not None:
-                    self.channel.close()
+                if state.channel is not None:
+                    state.channel.close()
 
-    @property
-    def _due(self) -> tuple[int, bool] | None:
-        """The prefetch that is due now, and whether the neighbours are there; None for nothing.
-
-        During an outage one delivery more than what is held: if all that is held fails for
-        reasons of its own, somebody else has to show it.
-        """
-        if self._ended:
-            return None
-        is_open = self._settler.is_open
-        return (self._prefetch if is_open else INITIAL_PREFETCH), is_open
-
-    async def _consume(self, channel: Channel, due: tuple[int, bool]) -> None:
+    async def _consume(self, channel: Channel, demand: tuple[int, bool]) -> None:
         # A tag of its own each time: where one is used again while deliveries of the first are
-        # in hand, a quorum queue of RabbitMQ 3.10 loses count and the broker hangs up (541).
+        # in flight, a quorum queue of RabbitMQ 3.10 loses count and the broker hangs up (541).
         self._tag = f"{self._service}-{next(self._tags)}"
-        await channel.underlying.basic_qos(prefetch_count=due[0])
+        await channel.underlying.basic_qos(prefetch_count=demand[0])
         await channel.consume(self._route.queue, self._tag, partial(self._received, channel))
-        self._subscribed = due
+        self._subscribed = demand
+
+    def _received(self, channel: Channel, tag: int, delivery: Delivery) -> None:
+        self._deliveries += 1
+        self._on_delivery(Received(channel, tag, delivery, needs_quarantine(delivery)))
 
     def reopen_channel(self) -> None:
-        """Begin again on a new channel: the broker delivers all again that is in hand."""
-        channel, self.channel = self.channel, None
+        """Begin again on a new channel: the broker delivers all that is in flight again."""
+        channel = self._state.channel
+        self._state.open_channel(None)
         if channel is not None:
             channel.close()
 
@@ -204,37 +170,19 @@ class Subscription:
         log.warning("consumer.cancelled_by_broker", queue=self._route.queue)
         self.reopen_channel()
 
-    # -- deliveries -------------------------------------------------------------------------
-
-    def _received(self, channel: Channel, tag: int, delivery: Delivery) -> None:
-        if channel is not self.channel:
-            return
-        self._deliveries += 1
-        headers = delivery.headers
-        if (DELIVERY_COUNT in headers or PREVIOUS_DELIVERIES in headers) and is_suspect(delivery):
-            self._settler.handle_exclusively(channel, tag, delivery)
-        elif self._settler.begin(channel, tag, delivery) and self._prefetch != self._full:
-            self.raise_prefetch()
-
-    def raise_prefetch(self) -> None:
-        """Have as much in hand as allowed: an ordinary message was begun with."""
-        if self._prefetch != self._full:
-            self._prefetch = self._full
-            self.in_background(self.reconcile())
-
     # -- watching ---------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Begin on a new channel where the broker has forgotten that we subscribed.
+        """Begin on a new channel where the broker has forgotten the subscription.
 
         RabbitMQ 3.10 does when a queue is deleted and made again within milliseconds: it
-        counts our consumer and gives it nothing, or counts as given what never arrives.
+        counts our consumer and sends it nothing, or counts as sent what never arrives.
         """
         idle = timedelta()
         while True:
             seen = self._deliveries
             await asyncio.sleep(WATCH_INTERVAL.total_seconds())
-            if self._settler.is_busy or self._deliveries != seen or not self._subscribed:
+            if self._state.taken or self._deliveries != seen or not self._subscribed:
                 idle = timedelta()
                 continue
             idle += WATCH_INTERVAL
@@ -246,7 +194,7 @@ class Subscription:
 
     async def _count_waiting(self) -> int:
         counts = None
-        if self.channel is not None:
+        if self._state.channel is not None:
             with suppress(*CHANNEL_LOST):
-                counts = await count_queues(self.channel, self._route.queue)
+                counts = await count_queues(self._state.channel, self._route.queue)
         return counts[0].ready if counts else 0

@@ -1,6 +1,6 @@
 """A service's side of the broker, from its settings: what it publishes, what it consumes.
 
-Which exchanges and queues those are stands in ``common.contracts.topology.BROKER_USERS``.
+``common.contracts.topology.BROKER_USERS`` lists those exchanges and queues.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from common.amqp.publisher import Publisher
 from common.amqp.topology_check import AlarmCheck, BrokerCheck
 from common.contracts.topology import BROKER_USERS
-from common.messaging.consumer import consuming
+from common.messaging.consumer import Consumer
 from common.messaging.dispatcher import Handlers
 from common.readiness import Check, Readiness
 from common.settings import BrokerSettings, ConsumerSettings
@@ -49,7 +49,7 @@ async def handling(
     service: str,
     publisher: Publisher,
     readiness: Readiness,
-    neighbours: Sequence[Check] = (),
+    upstreams: Sequence[Check] = (),
     retry_factor: int = 2,
 ) -> AsyncIterator[None]:
     """Consume the handlers' route until the block is left; then drain.
@@ -59,8 +59,8 @@ async def handling(
         handlers: Which handler takes which contract, all of one route.
         service: Name that dead letters carry as the failing service.
         publisher: Publishes retries and dead letters.
-        readiness: Learns whether the consumer works.
-        neighbours: Ask those that the handlers need, beside the broker, whether they are well.
+        readiness: Gets the check of the consumer.
+        upstreams: Checks of the services that the handlers need, beside the broker.
         retry_factor: By how much each wait is longer than the one before.
 
     Raises:
@@ -68,9 +68,9 @@ async def handling(
     """
 
     async def ask() -> None:
-        await asyncio.gather(publisher.ask(), *(check() for check in neighbours))
+        await asyncio.gather(publisher.ask(), *(check() for check in upstreams))
 
-    async with consuming(
+    async with Consumer(
         str(settings.queue_url),
         handlers,
         service=service,

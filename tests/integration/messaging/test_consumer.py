@@ -26,11 +26,11 @@ from common.errors import (
     TopologyMissingError,
     UnavailableError,
 )
-from common.messaging import quarantine as suspects
-from common.messaging.consumer import LAST_TRIES, Consumer, consuming
+from common.messaging import quarantine
+from common.messaging.consumer import LAST_TRIES, Consumer
 from common.messaging.dispatcher import Dispatcher, Outcome
 from common.messaging.pause import Ask
-from common.messaging.quarantine import SUSPECT_AFTER
+from common.messaging.quarantine import QUARANTINE_AFTER
 from tests.amqp import a_registration, depth, eventually, publish, publish_altered, take
 from tests.backends import TestBroker
 
@@ -71,7 +71,7 @@ async def a_consumer(
     handler: Callable[[Any], Awaitable[None]],
     *,
     prefetch: int = 10,
-    notes: Path | None = None,
+    markers: Path | None = None,
     ask: Ask | None = None,
 ) -> AsyncIterator[Consumer]:
     url = broker.url("queue_receiver")
@@ -79,14 +79,14 @@ async def a_consumer(
         Publisher.open(
             url, service="queue_receiver", exchanges=BROKER_USERS["queue_receiver"].exchanges
         ) as publisher,
-        consuming(
+        Consumer(
             url,
             {RegistrationSubmitted: handler},
             service="queue_receiver",
             publisher=publisher,
             prefetch=prefetch,
             retry_delays=[timedelta(milliseconds=50), timedelta(milliseconds=100)],
-            markers=notes,
+            markers=markers,
             ask=ask,
         ) as consumer,
     ):
@@ -345,7 +345,7 @@ async def test_only_one_delivery_probes_during_an_outage(empty_broker: TestBroke
 
 
 async def is_well() -> None:
-    """A neighbour that says so, whatever it does."""
+    """A service that says so, whatever it does."""
 
 
 async def test_a_message_that_fails_by_itself_stops_no_other(empty_broker: TestBroker) -> None:
@@ -452,7 +452,7 @@ async def test_a_single_message_in_an_outage_that_is_admitted_burns_no_attempt(
     assert {envelope.attempt for envelope in handler.seen} == {1}
 
 
-async def test_what_can_not_even_be_dead_lettered_stops_no_other(
+async def test_what_cannot_even_be_dead_lettered_stops_no_other(
     empty_broker: TestBroker,
 ) -> None:
     """The dead letters are full, and reject what would overflow them."""
@@ -531,8 +531,8 @@ async def test_draining_finishes_what_runs_and_leaves_the_rest(empty_broker: Tes
     async with a_consumer(empty_broker, handler, prefetch=2):
         for _ in range(5):
             await submit(empty_broker)
-        # The one that widened the channel, and the prefetch.
-        await eventually(lambda: len(handler.seen) == 3, "three in hand")
+        # The first one, which raised the prefetch, and as many as that.
+        await eventually(lambda: len(handler.seen) == 3, "three in flight")
         asyncio.get_running_loop().call_later(0.3, handler.gate.set)
 
     assert len(handler.seen) == 3
@@ -555,20 +555,20 @@ async def test_a_queue_that_is_made_again_at_once_is_consumed(
         await eventually(lambda: set(handler.ids) >= ids, "handling all twenty")
 
 
-async def test_work_under_way_is_finished_when_its_channel_is_lost(
+async def test_running_work_is_finished_when_its_channel_is_lost(
     empty_broker: TestBroker,
 ) -> None:
     finished: list[UUID] = []
-    under_way, go_on = asyncio.Event(), asyncio.Event()
+    running, go_on = asyncio.Event(), asyncio.Event()
 
     async def handler(envelope: Registration) -> None:
-        under_way.set()
+        running.set()
         await go_on.wait()
         finished.append(envelope.id)
 
     async with a_consumer(empty_broker, handler) as consumer:
         message_id = await submit(empty_broker)
-        await under_way.wait()
+        await running.wait()
         await _cut_connections(empty_broker)
         go_on.set()
         await eventually(lambda: finished.count(message_id) == 2, "finishing it, and again")
@@ -577,47 +577,47 @@ async def test_work_under_way_is_finished_when_its_channel_is_lost(
     assert await depth(empty_broker.admin_url, QUEUE) == 0
 
 
-async def test_lost_channels_make_suspects_and_convict_nobody(
+async def test_lost_channels_quarantine_and_dead_letter_nothing(
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     handler = Recorder()
     handler.gate = asyncio.Event()
-    suspected = _suspected()
+    before = _quarantined()
 
-    async with a_consumer(empty_broker, handler, prefetch=5, notes=tmp_path) as consumer:
+    async with a_consumer(empty_broker, handler, prefetch=5, markers=tmp_path) as consumer:
         ids = [await submit(empty_broker) for _ in range(4)]
         given = 0
-        for _ in range(8):  # more often than a message may be given in vain
+        for _ in range(8):  # more often than a message may kill
             await eventually(lambda n=given: len(handler.seen) > n, "being given again")
             given = len(handler.seen)
             consumer._subscription.reopen_channel()
-            handler.gate.set()  # a suspect waits for the end of what was begun before
+            handler.gate.set()  # a quarantined message waits for the end of what was begun before
             handler.gate.clear()
         handler.gate.set()
         await eventually(lambda: set(handler.ids) == set(ids), "handling all")
         await eventually(lambda: _empty(empty_broker), "acknowledging all")
         await eventually(lambda: _healthy(consumer), "being ready")
 
-    assert _suspected() > suspected
+    assert _quarantined() > before
     assert await depth(empty_broker.admin_url, DEAD) == 0
     assert list(tmp_path.glob(f"{QUEUE}/*")) == []  # noqa: ASYNC240 - nothing runs any more
 
 
 class Leased(Recorder):
-    """Raises ``InProgressError`` for messages that somebody else has; notes what lies on disk."""
+    """Raises ``InProgressError`` for messages that another has; records what lies on disk."""
 
-    def __init__(self, notes: Path) -> None:
+    def __init__(self, markers: Path) -> None:
         super().__init__()
-        self.folder = notes / QUEUE
+        self.folder = markers / QUEUE
         self.leased: set[UUID] = set()
         self.asked: list[UUID] = []
-        self.noted: dict[UUID, list[str]] = {}
+        self.markers: dict[UUID, list[str]] = {}
 
     async def __call__(self, envelope: Registration) -> None:
         if envelope.id in self.leased:
             self.asked.append(envelope.id)
             raise InProgressError(again_after=timedelta(milliseconds=100))
-        self.noted[envelope.id] = [path.name.partition(".")[0] for path in self.folder.glob("*")]
+        self.markers[envelope.id] = [path.name.partition(".")[0] for path in self.folder.glob("*")]
         await super().__call__(envelope)
 
 
@@ -625,11 +625,11 @@ async def test_a_quarantined_message_with_a_lease_elsewhere_delays_no_other(
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     handler = Leased(tmp_path)
-    headers = {"headers": {PREVIOUS_DELIVERIES: SUSPECT_AFTER}}
+    headers = {"headers": {PREVIOUS_DELIVERIES: QUARANTINE_AFTER}}
     waiting = await submit(empty_broker, **headers)
     handler.leased.add(waiting)
 
-    async with a_consumer(empty_broker, handler, notes=tmp_path):
+    async with a_consumer(empty_broker, handler, markers=tmp_path):
         await eventually(lambda: waiting in handler.asked, "meeting the lease")
         others = [await submit(empty_broker, **headers), await submit(empty_broker)]
         await eventually(lambda: set(handler.ids) == set(others), "handling the others")
@@ -639,78 +639,82 @@ async def test_a_quarantined_message_with_a_lease_elsewhere_delays_no_other(
         await eventually(lambda: waiting in handler.ids, "handling it in the end")
         await eventually(lambda: _empty(empty_broker), "acknowledging all")
 
-    assert handler.noted[waiting] == [str(waiting)]
-    assert handler.noted[others[0]] == [str(others[0])]
-    assert str(others[1]) not in handler.noted[others[1]]
+    assert handler.markers[waiting] == [str(waiting)]
+    assert handler.markers[others[0]] == [str(others[0])]
+    assert str(others[1]) not in handler.markers[others[1]]
     assert handler.ids.count(waiting) == 1
     assert await depth(empty_broker.admin_url, DEAD) == 0
 
 
-async def test_a_suspect_does_not_wait_at_the_head_of_its_queue_for_slow_company(
+async def test_a_quarantined_message_does_not_wait_at_the_head_of_its_queue_for_slow_ones(
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     handler = Recorder()
     handler.gate = asyncio.Event()
 
-    async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
+    async with a_consumer(empty_broker, handler, markers=tmp_path) as consumer:
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
-        suspect = await submit(empty_broker, headers={PREVIOUS_DELIVERIES: SUSPECT_AFTER})
+        quarantined = await submit(empty_broker, headers={PREVIOUS_DELIVERIES: QUARANTINE_AFTER})
         consumer._subscription.reopen_channel()
         ordinary = await submit(empty_broker)
         await eventually(lambda: ordinary in handler.ids, "beginning the ordinary one")
-        begun_early = suspect in handler.ids
+        begun_early = quarantined in handler.ids
         handler.gate.set()
-        await eventually(lambda: suspect in handler.ids, "handling the suspect in the end")
+        await eventually(
+            lambda: quarantined in handler.ids, "handling the quarantined one in the end"
+        )
         await eventually(lambda: _empty(empty_broker), "acknowledging all")
 
     assert not begun_early
 
 
-async def test_a_suspect_among_others_is_handled_alone_on_the_channel_it_came_by(
+async def test_a_quarantined_message_among_others_is_handled_alone_on_the_channel_it_came_by(
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     handler = Leased(tmp_path)
 
-    async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
+    async with a_consumer(empty_broker, handler, markers=tmp_path) as consumer:
         first = await submit(empty_broker)
-        await eventually(lambda: first in handler.ids, "widening the channel")
-        channel = consumer._subscription.channel
+        await eventually(lambda: first in handler.ids, "raising the prefetch")
+        channel = consumer._state.channel
         handler.gate = asyncio.Event()
-        suspect = await submit(empty_broker, headers={PREVIOUS_DELIVERIES: SUSPECT_AFTER})
-        await eventually(lambda: suspect in handler.ids, "beginning the suspect")
+        quarantined = await submit(empty_broker, headers={PREVIOUS_DELIVERIES: QUARANTINE_AFTER})
+        await eventually(lambda: quarantined in handler.ids, "beginning the quarantined one")
         others = [await submit(empty_broker) for _ in range(6)]
-        others.insert(3, await submit(empty_broker, headers={PREVIOUS_DELIVERIES: SUSPECT_AFTER}))
-        await eventually(lambda: len(consumer._backlog) == 8, "having the others behind it")
+        others.insert(
+            3, await submit(empty_broker, headers={PREVIOUS_DELIVERIES: QUARANTINE_AFTER})
+        )
+        await eventually(lambda: consumer._state.taken == 8, "having the others behind it")
         begun_beside_it = handler.ids[2:]
         handler.gate.set()
         await eventually(lambda: len(handler.ids) == 9, "handling all")
         await eventually(lambda: _empty(empty_broker), "acknowledging all")
-        same = consumer._subscription.channel is channel
+        same = consumer._state.channel is channel
 
     assert begun_beside_it == []
     assert same
-    assert sorted(handler.ids) == sorted([first, suspect, *others])
-    for each in (suspect, others[3]):
-        assert handler.noted[each] == [str(each)]
+    assert sorted(handler.ids) == sorted([first, quarantined, *others])
+    for each in (quarantined, others[3]):
+        assert handler.markers[each] == [str(each)]
 
 
-async def test_suspects_wait_for_the_same_slow_one_together(
+async def test_quarantined_messages_wait_for_the_same_slow_one_together(
     empty_broker: TestBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suspects, "EXCLUSIVE_WAIT_SECONDS", 3.0)
+    monkeypatch.setattr(quarantine, "EXCLUSIVE_WAIT_SECONDS", 3.0)
     handler = Recorder()
     handler.gate = asyncio.Event()
-    before = _put_aside()
+    before = _deferred()
 
-    async with a_consumer(empty_broker, handler, notes=tmp_path):
+    async with a_consumer(empty_broker, handler, markers=tmp_path):
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
         # Six seconds of exclusive_wait each, of which a busy machine needs a part for other things.
-        headers = {PREVIOUS_DELIVERIES: SUSPECT_AFTER, DEFERRALS: 1}
+        headers = {PREVIOUS_DELIVERIES: QUARANTINE_AFTER, DEFERRALS: 1}
         waiting = [await submit(empty_broker, headers=headers) for _ in range(8)]
         begun = time.monotonic()
-        await eventually(lambda: _put_aside() >= before + 8, "putting all aside")
+        await eventually(lambda: _deferred() >= before + 8, "deferring all")
         together = time.monotonic() - begun
         handler.gate.set()
         await eventually(lambda: set(handler.ids) >= set(waiting), "handling all in the end")
@@ -720,59 +724,65 @@ async def test_suspects_wait_for_the_same_slow_one_together(
     assert await depth(empty_broker.admin_url, DEAD) == 0
 
 
-async def test_nobody_waits_behind_a_suspect_whose_channel_is_gone(
+async def test_nothing_waits_behind_a_quarantined_message_whose_channel_is_gone(
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     handler = Recorder()
     handler.gate = asyncio.Event()
     # Two minutes of exclusive_wait: longer than anybody waits here.
-    headers = {PREVIOUS_DELIVERIES: SUSPECT_AFTER, DEFERRALS: 20}
+    headers = {PREVIOUS_DELIVERIES: QUARANTINE_AFTER, DEFERRALS: 20}
 
-    async with a_consumer(empty_broker, handler, notes=tmp_path) as consumer:
+    async with a_consumer(empty_broker, handler, markers=tmp_path) as consumer:
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
-        suspect = await submit(empty_broker, headers=headers)
-        await eventually(lambda: consumer._backlog, "having the suspect in line")
+        quarantined = await submit(empty_broker, headers=headers)
+        await eventually(
+            lambda: consumer._state.blocked, "having the quarantined one in the backlog"
+        )
         consumer._subscription.reopen_channel()
         await eventually(lambda: handler.ids.count(slow) == 2, "beginning with the slow one again")
         handler.gate.set()
-        await eventually(lambda: suspect in handler.ids, "handling the suspect in the end")
+        await eventually(
+            lambda: quarantined in handler.ids, "handling the quarantined one in the end"
+        )
         await eventually(lambda: _empty(empty_broker), "acknowledging all")
 
-    assert handler.ids.count(suspect) == 1
+    assert handler.ids.count(quarantined) == 1
 
 
-async def test_a_suspect_that_is_held_up_again_and_again_is_handled_in_the_end(
+async def test_a_quarantined_message_that_is_deferred_again_and_again_is_handled_in_the_end(
     empty_broker: TestBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suspects, "EXCLUSIVE_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(quarantine, "EXCLUSIVE_WAIT_SECONDS", 0.01)
     handler = Recorder()
     handler.gate = asyncio.Event()
-    before = _put_aside()
-    # One delivery in vain more, and it would be dead-lettered: waiting is none.
+    before = _deferred()
+    # One redelivery more, and it would be dead-lettered: waiting is none.
     headers = {PREVIOUS_DELIVERIES: WORK_DELIVERY_LIMIT}
 
-    async with a_consumer(empty_broker, handler, notes=tmp_path):
+    async with a_consumer(empty_broker, handler, markers=tmp_path):
         slow = await submit(empty_broker)
         await eventually(lambda: slow in handler.ids, "beginning the slow one")
-        suspect = await submit(empty_broker, headers=headers)
-        await eventually(lambda: _put_aside() >= before + 5, "putting the suspect aside")
-        handled_meanwhile = handler.ids.count(suspect)
+        quarantined = await submit(empty_broker, headers=headers)
+        await eventually(lambda: _deferred() >= before + 5, "deferring it")
+        handled_meanwhile = handler.ids.count(quarantined)
         handler.gate.set()
-        await eventually(lambda: suspect in handler.ids, "handling the suspect in the end")
+        await eventually(
+            lambda: quarantined in handler.ids, "handling the quarantined one in the end"
+        )
         await eventually(lambda: _empty(empty_broker), "acknowledging all")
 
     assert handled_meanwhile == 0
-    assert handler.ids.count(suspect) == 1
+    assert handler.ids.count(quarantined) == 1
     assert await depth(empty_broker.admin_url, DEAD) == 0
 
 
-def _put_aside() -> float:
+def _deferred() -> float:
     labels = {"queue": QUEUE, "outcome": "deferred"}
     return REGISTRY.get_sample_value("userstream_deliveries_total", labels) or 0
 
 
-def _suspected() -> float:
+def _quarantined() -> float:
     return REGISTRY.get_sample_value("userstream_quarantined_total", {"queue": QUEUE}) or 0
 
 
@@ -821,7 +831,7 @@ async def test_more_retries_than_steps_are_refused_at_start(empty_broker: TestBr
         empty_broker.url("queue_receiver"), service="queue_receiver", exchanges=[]
     ) as publisher:
         with pytest.raises(SettingError, match="MAX_RETRY_ATTEMPTS is 4"):
-            async with consuming(
+            async with Consumer(
                 empty_broker.url("queue_receiver"),
                 {RegistrationSubmitted: Recorder()},
                 service="queue_receiver",

@@ -1,4 +1,4 @@
-"""Messages that kill their process: they take no innocents with them."""
+"""Messages that kill their process: they take no others with them."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import aio_pika
 
 from common.contracts.topology import USER_REGISTRATION
-from common.messaging.quarantine import CRASH_LIMIT, SUSPECT_AFTER
+from common.messaging.quarantine import CRASH_LIMIT, QUARANTINE_AFTER
 from tests.amqp import a_registration, depth, eventually, opened, take
 from tests.backends import TestBroker
 from tests.mortal_consumer import LEASED_POISON, POISON, crashes_of
@@ -33,13 +33,13 @@ PATIENCE_SECONDS = 240.0
 class Instances:
     """Two mortal consumers, each started again as soon as it is dead."""
 
-    notes: Path
+    markers: Path
     journal: Path
 
     @property
-    def deaths(self) -> int:
-        deaths = crashes_of(self.journal)
-        return deaths.stat().st_size if deaths.exists() else 0
+    def crashes(self) -> int:
+        crashes = crashes_of(self.journal)
+        return crashes.stat().st_size if crashes.exists() else 0
 
     @property
     def handled(self) -> set[UUID]:
@@ -47,11 +47,11 @@ class Instances:
         return {UUID(line) for line in lines}
 
     @property
-    def notes_left(self) -> list[Path]:
-        return [path for path in self.notes.rglob("*") if path.is_file()]
+    def markers_left(self) -> list[Path]:
+        return [path for path in self.markers.rglob("*") if path.is_file()]
 
     async def keep_one_running(self, url: str) -> None:
-        arguments = [url, str(PREFETCH), str(self.notes), str(self.journal)]
+        arguments = [url, str(PREFETCH), str(self.markers), str(self.journal)]
         command = [sys.executable, "-m", "tests.mortal_consumer", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = await asyncio.create_subprocess_exec(
@@ -70,7 +70,7 @@ class Instances:
 
 @asynccontextmanager
 async def two_instances(broker: TestBroker, folder: Path) -> AsyncIterator[Instances]:
-    instances = Instances(folder / "notes", folder / "journal")
+    instances = Instances(folder / "markers", folder / "journal")
     url = broker.url("queue_receiver")
     running = [asyncio.create_task(instances.keep_one_running(url)) for _ in range(2)]
     try:
@@ -95,8 +95,8 @@ async def submit_all(broker: TestBroker, names: list[str]) -> list[UUID]:
 
 async def taken(broker: TestBroker, count: int) -> dict[UUID, dict[str, Any]]:
     """So many dead letters, by id: their headers."""
-    letters = [await take(broker.admin_url, DEAD) for _ in range(count)]
-    return {UUID(letter.message_id): dict(letter.headers) for letter in letters}
+    dead = [await take(broker.admin_url, DEAD) for _ in range(count)]
+    return {UUID(message.message_id): dict(message.headers) for message in dead}
 
 
 async def test_poison_is_dead_lettered_alone(empty_broker: TestBroker, tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ async def test_poison_is_dead_lettered_alone(empty_broker: TestBroker, tmp_path:
     assert await depth(empty_broker.admin_url, DEAD) == 0
     assert await depth(empty_broker.admin_url, QUEUE) == 0
     assert poison not in instances.handled
-    assert instances.notes_left == []
+    assert instances.markers_left == []
 
 
-async def test_poison_that_leaves_a_lease_behind_at_each_death_is_convicted_alone(
+async def test_poison_that_leaves_a_lease_behind_at_each_crash_is_dead_lettered_alone(
     empty_broker: TestBroker, tmp_path: Path
 ) -> None:
     names = ["Ada"] * 100 + [LEASED_POISON] + ["Ada"] * 100
@@ -131,11 +131,11 @@ async def test_poison_that_leaves_a_lease_behind_at_each_death_is_convicted_alon
     assert list(dead) == [poison]
     assert dead[poison]["x-error-code"] == "process_killed"
     assert (
-        instances.deaths <= SUSPECT_AFTER + CRASH_LIMIT + 1
-    )  # with one that met company by chance
+        instances.crashes <= QUARANTINE_AFTER + CRASH_LIMIT + 1
+    )  # with one that was not alone by chance
     assert await depth(empty_broker.admin_url, DEAD) == 0
     assert poison not in instances.handled
-    assert instances.notes_left == []
+    assert instances.markers_left == []
 
 
 async def test_many_poisons_beside_each_other_take_no_other_message_with_them(

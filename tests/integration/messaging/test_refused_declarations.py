@@ -24,7 +24,7 @@ from common.contracts.registrations import RegistrationSubmitted
 from common.contracts.topology import BROKER_USERS, USER_REGISTRATION
 from common.errors import BrokerUnavailableError
 from common.messaging import subscription
-from common.messaging.consumer import consuming
+from common.messaging.consumer import Consumer
 from tests.amqp import a_registration, eventually, publish
 from tests.backends import TestBroker
 
@@ -111,7 +111,7 @@ async def test_messages_are_published_and_consumed(url: str, empty_broker: TestB
         Publisher.open(
             url, service=SERVICE, exchanges=USER.exchanges, queues=USER.fed_queues
         ) as republisher,
-        consuming(
+        Consumer(
             url,
             {RegistrationSubmitted: handle},
             service=SERVICE,
@@ -141,7 +141,7 @@ async def test_an_idle_consumer_does_not_lose_its_channel_by_counting(
     monkeypatch.setattr(subscription, "WATCH_INTERVAL", timedelta(seconds=0.05))
     async with (
         Publisher.open(url, service=SERVICE, exchanges=USER.exchanges) as republisher,
-        consuming(
+        Consumer(
             url,
             {RegistrationSubmitted: never},
             service=SERVICE,
@@ -150,10 +150,10 @@ async def test_an_idle_consumer_does_not_lose_its_channel_by_counting(
             retry_delays=[],
         ) as consumer,
     ):
-        channel = await eventually(lambda: consumer._subscription.channel, "subscribing")
+        channel = await eventually(lambda: consumer._state.channel, "subscribing")
         for _ in range(20):
             await asyncio.sleep(0.05)  # each time it looks whether anything waits
-            assert consumer._subscription.channel is channel
+            assert consumer._state.channel is channel
         assert not channel.closed
 
 

@@ -17,7 +17,7 @@ from common.contracts.notifications import (
 )
 from common.contracts.topology import EMAIL_NOTIFICATIONS
 from common.database_client.client import DatabaseClient
-from common.messaging.quarantine import SUSPECT_AFTER
+from common.messaging.quarantine import QUARANTINE_AFTER
 from sender.routes.notifications import PREVIEW_POLICY
 from tests.amqp import depth, eventually, publish, take
 from tests.backends import TestBroker
@@ -368,7 +368,9 @@ async def _drained(stack: Stack) -> bool:
     return idle and await depth(stack.broker.admin_url, EMAIL_NOTIFICATIONS.queue) == 0
 
 
-@pytest.mark.parametrize("headers", [{}, {DELIVERY_COUNT: SUSPECT_AFTER}], ids=["new", "suspect"])
+@pytest.mark.parametrize(
+    "headers", [{}, {DELIVERY_COUNT: QUARANTINE_AFTER}], ids=["new", "quarantined"]
+)
 async def test_mails_that_a_dead_sender_has_leased_hold_up_no_others(
     empty_broker: TestBroker, database_dsn: str, headers: dict[str, int]
 ) -> None:

@@ -21,7 +21,7 @@ from common.errors import (
     UnroutableError,
     UpstreamError,
 )
-from common.messaging.dispatcher import SHORTEST_ASIDE, Dispatcher, Outcome
+from common.messaging.dispatcher import SHORTEST_WAIT, Dispatcher, Outcome
 
 BODY = b'{"name": "Ada",  "surname": "Lovelace", "email": "ada@example.org", "more": 1}'
 DELAYS = [timedelta(seconds=5), timedelta(seconds=10)]
@@ -179,7 +179,7 @@ async def test_an_outage_is_left_to_the_consumer() -> None:
     ("seconds", "step", "waits"),
     [(0.2, 1, 0.2), (5, 1, 5), (9.9, 1, 5), (10, 2, 10), (30, 2, 10)],
 )
-async def test_what_is_under_way_elsewhere_waits_in_the_longest_step_that_is_not_too_long(
+async def test_what_is_in_progress_elsewhere_waits_in_the_longest_step_that_is_not_too_long(
     seconds: float, step: int, waits: float
 ) -> None:
     bench = Bench(InProgressError(again_after=timedelta(seconds=seconds)))
@@ -191,7 +191,7 @@ async def test_what_is_under_way_elsewhere_waits_in_the_longest_step_that_is_not
     assert bench.sent.body == BODY
 
 
-async def test_what_is_put_aside_keeps_its_attempt_and_all_deliveries_in_vain() -> None:
+async def test_a_deferred_message_keeps_its_attempt_and_all_previous_deliveries() -> None:
     bench = Bench(InProgressError(again_after=timedelta(seconds=5)))
 
     await bench.dispatch(
@@ -203,7 +203,7 @@ async def test_what_is_put_aside_keeps_its_attempt_and_all_deliveries_in_vain() 
     assert "x-delivery-count" not in bench.sent.headers
 
 
-async def test_what_was_held_up_still_knows_it_after_a_lease() -> None:
+async def test_deferrals_are_kept_after_a_lease() -> None:
     bench = Bench(InProgressError(again_after=timedelta(seconds=5)))
 
     await bench.dispatch(headers={"x-deferrals": 2})
@@ -211,7 +211,7 @@ async def test_what_was_held_up_still_knows_it_after_a_lease() -> None:
     assert bench.sent.headers["x-deferrals"] == 2
 
 
-async def test_what_was_never_held_up_says_nothing_of_it() -> None:
+async def test_a_message_that_was_never_deferred_names_no_deferrals() -> None:
     bench = Bench(InProgressError(again_after=timedelta(seconds=5)))
 
     await bench.dispatch()
@@ -219,12 +219,12 @@ async def test_what_was_never_held_up_says_nothing_of_it() -> None:
     assert "x-deferrals" not in bench.sent.headers
 
 
-async def test_what_is_put_aside_for_no_time_at_all_still_takes_a_moment() -> None:
+async def test_a_message_that_is_deferred_for_no_time_at_all_still_waits_a_moment() -> None:
     bench = Bench(InProgressError(again_after=timedelta()))
 
     await bench.dispatch()
 
-    assert bench.sent.expiration == SHORTEST_ASIDE
+    assert bench.sent.expiration == SHORTEST_WAIT
 
 
 async def test_a_count_that_a_stranger_made_up_is_not_believed() -> None:

@@ -10,7 +10,7 @@ from common.errors import (
     TopologyMissingError,
     UnavailableError,
 )
-from common.messaging.pause import CASES, Ask, Case, Evidence, OutageGate, Verdict
+from common.messaging.pause import MAX_CASES, Ask, Case, Decision, Evidence, OutageGate
 from tests.polling import until
 
 GONE = DatabaseServiceUnavailableError("gone")
@@ -32,7 +32,7 @@ def test_one_message_is_no_evidence_however_often_it_fails() -> None:
     assert not evidence.is_enough
 
 
-def test_the_same_message_in_another_hand_is_no_second_one() -> None:
+def test_the_same_message_in_another_delivery_is_no_second_one() -> None:
     evidence, message_id = Evidence(), uuid4()
 
     evidence.failed(Case(message_id))
@@ -47,7 +47,7 @@ def test_a_second_message_is_evidence_until_one_gets_through() -> None:
     evidence.failed(a_case())
     evidence.failed(a_case())
     assert evidence.is_enough
-    evidence.got_through(evidence.failures)
+    evidence.succeeded(evidence.failures)
 
     assert not evidence.is_enough
 
@@ -57,7 +57,7 @@ def test_what_fails_alternately_with_what_gets_through_is_no_outage() -> None:
 
     for _ in range(50):
         evidence.failed(a_case())
-        evidence.got_through(evidence.failures)
+        evidence.succeeded(evidence.failures)
 
     assert not evidence.is_enough
 
@@ -66,7 +66,7 @@ def test_what_began_before_a_failure_refutes_nothing() -> None:
     evidence, case = Evidence(), a_case()
     begun_at = evidence.failures
     evidence.failed(case)
-    evidence.got_through(begun_at)
+    evidence.succeeded(begun_at)
     evidence.failed(a_case())
 
     assert evidence.is_enough
@@ -76,7 +76,7 @@ def test_what_began_before_a_failure_refutes_nothing() -> None:
 def test_a_message_that_fails_before_and_after_another_got_through_is_refuted() -> None:
     evidence, case = Evidence(), a_case()
     evidence.failed(case)
-    evidence.got_through(evidence.failures)
+    evidence.succeeded(evidence.failures)
 
     assert evidence.failed(case) is True
     assert evidence.failed(case) is False  # nobody has got through since
@@ -85,7 +85,7 @@ def test_a_message_that_fails_before_and_after_another_got_through_is_refuted() 
 def test_one_that_is_refuted_is_no_witness() -> None:
     evidence, case = Evidence(), a_case()
     evidence.failed(case)
-    evidence.got_through(evidence.failures)
+    evidence.succeeded(evidence.failures)
     evidence.failed(case)
     evidence.failed(a_case())
 
@@ -97,7 +97,7 @@ def test_a_message_that_comes_again_is_known_among_the_latest() -> None:
     evidence.failed(evidence.case(message_id))
     assert evidence.case(message_id).failures == 1
 
-    for _ in range(CASES):
+    for _ in range(MAX_CASES):
         evidence.case(uuid4())
 
     assert evidence.case(message_id).failures == 0
@@ -108,15 +108,15 @@ def test_a_success_tells_something_only_after_a_failure() -> None:
     assert not evidence.is_doubtful
     evidence.failed(a_case())
     assert evidence.is_doubtful
-    evidence.got_through(evidence.failures)
+    evidence.succeeded(evidence.failures)
     assert not evidence.is_doubtful
 
 
 # -- the gate ----------------------------------------------------------------------------
 
 
-class Neighbour:
-    """Says how it is when it is asked."""
+class Upstream:
+    """A service that says how it is when it is asked."""
 
     def __init__(self) -> None:
         self.error: UnavailableError | None = None
@@ -135,9 +135,8 @@ class Recorded:
         self.paused_for: list[UnavailableError] = []
         self.resumed = 0
         self.pauses: list[float] = []
-        self.gate = OutageGate(
-            on_pause=self.paused_for.append, on_resume=self._on_resume, ask=ask, first_pause=1.0
-        )
+        monkeypatch.setattr("common.messaging.pause.FIRST_PROBE_SECONDS", 1.0)
+        self.gate = OutageGate(on_pause=self.paused_for.append, on_resume=self._on_resume, ask=ask)
         self._now = 0.0
         monkeypatch.setattr("common.messaging.pause._call_at", self._call_at)
         monkeypatch.setattr("common.messaging.pause._now", lambda: self._now)
@@ -153,19 +152,19 @@ class Recorded:
 
     async def work(
         self, error: UnavailableError | None = None, case: Case | None = None
-    ) -> Verdict:
+    ) -> Decision:
         """As the consumer does; a success is a HOLD that nobody looks at."""
         case = case or a_case()
         async with self.gate.pass_through(case):
             begun_at = self.gate.evidence.failures
             if error is not None:
                 return await self.gate.failed(case, error)
-            self.gate.got_through(begun_at)
-        return Verdict.HOLD
+            self.gate.succeeded(begun_at)
+        return Decision.HOLD
 
     async def fail(self, times: int = 1) -> None:
         for _ in range(times):
-            assert await self.work(GONE) is Verdict.HOLD
+            assert await self.work(GONE) is Decision.HOLD
 
     async def turns(self, count: int = 20) -> None:
         """Let everybody go as far as they can."""
@@ -179,16 +178,16 @@ async def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 @pytest.fixture
-def neighbour() -> Neighbour:
-    return Neighbour()
+def upstream() -> Upstream:
+    return Upstream()
 
 
 @pytest.fixture
-async def asking(monkeypatch: pytest.MonkeyPatch, neighbour: Neighbour) -> Recorded:
-    return Recorded(monkeypatch, neighbour.ask)
+async def asking(monkeypatch: pytest.MonkeyPatch, upstream: Upstream) -> Recorded:
+    return Recorded(monkeypatch, upstream.ask)
 
 
-async def test_everyone_passes_at_once_while_the_neighbours_answer(recorded: Recorded) -> None:
+async def test_all_pass_at_once_while_other_services_answer(recorded: Recorded) -> None:
     inside, leave = 0, asyncio.Event()
 
     async def work() -> None:
@@ -283,7 +282,7 @@ async def test_after_a_failed_probe_another_delivery_probes(recorded: Recorded) 
 async def test_work_that_began_before_the_outage_does_not_end_it(recorded: Recorded) -> None:
     begun_at = recorded.gate.evidence.failures
     await recorded.fail()
-    recorded.gate.got_through(begun_at)
+    recorded.gate.succeeded(begun_at)
 
     assert recorded.gate.paused
     assert recorded.resumed == 0
@@ -327,14 +326,14 @@ async def test_one_that_is_cancelled_as_its_turn_comes_leaves_it_to_the_next(
     first = asyncio.create_task(recorded.work())
     await asyncio.sleep(0)
     second = asyncio.create_task(recorded.work())
-    await asyncio.sleep(0)  # the first has been admitted, and has not run since
+    await asyncio.sleep(0)  # the first may probe, and has not run since
     first.cancel()
     await second
 
     assert recorded.resumed == 1
 
 
-async def test_a_probe_that_outlives_our_patience_is_no_probe_of_the_next_outage(
+async def test_a_probe_that_takes_too_long_is_no_probe_of_the_next_outage(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.messaging.pause.PROBE_TIMEOUT_SECONDS", 0.01)
@@ -347,7 +346,7 @@ async def test_a_probe_that_outlives_our_patience_is_no_probe_of_the_next_outage
             begun_at = recorded.gate.evidence.failures
             inside += 1
             await left.wait()
-            recorded.gate.got_through(begun_at)
+            recorded.gate.succeeded(begun_at)
 
     slow = asyncio.create_task(probe(leave_slow))
     await until(lambda: recorded.resumed == 1, "going on without the end of the probe")
@@ -361,22 +360,22 @@ async def test_a_probe_that_outlives_our_patience_is_no_probe_of_the_next_outage
     await recorded.turns()
 
     assert inside == 2  # the end of the old one lets no second prober in
-    assert recorded.gate.paused  # and tells nothing about the new outage
+    assert recorded.gate.paused  # and proves nothing about the new outage
     assert recorded.resumed == 1
     leave.set()
     await asyncio.gather(*others)
     assert recorded.resumed == 2
 
 
-# -- with a neighbour that can be asked -------------------------------------------------------
+# -- with a service that can be asked ---------------------------------------------------------
 
 
-async def test_a_neighbour_that_admits_it_is_an_outage_at_once(
-    asking: Recorded, neighbour: Neighbour
+async def test_a_service_that_admits_it_is_an_outage_at_once(
+    asking: Recorded, upstream: Upstream
 ) -> None:
-    neighbour.error = ADMITTED
+    upstream.error = ADMITTED
 
-    assert await asking.work(GONE) is Verdict.HOLD
+    assert await asking.work(GONE) is Decision.HOLD
 
     assert asking.paused_for == [ADMITTED]
 
@@ -386,26 +385,26 @@ async def test_a_message_that_fails_alone_pauses_nobody_and_is_its_own_failure(
 ) -> None:
     case = a_case()
 
-    verdicts = [await asking.work(REFUSED, case) for _ in range(2)]
+    decisions = [await asking.work(REFUSED, case) for _ in range(2)]
 
-    assert verdicts == [Verdict.HOLD, Verdict.OWN]
+    assert decisions == [Decision.HOLD, Decision.RETRY]
     assert asking.paused_for == []
 
 
 async def test_what_concerns_all_is_believed_at_once(asking: Recorded) -> None:
     missing = TopologyMissingError("no such exchange")
 
-    assert await asking.work(missing) is Verdict.HOLD
+    assert await asking.work(missing) is Decision.HOLD
 
     assert asking.paused_for == [missing]
 
 
-async def test_what_two_messages_meet_is_an_outage_though_the_neighbour_calls_itself_well(
+async def test_what_two_messages_meet_is_an_outage_though_the_service_calls_itself_well(
     asking: Recorded,
 ) -> None:
-    verdicts = [await asking.work(REFUSED) for _ in range(2)]
+    decisions = [await asking.work(REFUSED) for _ in range(2)]
 
-    assert verdicts == [Verdict.HOLD, Verdict.HOLD]
+    assert decisions == [Decision.HOLD, Decision.HOLD]
     assert asking.paused_for == [REFUSED]
 
 
@@ -413,9 +412,9 @@ async def test_while_only_messages_tell_probes_come_often_and_make_room(asking: 
     await asking.work(REFUSED)
     await asking.work(REFUSED)
 
-    verdicts = [await asking.work(REFUSED) for _ in range(5)]
+    decisions = [await asking.work(REFUSED) for _ in range(5)]
 
-    assert verdicts == [Verdict.ASIDE] * 5
+    assert decisions == [Decision.DEFER] * 5
     assert asking.pauses == [1, 1, 1, 1, 1]
 
 
@@ -424,54 +423,54 @@ async def test_another_that_gets_through_makes_them_failures_of_their_own(
 ) -> None:
     bad = [a_case() for _ in range(50)]
     for case in bad:
-        await asking.gate.failed(case, REFUSED)  # all were in hand at the same time
+        await asking.gate.failed(case, REFUSED)  # all were in flight at the same time
     assert asking.gate.paused
     await asking.work()
     assert not asking.gate.paused
 
-    assert [await asking.work(REFUSED, case) for case in bad] == [Verdict.OWN] * 50
+    assert [await asking.work(REFUSED, case) for case in bad] == [Decision.RETRY] * 50
     assert len(asking.paused_for) == 1
 
 
 async def test_what_failed_in_an_outage_and_works_afterwards_is_held_against_nobody(
-    asking: Recorded, neighbour: Neighbour
+    asking: Recorded, upstream: Upstream
 ) -> None:
-    neighbour.error = ADMITTED
+    upstream.error = ADMITTED
     cases = [a_case() for _ in range(3)]
     for case in cases:
-        assert await asking.gate.failed(case, GONE) is Verdict.HOLD
-    neighbour.error = None
+        assert await asking.gate.failed(case, GONE) is Decision.HOLD
+    upstream.error = None
     await asking.work()
-    neighbour.error = ADMITTED  # the next outage, in the same moment
+    upstream.error = ADMITTED  # the next outage, in the same moment
 
-    assert {await asking.work(GONE, case) for case in cases} == {Verdict.HOLD}
+    assert {await asking.work(GONE, case) for case in cases} == {Decision.HOLD}
     assert len(asking.paused_for) == 2
 
 
-async def test_what_the_neighbour_has_explained_is_held_against_nobody(
-    asking: Recorded, neighbour: Neighbour
+async def test_what_the_service_has_explained_is_held_against_nobody(
+    asking: Recorded, upstream: Upstream
 ) -> None:
-    """A neighbour that has just come back may still fail once or twice."""
-    neighbour.error = ADMITTED
+    """A service that has just come back may still fail once or twice."""
+    upstream.error = ADMITTED
     case = a_case()
     for _ in range(3):
         await asking.work(GONE, case)
-    neighbour.error = None
+    upstream.error = None
     await asking.work()
 
-    assert await asking.work(GONE, case) is Verdict.HOLD
+    assert await asking.work(GONE, case) is Decision.HOLD
     assert not asking.gate.paused
 
 
-async def test_who_fail_at_the_same_time_have_the_neighbour_asked_once(
-    asking: Recorded, neighbour: Neighbour
+async def test_messages_that_fail_at_the_same_time_share_one_question(
+    asking: Recorded, upstream: Upstream
 ) -> None:
     await asyncio.gather(*(asking.gate.failed(a_case(), GONE) for _ in range(10)))
 
-    assert neighbour.asked == 1
+    assert upstream.asked == 1
 
 
-async def test_a_neighbour_that_does_not_answer_is_away(
+async def test_a_service_that_does_not_answer_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("common.messaging.pause.ASK_SECONDS", 0.01)
@@ -482,21 +481,21 @@ async def test_a_neighbour_that_does_not_answer_is_away(
 
     gate = OutageGate(on_pause=said.append, on_resume=lambda: None, ask=silent)
 
-    assert await gate.failed(a_case(), GONE) is Verdict.HOLD
+    assert await gate.failed(a_case(), GONE) is Decision.HOLD
     assert len(said) == 1
 
 
 @pytest.mark.parametrize("error", [None, ADMITTED])
-async def test_a_probe_that_tells_nothing_has_the_neighbour_asked(
-    asking: Recorded, neighbour: Neighbour, error: UnavailableError | None
+async def test_after_an_inconclusive_probe_the_service_is_asked(
+    asking: Recorded, upstream: Upstream, error: UnavailableError | None
 ) -> None:
-    neighbour.error = ADMITTED
+    upstream.error = ADMITTED
     await asking.work(GONE)
-    neighbour.error = error
+    upstream.error = error
     case = a_case()
 
     async with asking.gate.pass_through(case):
-        await asking.gate.told_nothing(case)
+        await asking.gate.inconclusive(case)
 
     assert asking.resumed == (0 if error else 1)
     assert asking.gate.paused is bool(error)
