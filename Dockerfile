@@ -31,6 +31,7 @@ ENV PATH=/venv/bin:$PATH \
 WORKDIR /app
 COPY --chmod=0755 docker/health /usr/local/bin/health
 COPY --chmod=0755 common common
+COPY --chmod=0644 pyproject.toml pyproject.toml
 USER 10001:10001
 STOPSIGNAL SIGTERM
 # Alive, not ready: who restarts what is unhealthy must not restart a service that waits

@@ -26,11 +26,10 @@ from common.http.problems import (
     answer_failure,
 )
 from common.http.validation import MAX_BODY_BYTES
+from common.http.version import version
 from common.readiness import Readiness
 
 log = structlog.get_logger()
-
-VERSION = "0.1.0"
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -93,14 +92,14 @@ def base_app(
     app.on_response_prepare.append(partial(_prepare, access))
     app.on_cleanup.append(_flush_access_log)
     api.add_to(app)
-    add_health(app, name, VERSION, readiness)
+    add_health(app, name, version(), readiness)
     add_documentation(
         app,
         f"{name} API",
-        lambda: json.dumps(openapi(name, description, VERSION, api)).encode(),
+        lambda: json.dumps(openapi(name, description, version(), api)).encode(),
     )
     app.router.add_get("/metrics", _metrics)
-    add_index(app, name, description, VERSION, api)
+    add_index(app, name, description, version(), api)
     return app
 
 

@@ -347,12 +347,20 @@ def test_images_run_as_nobody_in_particular(name: str) -> None:
 @pytest.mark.parametrize("name", [*SERVICES, "provision"])
 def test_an_image_holds_every_module_it_imports(name: str, tmp_path: Path) -> None:
     sources = copied(stages()[name])
-    for source in filter(lambda source: (ROOT / source).is_dir(), sources):
-        shutil.copytree(ROOT / source, tmp_path / source)
+    for source in sources:
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, tmp_path / source)
+        else:
+            (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, tmp_path / source)
     module = "rabbitmq.provision" if name == "provision" else f"{name}.app"
 
     done = subprocess.run(
-        [sys.executable, "-c", f"import {module}"],
+        [
+            sys.executable,
+            "-c",
+            f"import {module}, common.http.version; common.http.version.version()",
+        ],
         cwd=tmp_path,
         env={"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,

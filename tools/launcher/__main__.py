@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from common.http.version import version
 from rabbitmq import check
 from tools.cli import dead_letters, ledger, mails
 from tools.cli.api_client import invocation_of, nothing_runs
@@ -34,6 +35,9 @@ def main(argv: list[str]) -> int:
     write_in_any_encoding()
     options = parser()
     given = options.parse_args(argv)
+    if given.version:
+        print(f"UserStream {version()}")
+        return OK
     if given.command is None:
         options.print_help()
         return OK

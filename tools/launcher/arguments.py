@@ -133,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
         parents=[_options(default=True)],
         allow_abbrev=False,
     )
+    top.add_argument("--version", action="store_true", help="show the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in COMMANDS.items():
         if name == "test":
