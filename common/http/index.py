@@ -3,10 +3,13 @@
 import base64
 import hashlib
 import html
+from pathlib import Path
 
 from aiohttp import hdrs, web
 
 from common.http.api import Api
+
+_FILES = Path(__file__).parent / "files"
 
 _EVERYWHERE = {
     "/health": "Whether it can do its work, and what it waits for",
@@ -14,39 +17,6 @@ _EVERYWHERE = {
     "/openapi.json": "The same for programs",
     "/metrics": "Figures for Prometheus",
 }
-
-_STYLE = (
-    "body{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:2rem auto;padding:0 1rem}"
-    "h1{font-size:clamp(1.4rem,8vw,2rem)}li{margin:.4rem 0}"
-)
-
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-
-_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; "
-    "frame-ancestors 'none'; form-action 'none'"
-)
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{name}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{name}</h1>
-<p>{description}</p>
-<ul>
-{links}
-</ul>
-</main>
-</body>
-</html>
-"""
 
 
 def add_index(app: web.Application, name: str, description: str, version: str, api: Api) -> None:
@@ -57,13 +27,23 @@ def add_index(app: web.Application, name: str, description: str, version: str, a
     items = "\n".join(
         f'<li><a href="{url}">{url}</a>: {html.escape(text)}</li>' for url, text in links.items()
     )
-    page = _PAGE.format(name=name, style=_STYLE, description=html.escape(description), links=items)
+    style = (_FILES / "index.css").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
+        "frame-ancestors 'none'; form-action 'none'"
+    )
+    page = (
+        (_FILES / "index.html")
+        .read_text("utf-8")
+        .format(name=name, style=style, description=html.escape(description), links=items)
+    )
     document = {"service": name, "version": version, "description": description, "links": links}
 
     async def index(request: web.Request) -> web.Response:
         headers = {"Vary": "Accept"}
         if "text/html" in request.headers.get(hdrs.ACCEPT, ""):
-            headers["Content-Security-Policy"] = _POLICY
+            headers["Content-Security-Policy"] = policy
             return web.Response(text=page, content_type="text/html", headers=headers)
         return web.json_response(document, headers=headers)
 

@@ -147,10 +147,10 @@ async def test_a_check_that_breaks_in_an_unforeseen_way_counts_as_away(
     assert "hunter2" not in str(report)
 
 
-async def test_files_of_the_documentation_come_piece_by_piece_and_are_kept_by_browsers(
+async def test_files_of_the_documentation_come_in_chunks_and_are_kept_by_browsers(
     client: TestClient[Any, Any],
 ) -> None:
-    """Whole, for each who reads slowly, they would take 1.6 MB of memory."""
+    """Whole, for each slow reader, they would take 1.6 MB of memory."""
     url = "/api-docs/swagger_bundle.js"
 
     async with client.get(url, headers={"Range": "bytes=0-9"}) as part:
