@@ -1,7 +1,7 @@
 """Builds the receiver. The only place where its parts meet."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 
@@ -28,8 +28,8 @@ from queue_receiver.dead_letters.redrive import Redrives
 from queue_receiver.dead_letters.routes import ADMIN, REDRIVES
 from queue_receiver.handlers import store_registration
 from queue_receiver.ledger import routes as ledger_routes
-from queue_receiver.ledger.auditor import Accounts, Auditor
-from queue_receiver.ledger.mark import Mark
+from queue_receiver.ledger.auditor import Auditor
+from queue_receiver.ledger.checkpoint import Checkpoint
 from queue_receiver.ledger.reader import STREAM
 from queue_receiver.ledger.repair import Repairs
 from queue_receiver.ledger.routes import AUDITOR, REPAIRS
@@ -66,27 +66,31 @@ def build_app(settings: Settings) -> web.Application:
             )
             readiness.add("database_service", database.check)
             readiness.show("database_service", database.circuit)
-            management = settings.queue_management_url
-            queues = [
-                DeadLetterQueue(
-                    str(settings.queue_url),
-                    route,
-                    service=SERVICE,
-                    management=ManagementApi(management) if management else None,
-                )
+            url, management_url = str(settings.queue_url), settings.queue_management_url
+            management = ManagementApi(management_url) if management_url else None
+            dead_letters = {
+                route: DeadLetterQueue(url, route, service=SERVICE, management=management)
                 for route in BROKER_USERS[SERVICE].redrives
-            ]
+            }
+            queues = list(dead_letters.values())
             app[ADMIN] = DeadLetterAdmin(queues=queues, records=database)
             app[REDRIVES] = Redrives(queues=queues, outcomes=OutcomeTracker(database))
             stack.push_async_callback(app[REDRIVES].close)
-            dead_letters = next(queue for queue in queues if queue.route is USER_REGISTRATION)
-            auditor, log = await stack.enter_async_context(
-                _auditing(
-                    settings, accounts=database, dead_letters=dead_letters, readiness=readiness
-                )
+            stream = await stack.enter_async_context(StreamReader.open(url, service=SERVICE))
+            app[AUDITOR] = Auditor(
+                stream=stream,
+                store=database,
+                queues=QueueDepths(stream, management=management, route=USER_REGISTRATION),
+                dead_letters=dead_letters[USER_REGISTRATION],
+                lost_after=timedelta(seconds=settings.ledger_lost_after_seconds),
+                checkpoint=Checkpoint(settings.crash_marker_dir, STREAM),
             )
-            app[AUDITOR] = auditor
-            app[REPAIRS] = Repairs(auditor=auditor, log_=log, publisher=publisher)
+            app[REPAIRS] = Repairs(stream=stream, publisher=publisher)
+            readiness.note("ledger", app[AUDITOR].note)
+            if management is None:
+                readiness.add("work_binding", app[AUDITOR].check_binding)
+            interval = timedelta(seconds=settings.ledger_interval_seconds)
+            await stack.enter_async_context(app[AUDITOR].running(interval))
             yield  # and close in reverse: stop consuming, let handlers finish, disconnect
 
     app = base_app(
@@ -100,29 +104,3 @@ def build_app(settings: Settings) -> web.Application:
     PAGES.add_to(app)
     app.cleanup_ctx.append(lifespan)
     return app
-
-
-@asynccontextmanager
-async def _auditing(
-    settings: Settings, *, accounts: Accounts, dead_letters: DeadLetterQueue, readiness: Readiness
-) -> AsyncIterator[tuple[Auditor, StreamReader]]:
-    """The ledger, kept current until the block is left, and the stream that it reads."""
-    url, management = str(settings.queue_url), settings.queue_management_url
-    async with StreamReader.open(url, service=SERVICE) as log:
-        auditor = Auditor(
-            log_=log,
-            accounts=accounts,
-            queues=QueueDepths(
-                log,
-                management=ManagementApi(management) if management else None,
-                route=USER_REGISTRATION,
-            ),
-            dead_letters=dead_letters,
-            lost_after=timedelta(seconds=settings.ledger_lost_after_seconds),
-            mark=Mark(settings.crash_marker_dir, STREAM),
-        )
-        readiness.note("ledger", auditor.note)
-        if management is None:
-            readiness.add("work_binding", auditor.check_binding)
-        async with auditor.watching(timedelta(seconds=settings.ledger_interval_seconds)):
-            yield auditor, log

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, computed_field
 
 from common.contracts.base import Answer, Body
 from common.contracts.dead_letters import Person, Reason
@@ -19,16 +19,16 @@ MAX_MISSING = 20_000
 """Missing registrations that one answer names."""
 
 MAX_VERIFIED = 50_000
-"""Stored registrations that are looked for in one turn; some tenths of a second."""
+"""Rows of stored registrations that one request checks; some tenths of a second."""
 
 MAX_INCIDENTS = 100
-"""Incidents that are named."""
+"""Incidents in one answer."""
 
 MAX_NAMED = 100
 """Lost registrations that ``GET /api/ledger`` names."""
 
 Offset = Annotated[int, Field(ge=0, le=2**62)]
-"""Where a message stands in its stream."""
+"""Position of a message in its stream."""
 
 StreamName = Annotated[
     str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_.-]+$")
@@ -45,12 +45,12 @@ class LedgerEntry(Body):
 
     registration_id: UUID
     accepted_at: Instant
-    """When the publisher says that it published."""
+    """When it was published, by the publisher's clock."""
 
     stream_offset: Offset
 
     span: Span | None = None
-    """None where the publisher gave none; then nobody can say that it was not promised."""
+    """None where the publisher gave none; then it cannot be recognised as unpromised."""
 
 
 class LedgerBatch(Body):
@@ -79,7 +79,7 @@ class LedgerBatch(Body):
     """Id of the message just before ``next_offset``; none at the beginning of an empty stream."""
 
     entries: Annotated[list[LedgerEntry], Field(max_length=MAX_ENTRIES)]
-    """In the stream's order; without those that nobody wants to see (canaries)."""
+    """In the order of the stream, without canaries."""
 
     truncated: Offset = 0
     """Messages that the stream dropped before they were read."""
@@ -104,13 +104,10 @@ class LedgerPosition(Answer):
     next_offset: int
     last_id: UUID | None = None
     read_at: datetime | None = None
-    """When somebody last came to the end of a batch."""
+    """When a reader last wrote a batch."""
 
     advanced: bool = True
     """Whether the batch was written; False: another reader was first."""
-
-    takes_spans: bool = False
-    """Whether entries may have a ``span``; an older release refuses them."""
 
 
 class UnpromisedPublication(Body):
@@ -121,7 +118,7 @@ class UnpromisedPublication(Body):
 
 
 class UnpromisedPublications(Body):
-    """What the broker did not confirm, though it may be in the stream: nobody was promised it."""
+    """What the broker did not confirm, though the stream may have it: answered with 503."""
 
     sample: ClassVar[Mapping[str, Any]] = {
         "stream": "user.registration.log",
@@ -166,7 +163,7 @@ class MissingRegistration(Answer):
 
     registration_id: UUID
     accepted_at: Instant
-    """When the publisher says that it was."""
+    """When it was published, by the publisher's clock."""
 
     read_at: Instant | None = None
     """When it was read from the stream, by the database's clock."""
@@ -234,13 +231,13 @@ class IncidentKind(StrEnum):
     """Why something cannot be accounted for."""
 
     REPLACED = "replaced"
-    """Another stream stands under the name: what the old one had and nobody had read is gone."""
+    """The stream was deleted and created again: what the old one had and was not read is gone."""
 
     TRUNCATED = "truncated"
     """The stream dropped messages, by age or size, before they were read."""
 
     RESTORED = "restored"
-    """The database is older than what had been read: somebody restored it from a backup."""
+    """The database is older than what had been read: it was restored from a backup."""
 
     VANISHED = "vanished"
     """Rows of ``registrations``, which stay for ever, are no longer there."""
@@ -259,24 +256,55 @@ class Incident(Answer):
     accepted_before: int
     stored_by_then: int
     not_provable: int
-    """At least so many: accepted and not stored by then (``replaced``), messages that nobody read
+    """At least so many: accepted and not stored by then (``replaced``), messages that were not read
     (``truncated``), rows (``vanished``). 0 for ``restored``, where the stream is read again."""
 
     acknowledged_at: Instant | None = None
     acknowledged_by: str = ""
     reason: str = ""
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def detail(self) -> str:
+        """What happened, and what can be done about it."""
+        noticed = f"{self.noticed_at:%Y-%m-%d %H:%M:%S} UTC"
+        read = f"{self.last_read_at:%Y-%m-%d %H:%M:%S} UTC" if self.last_read_at else "never"
+        match self.kind:
+            case IncidentKind.REPLACED:
+                return (
+                    f"The stream was created anew (noticed {noticed}; last read {read}): of "
+                    f"{self.accepted_before:,} accepted before, {self.stored_by_then:,} were "
+                    f"stored by then. What became of {self.not_provable:,} others, and of what "
+                    "was accepted and not yet read, cannot be proved."
+                )
+            case IncidentKind.TRUNCATED:
+                return (
+                    f"The stream dropped {self.not_provable:,} messages before they were read "
+                    f"(noticed {noticed}; last read {read}). What became of them cannot be proved."
+                )
+            case IncidentKind.RESTORED:
+                return (
+                    f"The database was restored from a backup (noticed {noticed}; it had read up "
+                    f"to {read}). What it forgot is read again: ./userstream ledger --repair "
+                    "stores it, without a second mail."
+                )
+            case IncidentKind.VANISHED:
+                return (
+                    f"{self.not_provable:,} rows of registrations, which are never deleted, are "
+                    f"missing (noticed {noticed}): they were deleted by hand."
+                )
+
 
 class AcknowledgeRequest(Body):
-    """A person has taken note of all incidents that are open."""
+    """Acknowledges all open incidents."""
 
     sample: ClassVar[Mapping[str, Any]] = {"reason": "The disk was replaced."}
 
     reason: Reason
-    """What was found out; it is kept, so name no person in it."""
+    """What was found out; it is kept, so it must name no person."""
 
     acknowledged_by: Person = ""
-    """Who."""
+    """Who acknowledges them."""
 
 
 class AcknowledgeIncidents(AcknowledgeRequest):
@@ -291,17 +319,17 @@ class AcknowledgeIncidents(AcknowledgeRequest):
 
 
 class Acknowledged(Answer):
-    """What was open until now."""
+    """The incidents that were open until now."""
 
     acknowledged: list[Incident]
 
 
 class Reconciliation(Answer):
-    """The totals, and who is missing for long, oldest first."""
+    """The totals, and what has been missing for long, oldest first."""
 
     totals: LedgerTotals
     stored_up_to: datetime | None = None
-    """When the youngest that is stored was accepted: the work queue has come so far."""
+    """When the youngest one stored was accepted: the work queue was processed so far."""
 
     missing_for_long: int
     missing: list[MissingRegistration]
@@ -309,10 +337,10 @@ class Reconciliation(Answer):
     """Dead letters that a person discarded, by error code; they do not count as missing."""
 
     incidents: list[Incident] = []
-    """Those that nobody has taken note of, oldest first; at most 100."""
+    """Those not acknowledged, oldest first; at most 100."""
 
     unpromised: list[MissingRegistration] = []
-    """The youngest of those that nobody was promised; at most 100."""
+    """The youngest of those unpromised; at most 100."""
 
 
 class WorkBinding(StrEnum):
@@ -320,7 +348,7 @@ class WorkBinding(StrEnum):
 
     PRESENT = "present"
     MISSING = "missing"
-    """Registrations are accepted and kept in the stream, and nobody works on them."""
+    """Registrations are accepted and kept in the stream, and reach no receiver."""
 
     UNKNOWN = "unknown"
     """The management API is not configured, or does not answer."""
@@ -331,7 +359,7 @@ class InFlight(Answer):
 
     ready: int
     unacknowledged: int | None = None
-    """In the hands of receivers; unknown without the management API."""
+    """Delivered to receivers; unknown without the management API."""
 
     retrying: int
 
@@ -363,7 +391,7 @@ class Ledger(Answer):
     in_flight: int
     in_flight_by_place: InFlight
     dead_lettered: int
-    """Among the dead letters."""
+    """In the dead-letter queue."""
 
     dead_lettered_by_code: dict[str, int]
     rejected: int
@@ -376,28 +404,28 @@ class Ledger(Answer):
     """The oldest of those lost; at most 100."""
 
     unpromised_registrations: list[UnpromisedRegistration] = []
-    """The youngest of those that nobody was promised; at most 100. No repair brings them back."""
+    """The youngest of those unpromised; at most 100. A repair does not bring them back."""
 
     work_binding: WorkBinding
     incidents: list[Incident] = []
-    """What cannot be accounted for, and nobody has taken note of yet; oldest first."""
+    """What cannot be accounted for and was not acknowledged yet; oldest first."""
 
 
 class MailChoice(StrEnum):
-    """Whom a repair mails."""
+    """Who is mailed after a repair."""
 
     AUTO = "auto"
-    """Those who were lost; not those who had been read before the database was restored."""
+    """All but those that had been read before the database was restored: they were mailed then."""
 
     ALL = "all"
-    """Everybody, perhaps for a second time."""
+    """All, perhaps for a second time."""
 
     NONE = "none"
-    """Nobody."""
+    """None."""
 
 
 class RepairRequest(Body):
-    """How to repair; an empty body will do."""
+    """How to repair."""
 
     mail: MailChoice = MailChoice.AUTO
 
@@ -415,4 +443,4 @@ class Repair(Answer):
     """Of those: brought back without a mail."""
 
     not_in_stream: list[UUID]
-    """Those that the stream has forgotten: they cannot be brought back from here."""
+    """Those that the stream no longer has: they cannot be brought back from it."""

@@ -1,4 +1,4 @@
-"""Sending mails again by hand: which there are, who asks, and what becomes of it."""
+"""Sending mails again by request: which there are, who asks, and what becomes of it."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -35,7 +35,7 @@ class ResendRequest(Body):
     }
 
     asked_by: Person = ""
-    """Who wants it; kept with the mail."""
+    """Who asks for it; kept with the mail."""
 
     reason: Reason = ""
     """Why; kept with the mail."""
@@ -45,7 +45,7 @@ class ResendRequest(Body):
 
 
 class ResendAccepted(Answer):
-    """The mail is on its way again; ``status_url`` tells how it went."""
+    """The mail was queued again; ``status_url`` shows how it went."""
 
     notification_id: UUID
     status_before: DeliveryStatus
@@ -53,7 +53,7 @@ class ResendAccepted(Answer):
 
 
 class UndeliveredStatus(StrEnum):
-    """Mails that many can be sent again of at once, since nobody is known to have them."""
+    """States of mails that can be sent again in bulk: they are not known to have arrived."""
 
     FAILED = "failed"
     UNSURE = "unsure"
@@ -71,7 +71,7 @@ class ResendManyRequest(Body):
     }
 
     day: Day
-    """Day, in UTC, on which they came to stand as they do."""
+    """Day, in UTC, of their last change of status."""
 
     status: UndeliveredStatus = UndeliveredStatus.FAILED
     template: Template | None = None
@@ -95,16 +95,16 @@ class ResendManyResult(Answer):
     dry_run: bool
     found: int
     resent: int
-    """On their way again; in a dry run, that would be."""
+    """Queued again; in a dry run, that would be."""
 
     suppressed: int
     """Left alone: their address is on the suppression list."""
 
     unwritable: int
-    """Left alone: what they said was not kept, so nobody can write them again."""
+    """Left alone: their content was not kept, so they cannot be written again."""
 
     changed: int
-    """Left alone: they no longer stand as they did when they were looked for."""
+    """Left alone: their status changed meanwhile."""
 
     next_after: int | None
     """Pass it as ``after`` for the rest; None if that was all."""
@@ -114,7 +114,7 @@ class NotificationQuery(Body):
     """Which mails to list."""
 
     day: Day
-    """Day, in UTC, on which they came to stand as they do."""
+    """Day, in UTC, of their last change of status."""
 
     status: DeliveryStatus | None = None
     template: Template | None = None
@@ -141,7 +141,7 @@ class NotificationSummary(Answer):
 
     @property
     def is_writable(self) -> bool:
-        """Whether it is known what the mail said."""
+        """Whether the content of the mail is known."""
         return self.content is not None or self.template in SAME_FOR_EVERYBODY
 
 
@@ -172,7 +172,7 @@ class ResendDecision(StrEnum):
 
     OPENED = "opened"
     SENDING = "sending"
-    """A sender has it in hand."""
+    """A sender is sending it."""
 
     NOT_FAILED = "not_failed"
     """It was sent, or is still being tried: only with ``force``."""
@@ -181,7 +181,7 @@ class ResendDecision(StrEnum):
     """Its address is on the suppression list."""
 
     UNWRITABLE = "unwritable"
-    """What it said was not kept."""
+    """Its content was not kept."""
 
     UNKNOWN = "unknown"
     """There is no such mail."""

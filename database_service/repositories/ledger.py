@@ -39,7 +39,7 @@ class LedgerRepository:
         """How far a stream was read; its beginning, if it was not read yet."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow(self.SELECT_POSITION, stream)
-        return _position(row) if row else LedgerPosition(next_offset=0, takes_spans=True)
+        return _position(row) if row else LedgerPosition(next_offset=0)
 
     async def insert_entries(self, batch: LedgerBatch) -> LedgerPosition:
         """Write a batch, unless another reader was first; whole or not at all.
@@ -124,5 +124,4 @@ def _position(row: asyncpg.Record, *, advanced: bool = True) -> LedgerPosition:
         last_id=row["last_id"],
         read_at=row["read_at"],
         advanced=advanced,
-        takes_spans=True,
     )

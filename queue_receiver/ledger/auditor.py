@@ -1,4 +1,4 @@
-"""The ledger: reconciles, by id, what was accepted with what became of it."""
+"""Reconciles, by id, what was accepted with what became of it."""
 
 import asyncio
 import time
@@ -21,8 +21,6 @@ from common.contracts.ledger import (
     Acknowledged,
     AcknowledgeIncidents,
     AcknowledgeRequest,
-    Incident,
-    IncidentKind,
     InFlight,
     Ledger,
     LostRegistration,
@@ -34,55 +32,43 @@ from common.contracts.ledger import (
 )
 from common.errors import ConflictError, TopologyMissingError, UserStreamError
 from common.readiness import HealthNote
-from queue_receiver.ledger.mark import Mark
-from queue_receiver.ledger.reader import STREAM, LedgerStore, Log, Progress, read_new_entries
+from queue_receiver.ledger.checkpoint import Checkpoint
+from queue_receiver.ledger.reader import STREAM, LedgerStore, Progress, Stream, read_new_entries
 
 log = structlog.get_logger()
 
 MOST_IN_BACKGROUND = 3_000
-"""Messages read in one turn of the background: some seconds, for which whoever asks has to wait."""
+"""Messages read in one turn of the background: some seconds, for which a request has to wait."""
 
 MOST_ON_REQUEST = 50_000
-"""Some seconds' worth; whoever asks is told when that was not all."""
+"""Messages read on request: some seconds; the answer says if that was not all."""
 
-SECOND_LOOK_AFTER = 1.0
-"""Seconds between the two looks that make a registration lost."""
+RECHECK_AFTER = 1.0
+"""Seconds between the two comparisons after which a registration counts as lost."""
 
 VERIFIED_IN_BACKGROUND = 2_000
-"""Rows of registrations that are looked for in one turn: some thousandths of a second."""
+"""Rows of stored registrations checked in one turn: some thousandths of a second."""
 
 VERIFIED_BESIDE_WORK = 200
-"""So many where registrations came in since the last turn: those would wait for it."""
+"""So many if registrations came in since the last turn: those would wait for it."""
 
 EMPTY_FOR = 30.0
-"""Seconds after which a stream that was read before, and has nothing, was made anew. For some
-seconds after the broker's start it looks the same."""
+"""Seconds after which a stream that was read before, and has nothing, counts as created anew. In
+the first seconds after the start of the broker it looks the same."""
 
 LISTED_FOR = timedelta(minutes=1)
-"""How long a list of the dead letters is believed while their number stays the same."""
+"""How long a list of the dead letters is reused while their number stays the same."""
 
-BINDING_SUSPECTED_AFTER = 30.0
-"""Seconds after which a registration that is in no queue and not stored makes the receiver ask
-whether the work queue is bound, where no management API can tell."""
-
-
-class Accounts(LedgerStore, Protocol):
-    """The book, and what it says."""
-
-    async def reconcile_ledger(self, request: ReconciliationRequest) -> Reconciliation:
-        """The totals, and who is missing."""
-        ...
-
-    async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
-        """Keep who has taken note of what cannot be accounted for."""
-        ...
+BINDING_CHECK_AFTER = 30.0
+"""Seconds after which a registration that is in no queue and not stored shows that the work queue
+may not be bound, where no management API can say so."""
 
 
 class Queues(Protocol):
     """The route's queues: ``common.amqp.queue_depths`` in production."""
 
     async def look(self) -> QueueDepth:
-        """As they are now."""
+        """Their depths now."""
         ...
 
 
@@ -91,10 +77,10 @@ class KnownDeadLetters:
     """The dead letters as they were last listed."""
 
     codes: Mapping[UUID, str] = field(default_factory=dict)
-    """Why each is one."""
+    """Id to error code."""
 
     unlisted: int = 0
-    """How many there were besides."""
+    """How many more there were."""
 
     listed_at: float = 0.0
     """By the monotonic clock."""
@@ -109,30 +95,30 @@ class Auditor:
     """Keeps the ledger current; every receiver may have one.
 
     Args:
-        log_: The stream of what was accepted.
-        accounts: What is stored, and what was read.
-        queues: What is under way.
-        dead_letters: What waits for a person.
-        lost_after: Younger ones are never called lost.
-        mark: How far the stream had been read, should the accounts forget it.
+        stream: Reads the stream of what was accepted.
+        store: Has what is stored, and what was read.
+        queues: The depths of the route's queues.
+        dead_letters: The route's dead letters.
+        lost_after: Registrations younger than this are never called lost.
+        checkpoint: How far the stream had been read, in case the store was restored.
     """
 
     def __init__(
         self,
         *,
-        log_: Log,
-        accounts: Accounts,
+        stream: Stream,
+        store: LedgerStore,
         queues: Queues,
         dead_letters: DeadLetterQueue,
         lost_after: timedelta,
-        mark: Mark | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        self._log = log_
-        self._accounts = accounts
+        self._stream = stream
+        self._store = store
         self._queues = queues
         self._dead_letter_queue = dead_letters
         self._lost_after = lost_after.total_seconds()
-        self._mark = mark or Mark(None, STREAM)
+        self._checkpoint = checkpoint or Checkpoint(None, STREAM)
         self._known = KnownDeadLetters()
         self._one_at_a_time = asyncio.Lock()
         self._last: Ledger | None = None
@@ -147,13 +133,13 @@ class Auditor:
     # -- answers ----------------------------------------------------------------------------
 
     async def reconcile(self, *, most: int = MOST_ON_REQUEST, throttled: bool = False) -> Ledger:
-        """Read on and compare; throttled where nobody waits for it.
+        """Read new entries and compare; throttled where no request waits for it.
 
         Raises:
             UnavailableError: The broker or database_service is away; nothing is known anew.
         """
         async with self._one_at_a_time:
-            progress = await self._read_on(most=most, throttled=throttled)
+            progress = await self._read_new(most=most, throttled=throttled)
             verify = self._verified_at_once(progress) if throttled else MAX_VERIFIED
             ledger, self._lost = await self._compare(progress, verify=verify)
             self._has_more = progress.has_more
@@ -161,13 +147,13 @@ class Auditor:
         _measure(ledger)
         return ledger
 
-    async def _read_on(self, *, most: int, throttled: bool) -> Progress:
+    async def _read_new(self, *, most: int, throttled: bool) -> Progress:
         now = time.monotonic()
         since = self._empty_since
         progress = await read_new_entries(
-            self._log,
-            self._accounts,
-            self._mark,
+            self._stream,
+            self._store,
+            self._checkpoint,
             most=most,
             throttled=throttled,
             is_empty=since is not None and now - since > EMPTY_FOR,
@@ -179,13 +165,13 @@ class Auditor:
         is_idle = self._last is not None and self._last.read_up_to == progress.next_offset
         return VERIFIED_IN_BACKGROUND if is_idle else VERIFIED_BESIDE_WORK
 
-    async def take_note(self, request: AcknowledgeRequest) -> Acknowledged:
-        """Let a person take note of what cannot be accounted for; it is no longer red then.
+    async def acknowledge_incidents(self, request: AcknowledgeRequest) -> Acknowledged:
+        """Acknowledge what cannot be accounted for; it no longer counts as a warning then.
 
         Raises:
-            DatabaseServiceUnavailableError: Nothing has changed, or it is not known; ask again.
+            DatabaseServiceUnavailableError: Nothing has changed, or that is not known; repeat it.
         """
-        done = await self._accounts.acknowledge_incidents(
+        done = await self._store.acknowledge_incidents(
             AcknowledgeIncidents(
                 stream=STREAM, reason=request.reason, acknowledged_by=request.acknowledged_by
             )
@@ -198,11 +184,11 @@ class Auditor:
 
     @property
     def lost(self) -> list[MissingRegistration]:
-        """Everyone who was lost at the last comparison, oldest first."""
+        """Every registration that was lost at the last comparison, oldest first."""
         return self._lost
 
     def note(self) -> HealthNote:
-        """What ``/health`` says of it."""
+        """For ``/health``."""
         if self._last is None:
             return HealthNote(detail=self._failure or "Not read yet.", warning=bool(self._failure))
         seconds = round(time.monotonic() - self._last_at)
@@ -213,11 +199,11 @@ class Auditor:
             "incidents": len(ledger.incidents),
             "ageSeconds": seconds,
         }
-        texts = [_incident_text(incident) for incident in ledger.incidents]
+        texts = [incident.detail for incident in ledger.incidents]
         if ledger.lost:
             text = (
-                f"{ledger.lost} accepted registrations are in no queue and not stored, "
-                f"{seconds} s ago. The stream has them: ./userstream ledger --repair"
+                f"{seconds} s ago {ledger.lost} accepted registrations were in no queue and not "
+                "stored. The stream has them: ./userstream ledger --repair"
             )
             texts.insert(0, text)
         if ledger.incidents:
@@ -245,37 +231,37 @@ class Auditor:
     async def _compare(
         self, progress: Progress, *, verify: int
     ) -> tuple[Ledger, list[MissingRegistration]]:
-        """Who is missing, after everything that could hold them was looked at.
+        """Find out what is lost, after everything that could hold it was read.
 
-        The queues come first, then the database, then the dead letters: whoever leaves a queue
-        is stored or among the dead letters before, so is seen by one of the later looks.
+        The queues come first, then the database, then the dead letters: a message that leaves a
+        queue is stored or a dead letter before, so one of the later readings sees it.
         """
-        queues, settlement, dead_letters, lost = await self._look(verify=verify)
+        queues, stored, dead_letters, lost = await self._compare_once(verify=verify)
         known = {one.registration_id for one in self._lost}
         if any(one.registration_id not in known for one in lost):
             # The management API's figures are some seconds old: an old message that was just
-            # sent back may be in somebody's hands. It is not for two looks in a row.
-            await asyncio.sleep(SECOND_LOOK_AFTER)
+            # sent back may be in delivery. It is not in two comparisons in a row.
+            await asyncio.sleep(RECHECK_AFTER)
             before = {one.registration_id for one in lost}
-            queues, settlement, dead_letters, lost = await self._look()
+            queues, stored, dead_letters, lost = await self._compare_once()
             lost = [one for one in lost if one.registration_id in before]
         self._unbound = await self._is_unbound(queues, dead_letters)
-        return self._ledger(progress, settlement, queues, dead_letters, lost), lost
+        return self._ledger(progress, stored, queues, dead_letters, lost), lost
 
-    async def _look(
+    async def _compare_once(
         self, *, verify: int = 0
     ) -> tuple[QueueDepth, Reconciliation, KnownDeadLetters, list[MissingRegistration]]:
-        """The queues, then the database, and where somebody seems lost the dead letters."""
+        """Read the queues, then the database, and if something seems lost the dead letters."""
         queues = await self._queues.look()
-        settlement = await self._settle(self._lost_after, verify=verify)
-        suspects = _suspects(settlement, queues, self._lost_after)
-        dead_letters = await self._listed(queues.dead, suspects)
-        lost = [one for one in suspects if one.registration_id not in dead_letters.codes]
+        stored = await self._reconcile(self._lost_after, verify=verify)
+        candidates = _candidates(stored, queues, self._lost_after)
+        dead_letters = await self._listed(queues.dead, candidates)
+        lost = [one for one in candidates if one.registration_id not in dead_letters.codes]
         # As many as could not be listed may be among those.
-        return queues, settlement, dead_letters, lost[: max(0, len(lost) - dead_letters.unlisted)]
+        return queues, stored, dead_letters, lost[: max(0, len(lost) - dead_letters.unlisted)]
 
-    async def _settle(self, missing_for_seconds: float, *, verify: int = 0) -> Reconciliation:
-        return await self._accounts.reconcile_ledger(
+    async def _reconcile(self, missing_for_seconds: float, *, verify: int = 0) -> Reconciliation:
+        return await self._store.reconcile_ledger(
             ReconciliationRequest(
                 stream=STREAM, missing_for_seconds=missing_for_seconds, verify=verify
             )
@@ -284,23 +270,23 @@ class Auditor:
     async def _is_unbound(self, queues: QueueDepth, dead_letters: KnownDeadLetters) -> bool:
         if queues.bound is not None or queues.under_way or dead_letters.unlisted:
             return queues.bound is False
-        settlement = await self._settle(min(BINDING_SUSPECTED_AFTER, self._lost_after))
+        stored = await self._reconcile(min(BINDING_CHECK_AFTER, self._lost_after))
         return any(
             one.registration_id not in dead_letters.codes and not one.was_known
-            for one in settlement.missing
+            for one in stored.missing
         )
 
-    async def _listed(self, dead: int, suspects: list[MissingRegistration]) -> KnownDeadLetters:
-        """The dead letters: as last listed, while nothing speaks against it."""
+    async def _listed(self, dead: int, candidates: list[MissingRegistration]) -> KnownDeadLetters:
+        """The dead letters, listed anew if they may have changed."""
         known = self._known
         is_fresh = time.monotonic() - known.listed_at < LISTED_FOR.total_seconds()
         is_same = dead == known.total and (is_fresh or not dead)
-        if not is_same or any(one.registration_id not in known.codes for one in suspects):
+        if not is_same or any(one.registration_id not in known.codes for one in candidates):
             self._known = await self._list_dead_letters()
         return self._known
 
     async def _list_dead_letters(self) -> KnownDeadLetters:
-        """The dead letters' ids and codes; reading them moves nothing."""
+        """Read the ids and codes of the dead letters; moves nothing."""
         known = self._known
         try:
             async with self._dead_letter_queue.held(lambda _: False) as held:
@@ -308,14 +294,14 @@ class Auditor:
                 unlisted = max(0, held.ready - len(held.messages))
                 if held.is_locked_by_another_reader:
                     codes = {**known.codes, **codes}
-        except ConflictError:  # somebody decides on them just now; what was known stays so
+        except ConflictError:  # a redrive of this process has locked them
             codes, unlisted = dict(known.codes), known.unlisted
         return KnownDeadLetters(codes, unlisted, time.monotonic())
 
     def _ledger(
         self,
         progress: Progress,
-        settlement: Reconciliation,
+        stored: Reconciliation,
         queues: QueueDepth,
         dead_letters: KnownDeadLetters,
         lost: list[MissingRegistration],
@@ -328,7 +314,7 @@ class Auditor:
             as_of=now,
             read_up_to=progress.next_offset,
             caught_up=progress.caught_up,
-            totals=settlement.totals,
+            totals=stored.totals,
             in_flight=queues.under_way,
             in_flight_by_place=InFlight(
                 ready=queues.ready,
@@ -337,8 +323,8 @@ class Auditor:
             ),
             dead_lettered=codes.total(),
             dead_lettered_by_code=dict(codes),
-            rejected=sum(settlement.rejected.values()),
-            rejected_by_code=settlement.rejected,
+            rejected=sum(stored.rejected.values()),
+            rejected_by_code=stored.rejected,
             lost=len(lost),
             lost_after_seconds=self._lost_after,
             lost_registrations=[
@@ -346,18 +332,18 @@ class Auditor:
             ],
             unpromised_registrations=[
                 UnpromisedRegistration.model_validate(_named(one, now))
-                for one in settlement.unpromised[:MAX_NAMED]
+                for one in stored.unpromised[:MAX_NAMED]
             ],
             work_binding=_binding(queues, unbound=self._unbound),
-            incidents=settlement.incidents,
+            incidents=stored.incidents,
         )
 
     # -- background -------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def watching(self, interval: timedelta) -> AsyncIterator[None]:
-        """Reconcile now and then until the block is left; never, if the interval is 0."""
-        task = asyncio.create_task(self._watch(interval)) if interval else None
+    async def running(self, interval: timedelta) -> AsyncIterator[None]:
+        """Reconcile at an interval until the block is left; never, if it is 0."""
+        task = asyncio.create_task(self._run(interval)) if interval else None
         try:
             yield
         finally:
@@ -365,10 +351,10 @@ class Auditor:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def _watch(self, interval: timedelta) -> None:
-        was_lost, told = 0, set[int]()
+    async def _run(self, interval: timedelta) -> None:
+        was_lost, logged = 0, set[int]()
         while True:
-            if not self._has_more:  # else it goes on at once: reading makes pauses itself
+            if not self._has_more:  # else at once: reading is throttled itself
                 await asyncio.sleep(interval.total_seconds())
             self._has_more = False
             try:
@@ -384,8 +370,8 @@ class Auditor:
                 log.error("ledger.lost", lost=ledger.lost, work_binding=ledger.work_binding)
             was_lost = ledger.lost
             for incident in ledger.incidents:
-                if incident.incident_id not in told:
-                    told.add(incident.incident_id)
+                if incident.incident_id not in logged:
+                    logged.add(incident.incident_id)
                     log.error(
                         "ledger.incident",
                         kind=incident.kind,
@@ -393,51 +379,21 @@ class Auditor:
                     )
 
 
-def _suspects(
-    settlement: Reconciliation, queues: QueueDepth, lost_after: float
+def _candidates(
+    stored: Reconciliation, queues: QueueDepth, lost_after: float
 ) -> list[MissingRegistration]:
-    """Who is missing for long and can be in no queue.
+    """What is missing for long and can be in no queue.
 
     Either the queues are empty; or nothing is being retried, and the work queue, which keeps
-    its order, has come past them by as long as we wait.
+    its order, was processed beyond it by ``lost_after`` seconds.
     """
     if not queues.under_way:
-        return settlement.missing
-    if queues.retrying or settlement.stored_up_to is None:
+        return stored.missing
+    if queues.retrying or stored.stored_up_to is None:
         return []
-    # By when they were read, which follows the stream's order: a publisher says what it likes.
-    passed = settlement.stored_up_to - timedelta(seconds=lost_after)
-    return [one for one in settlement.missing if (one.read_at or one.accepted_at) < passed]
-
-
-def _incident_text(incident: Incident) -> str:
-    """What cannot be accounted for, in words."""
-    noticed = f"{incident.noticed_at:%Y-%m-%d %H:%M:%S} UTC"
-    read = f"{incident.last_read_at:%Y-%m-%d %H:%M:%S} UTC" if incident.last_read_at else "never"
-    match incident.kind:
-        case IncidentKind.REPLACED:
-            return (
-                f"The stream was made anew (noticed {noticed}; last read {read}): of "
-                f"{incident.accepted_before} accepted before, {incident.stored_by_then} were "
-                f"stored by then; what became of {incident.not_provable} others, and of what was "
-                "accepted and not read by then, cannot be proved from it."
-            )
-        case IncidentKind.TRUNCATED:
-            return (
-                f"The stream dropped {incident.not_provable} messages before they were read "
-                f"(noticed {noticed}; last read {read}): what became of them cannot be proved."
-            )
-        case IncidentKind.RESTORED:
-            return (
-                f"The database was restored from a backup (noticed {noticed}; it had read up to "
-                f"{read}): what it forgot is read again. ./userstream ledger --repair stores it "
-                "without a second mail."
-            )
-        case IncidentKind.VANISHED:
-            return (
-                f"{incident.not_provable} rows of registrations are no longer there (noticed "
-                f"{noticed}), which stay for ever: somebody deleted them by hand."
-            )
+    # By when they were read, which follows the stream's order; a publisher's clock may be wrong.
+    passed = stored.stored_up_to - timedelta(seconds=lost_after)
+    return [one for one in stored.missing if (one.read_at or one.accepted_at) < passed]
 
 
 def _named(one: MissingRegistration, now: datetime) -> dict[str, object]:

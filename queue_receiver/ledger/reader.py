@@ -1,14 +1,14 @@
-"""Reads the stream of registrations from where it was left, and writes what it finds to the book.
+"""Reads the stream of registrations from the last position, and writes the entries to the store.
 
-The book (``database_service``) keeps the position; AMQP 0-9-1 keeps none. Several receivers may
-read at once: only one of them gets each message written.
+The store (``database_service``) keeps the position; AMQP 0-9-1 keeps none. Several receivers may
+read at the same time: each message is written by one of them only.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 import structlog
@@ -17,63 +17,73 @@ from common.amqp.message import Delivery
 from common.amqp.stream import BATCH_SECONDS, Start
 from common.context import span_of
 from common.contracts.canary import is_canary
-from common.contracts.ledger import LedgerBatch, LedgerEntry, LedgerPosition
+from common.contracts.ledger import (
+    Acknowledged,
+    AcknowledgeIncidents,
+    LedgerBatch,
+    LedgerEntry,
+    LedgerPosition,
+    Reconciliation,
+    ReconciliationRequest,
+)
 from common.contracts.topology import USER_REGISTRATION
-from queue_receiver.ledger.mark import Mark
+from queue_receiver.ledger.checkpoint import Checkpoint
 
 log = structlog.get_logger()
 
 STREAM = USER_REGISTRATION.log
 
-CHUNK = 1000
-"""Messages read in one go; one of them is known already."""
+Item = TypeVar("Item")
 
-WRITTEN_AT_ONCE = 100
-"""Of those; a registration that comes meanwhile waits for so many at most, not for a piece."""
+CHUNK = 1000
+"""Messages read at a time; the first of them is known already."""
+
+BATCH = 100
+"""Entries written at a time; a registration that arrives meanwhile waits for one batch at most."""
 
 OLDEST_CLAIM = timedelta(days=8)
-"""A publisher's clock that says more is not believed: the stream keeps nothing so old."""
+"""An older timestamp is not trusted: the stream keeps nothing so old."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What the ledger keeps of a message: nothing of its body."""
+    """What the ledger keeps of a message; nothing of its body."""
 
     offset: int
     id: UUID
     accepted_at: datetime
     span: str = ""
-    """Of its trace context; empty where the publisher gave none."""
+    """Of its trace context; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a reading came."""
+    """How far the stream was read."""
 
     next_offset: int
     caught_up: bool
     """Whether that was the end of the stream."""
 
     has_more: bool = False
-    """Whether there is more, and nobody else is reading it."""
+    """Whether there is more that no other reader is reading."""
 
     is_empty: bool = False
-    """Whether the stream has no message, though some were read before."""
+    """Whether the stream has no message, though some were read from it before."""
 
 
-class Log(Protocol):
-    """The stream: ``common.amqp.stream`` in production."""
+class Stream(Protocol):
+    """Reads streams: ``common.amqp.stream`` in production."""
 
     async def read(
         self,
         stream: str,
         start: Start,
-        take: Callable[[int, Delivery], Message | None],
+        take: Callable[[int, Delivery], Item | None],
         *,
         limit: int,
         throttled: bool = False,
-    ) -> list[Message]:
-        """Messages from an offset on."""
+    ) -> list[Item]:
+        """What ``take`` returns of the messages from an offset on, at most ``limit`` of them."""
         ...
 
 
@@ -88,10 +98,18 @@ class LedgerStore(Protocol):
         """Write what was read, unless another reader was first."""
         ...
 
+    async def reconcile_ledger(self, request: ReconciliationRequest) -> Reconciliation:
+        """The totals, and what is missing."""
+        ...
+
+    async def acknowledge_incidents(self, request: AcknowledgeIncidents) -> Acknowledged:
+        """Record who acknowledged what cannot be accounted for."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chunk:
-    """What was read in one go."""
+    """What was read at a time."""
 
     messages: list[Message]
     truncated: int = 0
@@ -100,9 +118,9 @@ class _Chunk:
 
 
 async def read_new_entries(
-    log_: Log,
-    book: LedgerStore,
-    mark: Mark,
+    stream: Stream,
+    store: LedgerStore,
+    checkpoint: Checkpoint,
     *,
     most: int,
     throttled: bool = False,
@@ -113,63 +131,63 @@ async def read_new_entries(
     A crash between reading and writing repeats what was not written: nothing counts twice.
 
     Args:
-        log_: The stream.
-        book: Where what is read is written.
-        mark: How far it had been read, should the book have forgotten it.
+        stream: Reads it.
+        store: Has the position, and takes the entries.
+        checkpoint: How far it had been read, in case the store was restored from a backup.
         most: Messages.
-        throttled: With pauses, so that work goes on beside it, and not if another reader is at it.
-        is_empty: Believe that a stream in which nothing is found was made anew. Of one that was
-            read before, at least the last message is there; but some seconds after the broker's
-            start it is not yet.
+        throttled: Pause in between, so that work goes on, and stop if there is another reader.
+        is_empty: Conclude that a stream in which nothing is found was created anew. One that was
+            read before has at least its last message, but not in the first seconds after the
+            start of the broker.
 
     Raises:
         UnavailableError: The broker or database_service is away; what was written stays.
     """
-    position = await book.select_ledger_position(STREAM)
-    known_up_to = await _known_up_to(log_, position, mark)
+    position = await store.select_ledger_position(STREAM)
+    known_up_to = await _known_up_to(stream, position, checkpoint)
     if not known_up_to:
-        mark.keep(position)
+        checkpoint.save(position)
     left = most
     while left > 0:
-        piece = await _read_chunk(log_, position, throttled=throttled)
-        if not piece.messages:
-            if piece.restarted and is_empty:
+        chunk = await _read_chunk(stream, position, throttled=throttled)
+        if not chunk.messages:
+            if chunk.restarted and is_empty:
                 log.error("ledger.restarted", was_at=position.next_offset, begins_at=0)
-                position = await book.insert_ledger_entries(_empty(position))
-            is_up = not piece.restarted or (is_empty and position.advanced)
+                position = await store.insert_ledger_entries(_empty(position))
+            is_up = not chunk.restarted or (is_empty and position.advanced)
             return Progress(position.next_offset, caught_up=is_up, is_empty=not is_up)
-        piece = replace(piece, known_up_to=known_up_to)
-        position = await _write(book, piece, position, throttled=throttled)
-        mark.keep(position)
-        left -= len(piece.messages)
-        if position.advanced and len(piece.messages) < CHUNK - 1:
+        chunk = replace(chunk, known_up_to=known_up_to)
+        position = await _write(store, chunk, position, throttled=throttled)
+        checkpoint.save(position)
+        left -= len(chunk.messages)
+        if position.advanced and len(chunk.messages) < CHUNK - 1:
             return Progress(position.next_offset, caught_up=True)
         if throttled and not position.advanced:
             return Progress(position.next_offset, caught_up=False)
     return Progress(position.next_offset, caught_up=False, has_more=True)
 
 
-async def _known_up_to(log_: Log, position: LedgerPosition, mark: Mark) -> int:
-    """How far this very stream was read before, if further than the book says; else 0."""
-    before = mark.beyond(position)
+async def _known_up_to(stream: Stream, position: LedgerPosition, checkpoint: Checkpoint) -> int:
+    """How far this very stream was read before, if further than the store knows; else 0."""
+    before = checkpoint.beyond(position)
     if before is None:
         return 0
     last = before.next_offset - 1
-    messages = await log_.read(STREAM, last, _message, limit=1)
+    messages = await stream.read(STREAM, last, _message, limit=1)
     if [(one.offset, one.id) for one in messages] != [(last, before.last_id)]:
-        return 0  # another stream: somebody has noticed that already, or will now
+        return 0  # another stream: that was noticed already, or will be now
     log.error("ledger.restored", was_at=before.next_offset, is_at=position.next_offset)
     return before.next_offset
 
 
-async def _read_chunk(log_: Log, position: LedgerPosition, *, throttled: bool) -> _Chunk:
-    """The next messages, after a look at the one before them: is it still the same stream?"""
+async def _read_chunk(stream: Stream, position: LedgerPosition, *, throttled: bool) -> _Chunk:
+    """The next messages, after the one before them shows that it is still the same stream."""
     if position.last_id is None:
-        messages = await log_.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
+        messages = await stream.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
         return _Chunk(messages=messages, truncated=messages[0].offset if messages else 0)
     known = position.next_offset - 1
-    for _ in range(2):  # the second look is for a stream that was just not up yet
-        messages = await log_.read(STREAM, known, _message, limit=CHUNK, throttled=throttled)
+    for _ in range(2):  # the second time for a stream that was not up yet
+        messages = await stream.read(STREAM, known, _message, limit=CHUNK, throttled=throttled)
         if messages:
             break
     if messages and messages[0].offset == known and messages[0].id == position.last_id:
@@ -179,7 +197,7 @@ async def _read_chunk(log_: Log, position: LedgerPosition, *, throttled: bool) -
         if truncated:
             log.error("ledger.truncated", messages=truncated)
         return _Chunk(messages=messages, truncated=truncated)
-    messages = await log_.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
+    messages = await stream.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
     if messages:
         log.error("ledger.restarted", was_at=position.next_offset, begins_at=messages[0].offset)
     return _Chunk(messages=messages, restarted=True)
@@ -195,7 +213,7 @@ def _message(offset: int, delivery: Delivery) -> Message:
 
 
 def accepted_at(delivery: Delivery, *, now: datetime) -> datetime:
-    """When the publisher says that it published; now, where it says nothing believable."""
+    """When it was published, by the publisher's clock if that is plausible, else now."""
     claimed = delivery.timestamp
     if isinstance(claimed, datetime) and claimed.tzinfo and now - OLDEST_CLAIM <= claimed <= now:
         return claimed
@@ -203,35 +221,35 @@ def accepted_at(delivery: Delivery, *, now: datetime) -> datetime:
 
 
 async def _write(
-    book: LedgerStore, piece: _Chunk, position: LedgerPosition, *, throttled: bool
+    store: LedgerStore, chunk: _Chunk, position: LedgerPosition, *, throttled: bool
 ) -> LedgerPosition:
-    """Write a piece, some messages at a time; where another reader was first, it ends there."""
-    for start in range(0, len(piece.messages), WRITTEN_AT_ONCE):
+    """Write a chunk in batches; stop where another reader was first."""
+    for start in range(0, len(chunk.messages), BATCH):
         if start and throttled:
             await asyncio.sleep(BATCH_SECONDS)
-        position = await book.insert_ledger_entries(_batch(piece, start, position))
+        position = await store.insert_ledger_entries(_batch(chunk, start, position))
         if not position.advanced:
             break
     return position
 
 
-def _batch(piece: _Chunk, start: int, position: LedgerPosition) -> LedgerBatch:
-    messages = piece.messages[start : start + WRITTEN_AT_ONCE]
+def _batch(chunk: _Chunk, start: int, position: LedgerPosition) -> LedgerBatch:
+    messages = chunk.messages[start : start + BATCH]
     last = messages[-1]
     return LedgerBatch(
         stream=STREAM,
         from_offset=position.next_offset,
         next_offset=last.offset + 1,
         last_id=last.id,
-        truncated=0 if start else piece.truncated,
-        restarted=piece.restarted and not start,
-        known_up_to=0 if start else piece.known_up_to,
+        truncated=0 if start else chunk.truncated,
+        restarted=chunk.restarted and not start,
+        known_up_to=0 if start else chunk.known_up_to,
         entries=[
             LedgerEntry.model_construct(
                 registration_id=message.id,
                 accepted_at=message.accepted_at,
                 stream_offset=message.offset,
-                span=(position.takes_spans and message.span) or None,
+                span=message.span or None,
             )
             for message in messages
             if not is_canary(message.id)
@@ -240,7 +258,7 @@ def _batch(piece: _Chunk, start: int, position: LedgerPosition) -> LedgerBatch:
 
 
 def _empty(position: LedgerPosition) -> LedgerBatch:
-    """The stream stands at its beginning, and has nothing."""
+    """The stream is at its beginning, and has nothing."""
     return LedgerBatch(
         stream=STREAM, from_offset=position.next_offset, next_offset=0, entries=[], restarted=True
     )

@@ -29,7 +29,7 @@ api = Api()
 
 @api.get("/api/ledger", returns={200: Ledger}, raises=_AWAY)
 async def get_ledger(request: web.Request) -> web.StreamResponse:
-    """What became of every registration that was accepted, reconciled by id now."""
+    """What became of every accepted registration, reconciled by id now."""
     return answer(await request.app[AUDITOR].reconcile())
 
 
@@ -42,10 +42,12 @@ async def get_ledger(request: web.Request) -> web.StreamResponse:
 async def repair_ledger(request: web.Request, *, query: RepairRequest) -> web.StreamResponse:
     """Send lost registrations from the stream to the work queue; safe to repeat.
 
-    `mail` says whom that mails: `auto` leaves out those who had been read before the database was
-    restored from a backup, since they were mailed then; `all` and `none` are what they say.
+    `mail` chooses who is mailed: `auto` leaves out those that had been read before the database was
+    restored from a backup, since they were mailed then.
     """
-    return answer(await request.app[REPAIRS].repair(query.mail))
+    auditor = request.app[AUDITOR]
+    await auditor.reconcile()
+    return answer(await request.app[REPAIRS].repair(auditor.lost, query.mail))
 
 
 @api.post(
@@ -55,5 +57,5 @@ async def repair_ledger(request: web.Request, *, query: RepairRequest) -> web.St
     raises=(DatabaseServiceUnavailableError,),
 )
 async def acknowledge(request: web.Request, *, body: AcknowledgeRequest) -> web.StreamResponse:
-    """Take note of everything that cannot be accounted for; who and why is kept."""
-    return answer(await request.app[AUDITOR].take_note(body))
+    """Acknowledge everything that cannot be accounted for; who and why is kept."""
+    return answer(await request.app[AUDITOR].acknowledge_incidents(body))

@@ -19,11 +19,11 @@ STORED_WITHIN = 30.0
 POLL_SECONDS = 0.5
 
 Row = tuple[str, int, str]
-"""Name, figure, and what to know about it."""
+"""Name, figure, remark."""
 
 
 def add_arguments(command: ArgumentParser, _options: ArgumentParser) -> None:
-    """What stands behind ``ledger``."""
+    """The options of ``ledger``."""
     add_url(command)
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
     command.add_argument(
@@ -35,13 +35,13 @@ def add_arguments(command: ArgumentParser, _options: ArgumentParser) -> None:
         "--mail",
         choices=("auto", "all", "none"),
         default="auto",
-        help="with --repair, who of those brought back is mailed: auto leaves out whoever had been"
-        " read before the database was restored from a backup, since they were mailed then",
+        help="with --repair, who of those brought back is mailed: auto leaves out those that had"
+        " been read before the database was restored from a backup, since they were mailed then",
     )
     command.add_argument(
         "--acknowledge",
         metavar="REASON",
-        help="take note of what cannot be accounted for; who and why is kept",
+        help="acknowledge what cannot be accounted for; who and why is kept",
     )
 
 
@@ -63,16 +63,16 @@ def run(given: Namespace, terminal: Terminal) -> bool:
         for line in [*(repair_lines(repair) if repair else []), *ledger_lines(ledger)]:
             terminal.say(line)
         _conclude(ledger, terminal, invocation_of(given))
-    return not ledger["lost"] and not _incidents(ledger) and bool(ledger["caughtUp"])
+    return not ledger["lost"] and not ledger["incidents"] and bool(ledger["caughtUp"])
 
 
 def _acknowledge(given: Namespace, terminal: Terminal) -> None:
     wish = {"reason": given.acknowledge, "acknowledgedBy": person()}
     done = ask(given, SERVICE, "POST", "/api/ledger/acknowledgements", wish)
     for incident in done["acknowledged"]:
-        terminal.say(f"  ✓ Taken note of: {incident['kind']}, noticed {_time(incident)}")
+        terminal.say(f"  ✓ Acknowledged: {incident['kind']}, noticed {_time(incident)}")
     if not done["acknowledged"]:
-        terminal.say("  There was nothing to take note of.")
+        terminal.say("  There was nothing to acknowledge.")
 
 
 def _read(given: Namespace) -> dict[str, Any]:
@@ -105,20 +105,20 @@ def repair_lines(repair: Mapping[str, Any]) -> list[str]:
     if not repair["lost"]:
         return ["There was nothing to repair."]
     lines = [f"Sent again: {repair['republished']:,} of {repair['lost']:,} that were lost."]
-    if unmailed := repair.get("withoutMail"):
+    if unmailed := repair["withoutMail"]:
         lines.append(
             f"Of those {unmailed:,} without a mail: they had been read, and so were mailed, before"
             " the database was restored. `./userstream mails resend ID --force` sends one all the"
             " same."
         )
     if forgotten := repair["notInStream"]:
-        lines.append("The stream has forgotten these, so they cannot be brought back from here:")
+        lines.append("The stream no longer has these, so they cannot be brought back from it:")
         lines += [f"  {registration_id}" for registration_id in forgotten]
     return lines
 
 
 def ledger_lines(ledger: Mapping[str, Any]) -> list[str]:
-    """The ledger as a person reads it."""
+    """The ledger as text."""
     lines = ["", f"What was accepted, and what became of it ({ledger['asOf'][:19]} UTC):", ""]
     lines += _table(_registrations(ledger))
     lines += ["", "Mails of those stored:", ""]
@@ -142,13 +142,13 @@ def _registrations(ledger: Mapping[str, Any]) -> Iterator[Row]:
     yield "accepted", totals["accepted"], repeated
     yield "  stored", totals["stored"], ""
     yield "  duplicates", totals["duplicates"], "of addresses that were known"
-    if vanished := totals.get("vanished"):
+    if vanished := totals["vanished"]:
         yield "  vanished", vanished, "of these two: their rows are no longer there"
     yield "  rejected", ledger["rejected"], _reasons(ledger["rejectedByCode"])
-    if unpromised := totals.get("unpromised"):
-        yield "  unpromised", unpromised, "answered with 503 and not stored: nobody counts on them"
+    if unpromised := totals["unpromised"]:
+        yield "  unpromised", unpromised, "answered with 503 and not stored"
     yield "  not stored", totals["missing"], ""
-    in_queues = f"ready {place['ready']:,}, in hand {held}, to be retried {place['retrying']:,}"
+    in_queues = f"ready {place['ready']:,}, in delivery {held}, to be retried {place['retrying']:,}"
     yield "    in flight", ledger["inFlight"], in_queues
     yield "    dead letters", ledger["deadLettered"], _reasons(ledger["deadLetteredByCode"])
     yield "    lost", ledger["lost"], f"for more than {ledger['lostAfterSeconds']:g} s in no queue"
@@ -160,11 +160,11 @@ def _reasons(by_code: Mapping[str, int]) -> str:
 
 def _mails(mails: Mapping[str, int]) -> Iterator[Row]:
     yield "  handed over", mails["mailed"], ""
-    yield "  suppressed", mails["suppressed"], "the owner of the address was told before"
+    yield "  suppressed", mails["suppressed"], "the owner of the address was notified before"
     yield "  failed", mails["failed"], "refused for good"
     yield "  bounced", mails["bounced"], ""
     yield "  unsure", mails["unsure"], "the link was lost after the text; sent again"
-    yield "  under way", mails["waiting"], ""
+    yield "  waiting", mails["waiting"], ""
 
 
 def _table(rows: Iterator[Row] | list[Row]) -> list[str]:
@@ -179,53 +179,30 @@ def _table(rows: Iterator[Row] | list[Row]) -> list[str]:
 def _conclude(ledger: Mapping[str, Any], terminal: Terminal, invocation: Invocation) -> None:
     if ledger["workBinding"] == "missing":
         terminal.fail(
-            "The work queue is not bound: what is accepted reaches the stream and nobody else."
-            f" {invocation.line('check-broker')} says how to mend it."
+            "The work queue is not bound: what is accepted reaches the stream and no receiver."
+            f" {invocation.line('check-broker')} shows how to repair it."
         )
     if not ledger["caughtUp"]:
         terminal.fail(
-            "The stream cannot be read to its end yet, so nobody knows of what is behind: is the"
-            " broker just starting, or was the stream made anew? Ask again in half a minute."
+            "The stream cannot be read to its end yet, so what is behind is unknown: is the broker"
+            " just starting, or was the stream created anew? Try again in half a minute."
         )
-    for incident in _incidents(ledger):
-        terminal.fail(_incident(incident))
-    if _incidents(ledger):
+    for incident in ledger["incidents"]:
+        terminal.fail(incident["detail"])
+    if ledger["incidents"]:
         command = invocation.line("ledger --acknowledge REASON")
-        terminal.fail(f"That stays red until somebody has taken note of it: {command}")
+        terminal.fail(f"This stays a warning until it is acknowledged: {command}")
     if ledger["lost"]:
         terminal.fail(
             f"{ledger['lost']:,} registrations are lost. {invocation.line('ledger --repair')}"
             " brings back what the stream still has."
         )
-    elif _incidents(ledger):
+    elif ledger["incidents"]:
         terminal.heading("Nothing else is lost, as far as can be proved.")
     elif not ledger["caughtUp"]:
         terminal.heading("Nothing is lost of what was read.")
     else:
         terminal.heading("Nothing is lost.")
-
-
-def _incidents(ledger: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What cannot be accounted for; a receiver of an older release names none."""
-    return list(ledger.get("incidents", ()))
-
-
-def _incident(incident: Mapping[str, Any]) -> str:
-    """What cannot be accounted for, as a person reads it."""
-    before, stored = f"{incident['acceptedBefore']:,}", f"{incident['storedByThen']:,}"
-    number, noticed = f"{incident['notProvable']:,}", _time(incident)
-    read = incident["lastReadAt"][:19].replace("T", " ") if incident["lastReadAt"] else "never"
-    return {
-        "replaced": f"The stream was made anew, noticed {noticed} UTC, last read {read}: of"
-        f" {before} accepted before, {stored} were stored by then; of {number} others, and of what"
-        " was accepted and not yet read, nobody can prove what became.",
-        "truncated": f"The stream dropped {number} messages before they were read, noticed"
-        f" {noticed} UTC, last read {read}: nobody can prove what became of them.",
-        "restored": f"The database was restored from a backup, noticed {noticed} UTC: it had read"
-        f" up to {read}. What it forgot was read again; --repair stores it, without a second mail.",
-        "vanished": f"{number} rows of registrations are no longer there, noticed {noticed} UTC:"
-        " they stay for ever, so somebody deleted them by hand.",
-    }[incident["kind"]]
 
 
 def _time(incident: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ async def with_mail(
 
 
 async def test_an_unread_stream_begins_at_its_beginning(ledger: LedgerRepository) -> None:
-    beginning = LedgerPosition(next_offset=0, takes_spans=True)
+    beginning = LedgerPosition(next_offset=0)
     assert await ledger.select_position(STREAM) == beginning
 
 

@@ -34,34 +34,34 @@ from common.contracts.ledger import (
 from common.errors import BrokerUnavailableError, ConflictError, TopologyMissingError
 from queue_receiver.ledger import auditor as ledger_module
 from queue_receiver.ledger.auditor import Auditor
-from queue_receiver.ledger.reader import Message, Progress
+from queue_receiver.ledger.reader import Item, Progress
 
 LOST_AFTER = timedelta(minutes=10)
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "SECOND_LOOK_AFTER", 0)
+    monkeypatch.setattr(ledger_module, "RECHECK_AFTER", 0)
 
 
-class EmptyLog:
+class EmptyStream:
     """A stream in which nothing new is to be read."""
 
     async def read(
         self,
         _stream: str,
         _start: Start,
-        _take: Callable[[int, Delivery], Any],
+        _take: Callable[[int, Delivery], Item | None],
         *,
         limit: int,
         throttled: bool = False,
-    ) -> list[Message]:
+    ) -> list[Item]:
         del limit, throttled
         return []
 
 
 @dataclass
-class FakeAccounts:
+class FakeStore:
     """Who is missing, by the age in seconds."""
 
     missing: dict[UUID, float] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class FakeAccounts:
     stored_up_to: timedelta | None = None
     """How long ago the youngest that is stored was accepted."""
 
-    on_settle: Callable[[], None] = lambda: None
+    on_reconcile: Callable[[], None] = lambda: None
     verified: list[int] = field(default_factory=list)
 
     async def select_ledger_position(self, _stream: str) -> LedgerPosition:
@@ -95,7 +95,7 @@ class FakeAccounts:
             for key, age in self.missing.items()
             if age >= request.missing_for_seconds
         ]
-        self.on_settle()
+        self.on_reconcile()
         return Reconciliation(
             totals=LedgerTotals(
                 accepted=len(self.missing),
@@ -160,14 +160,14 @@ class FakeDeadLetterQueue:
 class World:
     """An auditor with everything around it."""
 
-    accounts: FakeAccounts = field(default_factory=FakeAccounts)
+    store: FakeStore = field(default_factory=FakeStore)
     queues: FakeQueues = field(default_factory=FakeQueues)
     dead_letters: FakeDeadLetterQueue = field(default_factory=FakeDeadLetterQueue)
 
     def __post_init__(self) -> None:
         self.auditor = Auditor(
-            log_=EmptyLog(),
-            accounts=self.accounts,
+            stream=EmptyStream(),
+            store=self.store,
             queues=self.queues,
             dead_letters=cast(DeadLetterQueue, self.dead_letters),
             lost_after=LOST_AFTER,
@@ -175,7 +175,7 @@ class World:
 
     def missing(self, age: float) -> UUID:
         key = uuid4()
-        self.accounts.missing[key] = age
+        self.store.missing[key] = age
         return key
 
     async def lost(self) -> set[UUID]:
@@ -201,7 +201,7 @@ async def test_who_is_old_and_nowhere_is_lost(world: World) -> None:
 async def test_a_backlog_is_not_lost_however_old(world: World) -> None:
     world.missing(age=7000)
     world.queues.ready = 1
-    world.accounts.stored_up_to = timedelta(seconds=7010)  # the queue has not come so far
+    world.store.stored_up_to = timedelta(seconds=7010)  # the queue has not come so far
 
     assert await world.lost() == set()
 
@@ -211,7 +211,7 @@ async def test_whom_the_work_queue_has_passed_long_ago_is_lost_though_it_is_busy
 ) -> None:
     passed, waiting = world.missing(age=3000), world.missing(age=1000)
     world.queues.ready, world.queues.unacknowledged = 50, 100
-    world.accounts.stored_up_to = timedelta(seconds=900)
+    world.store.stored_up_to = timedelta(seconds=900)
 
     assert await world.lost() == {passed}
 
@@ -221,9 +221,9 @@ async def test_whom_the_work_queue_has_passed_long_ago_is_lost_though_it_is_busy
 async def test_an_old_clock_of_a_publisher_makes_nobody_pass_for_lost(world: World) -> None:
     """What counts is when it was read: by its publisher's clock all of it is two hours old."""
     world.missing(age=700)
-    world.accounts.claimed_age = 7200
+    world.store.claimed_age = 7200
     world.queues.unacknowledged = 1
-    world.accounts.stored_up_to = timedelta(seconds=200)
+    world.store.stored_up_to = timedelta(seconds=200)
 
     assert await world.lost() == set()
 
@@ -242,10 +242,10 @@ def an_incident(kind: IncidentKind, **changes: Any) -> Incident:
 
 
 @pytest.mark.parametrize("kind", list(IncidentKind))
-async def test_what_can_not_be_accounted_for_is_red_until_somebody_takes_note(
+async def test_what_cannot_be_accounted_for_is_red_until_it_is_acknowledged(
     world: World, kind: IncidentKind
 ) -> None:
-    world.accounts.incidents = [an_incident(kind)]
+    world.store.incidents = [an_incident(kind)]
 
     ledger = await world.auditor.reconcile()
 
@@ -255,10 +255,12 @@ async def test_what_can_not_be_accounted_for_is_red_until_somebody_takes_note(
     assert "2026-01-31 09:30:00" in note.detail
     assert "--acknowledge" in note.detail
 
-    done = await world.auditor.take_note(AcknowledgeRequest(reason="disk", acknowledged_by="ada"))
+    done = await world.auditor.acknowledge_incidents(
+        AcknowledgeRequest(reason="disk", acknowledged_by="ada")
+    )
 
     assert len(done.acknowledged) == 1
-    assert world.accounts.acknowledged == [
+    assert world.store.acknowledged == [
         AcknowledgeIncidents(stream="user.registration.log", reason="disk", acknowledged_by="ada")
     ]
     assert not world.auditor.note().warning
@@ -287,7 +289,7 @@ async def test_while_anything_is_in_a_queue_it_may_be_the_missing_one(
 ) -> None:
     world.missing(age=3000)
     setattr(world.queues, place, 1)
-    world.accounts.stored_up_to = timedelta(seconds=2900)
+    world.store.stored_up_to = timedelta(seconds=2900)
 
     assert await world.lost() == set()
 
@@ -295,7 +297,7 @@ async def test_while_anything_is_in_a_queue_it_may_be_the_missing_one(
 async def test_while_messages_wait_to_be_retried_nobody_is_lost(world: World) -> None:
     world.missing(age=3000)
     world.queues.retrying = 1
-    world.accounts.stored_up_to = timedelta()
+    world.store.stored_up_to = timedelta()
 
     assert await world.lost() == set()
 
@@ -348,7 +350,7 @@ async def test_dead_letters_are_read_again_only_when_something_speaks_for_it(
 async def test_who_is_stored_between_two_looks_was_never_lost(world: World) -> None:
     """An old message that somebody sent back may be in a receiver's hands, unseen."""
     world.missing(age=700)
-    world.accounts.on_settle = world.accounts.missing.clear
+    world.store.on_reconcile = world.store.missing.clear
 
     assert await world.lost() == set()
 
@@ -367,7 +369,7 @@ async def test_without_a_management_api_a_missing_binding_shows_by_what_arrives_
     with pytest.raises(TopologyMissingError):
         await world.auditor.check_binding()
 
-    world.accounts.missing.clear()
+    world.store.missing.clear()
     await world.auditor.reconcile()
     await world.auditor.check_binding()
 
@@ -416,7 +418,7 @@ async def test_while_it_is_behind_the_background_reads_on_without_waiting(
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(ledger_module, "read_new_entries", read_new_entries)
-    async with world.auditor.watching(timedelta(hours=1)):
+    async with world.auditor.running(timedelta(hours=1)):
         await is_over.wait()
 
     assert happened == [
@@ -441,7 +443,7 @@ async def test_a_ledger_that_stays_unreadable_is_logged_once(
 
     monkeypatch.setattr(ledger_module, "read_new_entries", fails)
     with capture_logs() as logs:
-        async with world.auditor.watching(timedelta(milliseconds=1)):
+        async with world.auditor.running(timedelta(milliseconds=1)):
             await is_over.wait()
 
     assert [line["event"] for line in logs] == ["ledger.unreadable"]
@@ -462,5 +464,5 @@ async def test_rows_are_looked_for_a_few_at_a_time_while_registrations_come_in(
     await world.auditor.reconcile()
 
     few, many = ledger_module.VERIFIED_BESIDE_WORK, ledger_module.VERIFIED_IN_BACKGROUND
-    assert world.accounts.verified == [few, many, few, MAX_VERIFIED]
+    assert world.store.verified == [few, many, few, MAX_VERIFIED]
     assert few < many < MAX_VERIFIED

@@ -10,10 +10,11 @@ from common.amqp.stream import Start
 from common.contracts.ledger import MailChoice, MissingRegistration
 from common.errors import UnroutableError
 from queue_receiver.ledger import repair as ledger_repair
-from queue_receiver.ledger.repair import Found, repair
+from queue_receiver.ledger.reader import Item
+from queue_receiver.ledger.repair import Repairs
 
 
-class FakeLog:
+class FakeStream:
     """A stream in memory, of which the oldest may be forgotten."""
 
     def __init__(self, ids: list[UUID], *, first: int = 0) -> None:
@@ -25,10 +26,12 @@ class FakeLog:
         self,
         _stream: str,
         start: Start,
-        take: Callable[[int, Delivery], Found | None],
+        take: Callable[[int, Delivery], Item | None],
         *,
         limit: int,
-    ) -> list[Found]:
+        throttled: bool = False,
+    ) -> list[Item]:
+        assert not throttled
         assert isinstance(start, int)
         begin = max(start, self.first)
         found = []
@@ -85,7 +88,7 @@ async def test_the_lost_ones_alone_are_sent_back_as_they_were() -> None:
     ids = [uuid4() for _ in range(10)]
     publisher = FakePublisher()
 
-    done = await repair(lost(ids, 3, 7), log_=FakeLog(ids), publisher=publisher)
+    done = await Repairs(stream=FakeStream(ids), publisher=publisher).repair(lost(ids, 3, 7))
 
     assert (done.lost, done.republished, done.not_in_stream) == (2, 2, [])
     assert publisher.ids == {ids[3], ids[7]}
@@ -104,7 +107,9 @@ async def test_who_was_known_before_a_restoration_is_brought_back_without_a_mail
     known = known.model_copy(update={"was_known": True})
     publisher = FakePublisher()
 
-    done = await repair([new, known], log_=FakeLog(ids), publisher=publisher, mail=MailChoice(mail))
+    done = await Repairs(stream=FakeStream(ids), publisher=publisher).repair(
+        [new, known], MailChoice(mail)
+    )
 
     assert (done.republished, done.without_mail) == (2, len(unmailed))
     marked = {
@@ -116,11 +121,11 @@ async def test_who_was_known_before_a_restoration_is_brought_back_without_a_mail
 
 
 async def test_nothing_is_read_where_nothing_is_lost() -> None:
-    log = FakeLog([uuid4()])
+    stream = FakeStream([uuid4()])
 
-    done = await repair([], log_=log, publisher=FakePublisher())
+    done = await Repairs(stream=stream, publisher=FakePublisher()).repair([])
 
-    assert (done.lost, done.republished, log.looked_at) == (0, 0, 0)
+    assert (done.lost, done.republished, stream.looked_at) == (0, 0, 0)
 
 
 async def test_far_apart_ones_are_found_without_reading_all_between(
@@ -128,19 +133,21 @@ async def test_far_apart_ones_are_found_without_reading_all_between(
 ) -> None:
     monkeypatch.setattr(ledger_repair, "CHUNK", 5)
     ids = [uuid4() for _ in range(1000)]
-    log, publisher = FakeLog(ids), FakePublisher()
+    stream, publisher = FakeStream(ids), FakePublisher()
 
-    await repair(lost(ids, 10, 990), log_=log, publisher=publisher)
+    await Repairs(stream=stream, publisher=publisher).repair(lost(ids, 10, 990))
 
     assert publisher.ids == {ids[10], ids[990]}
-    assert log.looked_at == 10
+    assert stream.looked_at == 10
 
 
 async def test_what_the_stream_has_forgotten_is_named() -> None:
     ids = [uuid4() for _ in range(10)]
     publisher = FakePublisher()
 
-    done = await repair(lost(ids, 1, 8), log_=FakeLog(ids, first=5), publisher=publisher)
+    done = await Repairs(stream=FakeStream(ids, first=5), publisher=publisher).repair(
+        lost(ids, 1, 8)
+    )
 
     assert (publisher.ids, done.not_in_stream) == ({ids[8]}, [ids[1]])
 
@@ -150,7 +157,7 @@ async def test_an_offset_that_another_message_has_now_brings_back_nobody_else() 
     before = [uuid4() for _ in range(3)]
     publisher = FakePublisher()
 
-    done = await repair(lost(before, 0, 1, 2), log_=FakeLog(ids), publisher=publisher)
+    done = await Repairs(stream=FakeStream(ids), publisher=publisher).repair(lost(before, 0, 1, 2))
 
     assert (publisher.published, done.not_in_stream) == ([], before)
 
@@ -159,7 +166,9 @@ async def test_an_id_that_was_published_twice_is_sent_back_once() -> None:
     key = uuid4()
     publisher = FakePublisher()
 
-    done = await repair(lost([key, key], 0), log_=FakeLog([key, key]), publisher=publisher)
+    done = await Repairs(stream=FakeStream([key, key]), publisher=publisher).repair(
+        lost([key, key], 0)
+    )
 
     assert (len(publisher.published), done.republished) == (1, 1)
 
@@ -170,4 +179,4 @@ async def test_a_way_back_that_is_missing_is_told_and_not_swallowed() -> None:
     publisher.error = UnroutableError()
 
     with pytest.raises(UnroutableError):
-        await repair(lost(ids, 0), log_=FakeLog(ids), publisher=publisher)
+        await Repairs(stream=FakeStream(ids), publisher=publisher).repair(lost(ids, 0))

@@ -1,7 +1,7 @@
-"""How far the stream was read, as this machine remembers it beside the database.
+"""How far the stream was read, kept on this machine beside the database.
 
 A database that is restored from a backup forgets how far it had come. What it then finds missing
-was stored and mailed before, so it is worth remembering elsewhere that it was read.
+was stored and mailed before, so the position is kept in a second place.
 """
 
 import json
@@ -17,11 +17,11 @@ from common.contracts.ledger import LedgerPosition
 log = structlog.get_logger()
 
 
-class Mark:
-    """The furthest position; kept in a file, where there is a folder that outlives the process.
+class Checkpoint:
+    """The furthest position; in a file, if there is a folder that outlives the process.
 
-    A file that cannot be read or written costs nothing but that memory: the next restoration
-    is then only noticed by a process that was up before it.
+    A file that cannot be read or written loses only that position: the next restoration is then
+    noticed only by a process that was started before it.
     """
 
     def __init__(self, folder: Path | None, stream: str) -> None:
@@ -29,27 +29,27 @@ class Mark:
         self._position = _read(self._path) if self._path else None
 
     def beyond(self, position: LedgerPosition) -> LedgerPosition | None:
-        """What was read further than ``position``, if anything was."""
-        mark = self._position
-        return mark if mark is not None and mark.next_offset > position.next_offset else None
+        """The checkpoint, if it is further than ``position``."""
+        known = self._position
+        return known if known is not None and known.next_offset > position.next_offset else None
 
-    def keep(self, position: LedgerPosition) -> None:
-        """Remember a position, whatever was remembered before."""
-        kept = LedgerPosition(next_offset=position.next_offset, last_id=position.last_id)
-        if kept == self._position:
+    def save(self, position: LedgerPosition) -> None:
+        """Save a position, even if it is less far than the last one."""
+        saved = LedgerPosition(next_offset=position.next_offset, last_id=position.last_id)
+        if saved == self._position:
             return
-        self._position = kept
+        self._position = saved
         if self._path is not None:
             try:
-                _write(self._path, kept)
+                _write(self._path, saved)
             except OSError as error:
-                log.warning("ledger.mark_not_kept", reason=error.strerror)
+                log.warning("ledger.checkpoint_not_saved", reason=error.strerror)
 
 
 def _read(path: Path) -> LedgerPosition | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        said = json.loads(path.read_text("utf-8"))
-        return LedgerPosition(next_offset=int(said["nextOffset"]), last_id=UUID(said["lastId"]))
+        saved = json.loads(path.read_text("utf-8"))
+        return LedgerPosition(next_offset=int(saved["nextOffset"]), last_id=UUID(saved["lastId"]))
     return None
 
 
