@@ -177,8 +177,8 @@ def _dead_letters(given: Namespace) -> int:
     return OK if dead_letters.run(given, Terminal(sys.stdout)) else FAILED
 
 
-def _check(_given: Namespace) -> int:
-    return checks.check(Terminal(sys.stdout))
+def _check(given: Namespace) -> int:
+    return checks.check(given.checks, Terminal(sys.stdout))
 
 
 def _test(given: Namespace) -> int:

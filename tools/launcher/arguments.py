@@ -10,6 +10,7 @@ from tools.cli import dead_letters, ledger, mails
 from tools.cli.api_client import add_url
 from tools.launcher import versions
 from tools.launcher.logs import SHOWN
+from tools.launcher.test_command import CHECKS
 
 COMMANDS = {
     "demo": "set up and start everything, show where it is, stop with Ctrl-C",
@@ -110,7 +111,7 @@ EXAMPLES = {
         "./userstream test-compose",
         "DOCKER_HOST=unix:///run/user/1000/docker.sock ./userstream test-compose",
     ),
-    "check": ("./userstream check",),
+    "check": ("./userstream check", "./userstream check lint types"),
     "test": (
         "./userstream test                             everything, as CI does",
         "./userstream test --unit                      the quick ones, in seconds",
@@ -185,12 +186,26 @@ def _add_own(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--json", action="store_true", help="as they were written, one JSON object a line"
         )
+    if name == "check":
+        command.add_argument(
+            "checks",
+            nargs="*",
+            metavar="NAME",
+            type=_check,
+            help=f"only these: {', '.join(CHECKS)}",
+        )
     if name == "bench":
         add_arguments(command)
     if name == "chaos":
         add_chaos_arguments(command)
     if add_actions := ACTIONS.get(name):
         add_actions(command, _options())
+
+
+def _check(text: str) -> str:
+    if text not in CHECKS:
+        raise argparse.ArgumentTypeError(f"there is no check {text}, but {', '.join(CHECKS)}")
+    return text
 
 
 def _count(text: str) -> int:

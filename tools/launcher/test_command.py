@@ -29,10 +29,11 @@ STATIC_CHECKS = {
 TWO_WORKERS = ("-n", "2")
 """One per core of a small machine."""
 
-CONTRACTS = {
-    "texts": ("pytest", "-q", *TWO_WORKERS, "tests/contract", "tests/unit/test_architecture.py"),
-}
+CONTRACTS = ("pytest", "-q", *TWO_WORKERS, "tests/contract", "tests/unit/test_architecture.py")
 """Docs, words, lock files, compose file, layers: what must agree with the code."""
+
+CHECKS = {**STATIC_CHECKS, "texts": CONTRACTS}
+"""By the names that ``check`` takes."""
 
 REPEAT_AFTER_TIMEOUT = ("--reruns", "1", "--only-rerun", "pytest-timeout")
 """A machine may stand still; everything else fails at once."""
@@ -64,9 +65,10 @@ What pytest takes:
 """
 
 
-def check(terminal: Terminal) -> int:
-    """Run the checks that take a minute, and return 0 if all of them passed."""
-    return _run_each({**STATIC_CHECKS, **CONTRACTS}, _variables(terminal), terminal)
+def check(names: Sequence[str], terminal: Terminal) -> int:
+    """Run the named checks, or all of them; return 0 if they passed."""
+    chosen = {name: CHECKS[name] for name in names or CHECKS}
+    return _run_each(chosen, _variables(terminal), terminal)
 
 
 def run(arguments: list[str], terminal: Terminal) -> int:

@@ -70,11 +70,16 @@ def test_check_runs_every_check_whatever_fails_and_names_what_did(
 
     monkeypatch.setattr(subprocess, "run", run)
 
-    assert checks.check(Terminal(sys.stdout)) == 1
-    assert commands == [*checks.STATIC_CHECKS.values(), *checks.CONTRACTS.values()]
+    assert checks.check([], Terminal(sys.stdout)) == 1
+    assert commands == [*checks.STATIC_CHECKS.values(), checks.CONTRACTS]
     shown = capsys.readouterr().out
     assert "✓ lint" in shown
     assert "✗ types found something" in shown
+
+
+def test_only_the_named_checks_run(commands: list[tuple[str, ...]]) -> None:
+    assert checks.check(["types"], STDERR) == 0
+    assert commands == [("mypy", ".")]
 
 
 def test_a_failing_check_fails_the_whole_and_the_tests_run_all_the_same(
