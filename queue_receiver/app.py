@@ -67,7 +67,7 @@ def build_app(settings: Settings) -> web.Application:
             readiness.add("database_service", database.check)
             readiness.show("database_service", database.circuit)
             url, management_url = str(settings.queue_url), settings.queue_management_url
-            management = ManagementApi(management_url) if management_url else None
+            management = ManagementApi(str(management_url)) if management_url else None
             dead_letters = {
                 route: DeadLetterQueue(url, route, service=SERVICE, management=management)
                 for route in BROKER_USERS[SERVICE].redrives

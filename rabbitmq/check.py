@@ -2,7 +2,7 @@
 
 ``python -m rabbitmq.check http://user:password@host:15672`` asks a management API and changes
 nothing; ``./userstream check-broker`` does the same. The readiness of the services looks at a
-part of this every few seconds (``common.amqp.topology_check``); this looks at all of it, once.
+part of this every few seconds; this looks at all of it, once. See ``common.amqp.topology_check``.
 """
 
 import argparse
@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from common.amqp.management import ManagementApi
+from common.amqp.topology_check import IMPORT, Difference, Rows, differences, unknown_bindings
 from common.contracts.topology import VHOST
-from rabbitmq.differences import IMPORT, Difference, Rows, differences, unknown_bindings
-from rabbitmq.management import Management, ManagementError
+from common.errors import BrokerUnavailableError
 
 ALIKE, DIFFERENT, NO_ANSWER = 0, 1, 2
 """Exit codes."""
@@ -57,22 +58,22 @@ class Report:
         return not self.differences
 
 
-def check(management: Management) -> Report:
+def check(management: ManagementApi) -> Report:
     """Compare the broker behind a management API with the topology.
 
     Raises:
-        ManagementError: It does not answer, or not to this user.
+        BrokerUnavailableError: It does not answer, or not to this user.
     """
-    overview = management.get("/api/overview")
+    overview = management.call("GET", "/api/overview")
     version = str(overview["rabbitmq_version"])
     present: dict[str, Rows] = {}
     notes = []
-    if VHOST not in {vhost["name"] for vhost in management.get("/api/vhosts")}:
+    if VHOST not in {vhost["name"] for vhost in management.call("GET", "/api/vhosts")}:
         remedy = f"rabbitmqctl add_vhost {VHOST}; then import the topology: {IMPORT}"
         lost = [Difference(f"vhost {VHOST} is missing, or hidden from this user", remedy)]
         return Report(broker=f"RabbitMQ {version}", compared=["vhosts"], differences=lost)
     for kind, path in _PATHS.items():
-        rows = management.get(path, or_none=True)
+        rows = management.call("GET", path, or_none=True)
         if rows is None:
             notes.append(f"{kind} were not compared: only an administrator may see them")
         else:
@@ -128,8 +129,8 @@ def as_text(report: Report) -> str:
 def run(url: str, *, machine_readable: bool) -> int:
     """Check the broker behind ``url``, print the report, and return the exit code."""
     try:
-        report = check(Management(url))
-    except ManagementError as error:
+        report = check(ManagementApi(url))
+    except BrokerUnavailableError as error:
         sys.stderr.write(f"✗ {error}\n")
         return NO_ANSWER
     text = json.dumps(as_json(report)) if machine_readable else as_text(report)

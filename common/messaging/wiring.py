@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from common.amqp.management import ManagementApi
 from common.amqp.publisher import Publisher
 from common.amqp.topology_check import AlarmCheck, BrokerCheck
 from common.contracts.topology import BROKER_USERS
@@ -28,16 +29,18 @@ async def open_publisher(
         exchanges=user.exchanges,
         queues=user.fed_queues,
     ) as publisher:
-        alarms = AlarmCheck(url) if (url := settings.queue_management_url) else None
+        if settings.queue_management_url is None:
+            readiness.add("publisher", publisher.check)
+        else:
+            management = ManagementApi(str(settings.queue_management_url))
+            alarms = AlarmCheck(management)
 
-        async def check() -> None:
-            await publisher.check()
-            if alarms is not None:
+            async def check() -> None:
+                await publisher.check()
                 await alarms.check()
 
-        readiness.add("publisher", check)
-        if settings.queue_management_url:
-            readiness.add("topology", BrokerCheck(settings.queue_management_url, service).check)
+            readiness.add("publisher", check)
+            readiness.add("topology", BrokerCheck(management, service).check)
         yield publisher
 
 

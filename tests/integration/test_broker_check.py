@@ -6,11 +6,11 @@ from urllib.parse import quote
 
 import pytest
 
+from common.amqp.management import ManagementApi
 from common.amqp.topology_check import AlarmCheck
 from common.contracts.topology import USER_REGISTRATION, definitions
 from common.errors import BrokerUnavailableError
 from rabbitmq import check
-from rabbitmq.management import Management
 from tests.amqp import eventually
 from tests.backends import TestBroker
 
@@ -45,7 +45,7 @@ async def test_a_broker_that_was_provisioned_is_alike(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # What is in force is said with the first statistics, and for a while as it was before.
-    await eventually(lambda: check.check(Management(url)).alike, "being alike")
+    await eventually(lambda: check.check(ManagementApi(url)).alike, "being alike")
 
     assert check.main([url]) == check.ALIKE
     said = capsys.readouterr().out
@@ -76,7 +76,7 @@ async def test_who_may_not_see_all_compares_what_may_be_seen(
 ) -> None:
     url = broker.monitor_url
 
-    await eventually(lambda: check.check(Management(url)).alike, "being alike")
+    await eventually(lambda: check.check(ManagementApi(url)).alike, "being alike")
 
     assert check.main([url]) == check.ALIKE
     assert "users were not compared: only an administrator" in capsys.readouterr().out
@@ -85,14 +85,15 @@ async def test_who_may_not_see_all_compares_what_may_be_seen(
 async def test_an_alarm_is_known_before_anybody_publishes(broker: TestBroker) -> None:
     if broker.native is None:
         pytest.skip("needs a broker that the tests may stop (USERSTREAM_TEST_BACKEND=native)")
-    alarms = AlarmCheck(broker.monitor_url)
+    management = ManagementApi(broker.monitor_url)
+    alarms = AlarmCheck(management)
     await alarms.check()
     broker.native.ctl("set_vm_memory_high_watermark", "0")
     try:
 
         async def names_it() -> bool:
             try:
-                await AlarmCheck(broker.monitor_url).check()
+                await AlarmCheck(management).check()
             except BrokerUnavailableError as error:
                 return "short of memory" in error.detail
             return False
@@ -112,8 +113,8 @@ async def test_an_alarm_is_known_before_anybody_publishes(broker: TestBroker) ->
 
 
 async def test_who_may_not_see_nodes_or_cannot_be_asked_stops_nobody(broker: TestBroker) -> None:
-    await AlarmCheck(url_of(broker, "nobody", "nothing")).check()
-    await AlarmCheck("http://guest:guest@127.0.0.1:9").check()
+    await AlarmCheck(ManagementApi(url_of(broker, "nobody", "nothing"))).check()
+    await AlarmCheck(ManagementApi("http://guest:guest@127.0.0.1:9")).check()
 
 
 def test_a_wrong_password_is_no_comparison(

@@ -1,9 +1,6 @@
 """A private RabbitMQ node: own data, ports, cookie and epmd; the system's is left alone."""
 
-import base64
 import hashlib
-import http.client
-import json
 import secrets
 import shutil
 import signal
@@ -13,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.contracts.topology import MONITOR, ROUTES, definitions, queues
+from common.amqp.management import ManagementApi
+from common.amqp.topology_check import lacking
+from common.contracts.topology import MONITOR, ROUTES, queues
+from common.errors import BrokerUnavailableError
 from rabbitmq.provision import ADMINISTRATOR, provision
 from tools.launcher.confirming import Finding, examine_broker
 from tools.launcher.errors import LauncherError
@@ -35,9 +35,6 @@ AMQP_HEADER = b"AMQP\0\0\x09\x01"
 
 SETTLE_SECONDS = 30.0
 """Longest wait for a broker that has just started to have all that it had, and to confirm."""
-
-MANAGEMENT_SECONDS = 10.0
-"""Longest wait for an answer of the management API."""
 
 FLUSH_TABLES = "[dets:sync(T) || T <- dets:all()]."
 """Erlang: write to disk which queue lives in which directory.
@@ -149,12 +146,12 @@ class Broker:
 
     def examine(self) -> Finding:
         """Publish a message and wait for its confirm."""
-        return examine_broker(self.management)
+        return examine_broker(self._management_api)
 
     def missing(self) -> list[str]:
-        """What ``common/contracts/topology.py`` has and the broker has not, as ``kind name``."""
-        wanted, present = definitions(), self.management("GET", "/api/definitions")
-        return sorted(_named(wanted) - _named(present))
+        """What ``common/contracts/topology.py`` has and the broker has not."""
+        exported = self.management("GET", "/api/definitions")
+        return [difference.what for difference in lacking(exported)]
 
     def start(self) -> None:
         """Start epmd and the node, and return when they can be used."""
@@ -208,16 +205,21 @@ class Broker:
         """The management API with the user that can only look."""
         return f"http://{MONITOR}:{self.password(MONITOR)}@{HOST}:{self.ports.management}"
 
+    @property
+    def _management_api(self) -> ManagementApi:
+        password = self.password(ADMINISTRATOR)
+        return ManagementApi(f"http://{ADMINISTRATOR}:{password}@{HOST}:{self.ports.management}")
+
     def management(self, method: str, path: str, body: object = None) -> Any:
-        """Call the management API as administrator; see ``ask_management``."""
-        return ask_management(
-            method,
-            path,
-            body,
-            port=self.ports.management,
-            user=ADMINISTRATOR,
-            password=self.password(ADMINISTRATOR),
-        )
+        """Call the management API as administrator.
+
+        Raises:
+            LauncherError: It does not answer, or with an error.
+        """
+        try:
+            return self._management_api.call(method, path, body)
+        except BrokerUnavailableError as error:
+            raise LauncherError(error.detail) from error
 
     def ctl(self, *arguments: str) -> str:
         """Run ``rabbitmqctl`` on this node and return what it prints (0.4 s and more)."""
@@ -234,7 +236,7 @@ class Broker:
         while True:
             try:
                 self.management("GET", "/api/overview")
-            except (OSError, http.client.HTTPException, LauncherError) as error:
+            except LauncherError as error:
                 if time.monotonic() > deadline:
                     raise LauncherError(
                         f"RabbitMQ's management API cannot be used: {error}\nA failed login means"
@@ -298,36 +300,6 @@ log.file = false
 """
 
 
-def ask_management(
-    method: str, path: str, body: object = None, *, port: int, user: str, password: str
-) -> Any:
-    """Call the management API of a broker on this machine and return its JSON.
-
-    Raises:
-        LauncherError: It answered with an error, or not with JSON.
-        OSError: It could not be reached, or did not answer in time.
-    """
-    connection = http.client.HTTPConnection(HOST, port, timeout=MANAGEMENT_SECONDS)
-    credentials = f"{user}:{password}".encode()
-    headers = {
-        "Authorization": f"Basic {base64.b64encode(credentials).decode()}",
-        "Content-Type": "application/json",  # without it, definitions are answered with 415
-    }
-    try:
-        connection.request(method, path, json.dumps(body), headers)
-        response = connection.getresponse()
-        content = response.read()
-    finally:
-        connection.close()
-    if response.status >= http.HTTPStatus.BAD_REQUEST:
-        text = content.decode("utf-8", "replace")
-        raise LauncherError(f"{method} {path}: {response.status} {text}")
-    try:
-        return json.loads(content) if content else None
-    except ValueError as error:
-        raise LauncherError(f"{method} {path}: the answer is no JSON.") from error
-
-
 def speaks_amqp(port: int) -> bool:
     """Whether a broker there is open for business: it answers the protocol's greeting."""
     try:
@@ -344,21 +316,3 @@ def _accepts(port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def _named(definition: Any) -> set[str]:
-    """A definitions document as a set of comparable lines."""
-    bindings = {
-        f"binding {each['source']} -> {each['destination']} [{each['routing_key']}]"
-        for each in definition["bindings"]
-    }
-    policies = {
-        f"policy {each['name']} {json.dumps(each['definition'], sort_keys=True)}"
-        for each in definition["policies"]
-    }
-    plain = {
-        f"{kind[:-1]} {each['name']}"
-        for kind in ("exchanges", "queues")
-        for each in definition[kind]
-    }
-    return bindings | policies | plain

@@ -5,12 +5,12 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
+from common.amqp.management import ManagementApi
 from tools.cli.api_client import Addresses, health
-from tools.launcher.broker import ask_management, speaks_amqp
+from tools.launcher.broker import speaks_amqp
 from tools.launcher.confirming import examine_broker
 from tools.launcher.errors import LauncherError
 from tools.launcher.invocation import Invocation
@@ -100,6 +100,10 @@ def management_url(invocation: Invocation) -> str:
             f"No broker of ours runs with the data in {invocation.data}. Name one:"
             " ./userstream check-broker http://user:password@host:15672"
         )
+    return _with_login(broker)
+
+
+def _with_login(broker: dict[str, Any]) -> str:
     user, password = quote(broker["user"], safe=""), quote(broker["password"], safe="")
     return str(broker["management"]).replace("//", f"//{user}:{password}@", 1)
 
@@ -122,13 +126,7 @@ def _part(name: str, state: dict[str, Any]) -> dict[str, Any]:
     if name == "rabbitmq":
         ready, url = speaks_amqp(ports["rabbitmq amqp"]), connections["management"]
         if ready:
-            ask = partial(
-                ask_management,
-                port=ports["rabbitmq management"],
-                user=connections["user"],
-                password=connections["password"],
-            )
-            problem = examine_broker(ask).problem
+            problem = examine_broker(ManagementApi(_with_login(connections))).problem
             ready = not problem
     elif name == "postgres":
         ready = serves_postgres(ports["postgres"])

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from common.amqp import management
 from tests.amqp import eventually
 from tests.backends import TestBroker
-from tools.launcher import broker as broker_module
 from tools.launcher import supervisor as supervisor_module
 from tools.launcher.broker import Broker
 from tools.launcher.confirming import QUEUE
@@ -24,7 +24,7 @@ STOP_THE_LOG_WRITER = "sys:suspend(ra_log_wal)."
 def native(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> Broker:
     if broker.native is None:
         pytest.skip("needs a broker that the tests may break (USERSTREAM_TEST_BACKEND=native)")
-    monkeypatch.setattr(broker_module, "MANAGEMENT_SECONDS", 1.0)
+    monkeypatch.setattr(management, "ANSWER_SECONDS", 1.0)
     return broker.native
 
 
