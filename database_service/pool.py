@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import asyncpg
 import structlog
@@ -33,7 +33,7 @@ CONNECT_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to connect at start; the last one goes on for ever."""
 
 MAX_CONFLICT_RETRIES = 8
-"""How often a transaction that lost a race is done again before the caller hears of it."""
+"""How often a transaction is repeated after a serialization conflict before it fails."""
 
 SESSION = {
     "application_name": "userstream database_service",
@@ -52,11 +52,11 @@ SESSION = {
     # The locks of a process that was stopped half-way are not held for ever.
     "idle_in_transaction_session_timeout": "30s",
     # Longer than PostgreSQL takes to find a deadlock (1 s), and far shorter than a statement may
-    # last: who waits for a lock that somebody holds for minutes, holds a connection meanwhile.
+    # last: a statement that waits for a lock occupies a connection meanwhile.
     "lock_timeout": "1500ms",
 }
 
-# By anybody: then it is no single row, and every request would have to wait.
+# By any session: then it is no single row, and every request would have to wait.
 IS_TABLE_LOCKED = """
     SELECT EXISTS (
         SELECT FROM pg_locks
@@ -73,7 +73,7 @@ _UNREACHABLE = (
     *(DatabaseUnavailableError, SerializationConflictError, InvalidError),
     *(asyncpg.PostgresError, asyncpg.InterfaceError),
 )
-"""What may go wrong at start: anything PostgreSQL says, since nobody has asked for anything yet."""
+"""What is retried at start: any error of PostgreSQL, since no request depends on it yet."""
 
 
 _LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -87,24 +87,13 @@ class Database:
         self._settings = settings
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._waiting_for = "Connecting to PostgreSQL."
-        self._is_there = True
+        self._available = True
         self._in_use = 0
         """Connections asked for and not yet given back."""
         self._releases: set[asyncio.Task[None]] = set()
         half = max(1, settings.db_pool_max // 2)
         self._streams = asyncio.Semaphore(half)
         self._changes = asyncio.Semaphore(half)
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
-        """A connected and migrated database, for tests and scripts."""
-        database = cls(settings)
-        try:
-            await database.prepare()
-            yield database
-        finally:
-            await database.close()
 
     async def prepare(self) -> None:
         """Connect and migrate; while PostgreSQL is away, try again and again.
@@ -181,11 +170,11 @@ class Database:
             DatabaseUnavailableError: PostgreSQL is away, or no connection became free in time.
             InvalidError: A value cannot be stored.
             SerializationConflictError: Rolled back in favour of another transaction.
-            RowLockedError: Somebody holds a row for long; other rows can be written.
+            RowLockedError: Another transaction holds a row for long; other rows can be written.
         """
         if (pool := self._pool) is None:
             raise DatabaseUnavailableError(self._waiting_for)
-        with self._watched(), translated():
+        with self._tracked(), translated():
             connection = await self._acquire(pool)
             try:
                 yield connection
@@ -197,13 +186,13 @@ class Database:
                 if await connection.fetchval(IS_TABLE_LOCKED):
                     raise
                 raise RowLockedError(
-                    "Another transaction holds a lock on a row that this is about. Nothing was "
-                    "stored; ask again later."
+                    "Another transaction holds a lock on a row that this request changes. Nothing "
+                    "was stored; retry later."
                 ) from error
             except asyncpg.InterfaceError as error:
                 if not _is_gone(connection):
                     raise
-                raise ConnectionError("The connection was closed under us.") from error
+                raise ConnectionError("The connection was closed while in use.") from error
             finally:
                 self._release(pool, connection)
 
@@ -211,7 +200,7 @@ class Database:
         self._in_use += 1
         try:
             # Nearly always; a deadline costs as much as all the rest of it. One connection may be
-            # in nobody's use and not free: the pool opens it anew.
+            # unused and not free: the pool opens it anew.
             if self._in_use < self._settings.db_pool_max:
                 return await pool.acquire()
             return await pool.acquire(timeout=ACQUIRE_SECONDS)
@@ -221,12 +210,12 @@ class Database:
             if isinstance(error, TimeoutError) and is_full:
                 raise _PoolBusyError(
                     f"All {pool.get_size()} connections to PostgreSQL were busy for "
-                    f"{ACQUIRE_SECONDS:g} s. Nothing was stored; ask again later."
+                    f"{ACQUIRE_SECONDS:g} s. Nothing was stored; retry later."
                 ) from error
             raise
 
     def _release(self, pool: "asyncpg.Pool[asyncpg.Record]", connection: Connection) -> None:
-        """Give a connection back; whoever waits for the answer does not wait for that too."""
+        """Give a connection back in the background: the answer does not wait for that."""
         release = asyncio.create_task(pool.release(connection, timeout=ACQUIRE_SECONDS))
         self._releases.add(release)
         release.add_done_callback(self._released)
@@ -239,29 +228,29 @@ class Database:
             log.error("database.release_failed", error=repr(error))
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Say once that PostgreSQL is away, and once that it is back."""
+    def _tracked(self) -> Iterator[None]:
+        """Log once that PostgreSQL is away, and once that it is back."""
         try:
             yield
         except _PoolBusyError:
             raise
         except DatabaseUnavailableError as error:
-            if self._is_there:
+            if self._available:
                 log.warning("database.disconnected", reason=reason(error.__cause__ or error))
-            self._is_there = False
+            self._available = False
             metrics.DATABASE_CONNECTED.set(0)
             raise
-        if not self._is_there:
+        if not self._available:
             log.info("database.reconnected")
-            self._is_there = True
+            self._available = True
             metrics.DATABASE_CONNECTED.set(1)
 
     async def in_transaction(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-        """The result of ``work``, done in one transaction; again if that loses a race.
+        """Do ``work`` in one transaction, again after a serialization conflict; return its result.
 
         Raises:
-            DatabaseUnavailableError: PostgreSQL is away. If that happened at the commit, nobody
-                knows whether it was stored: what ``work`` does must be safe to do again.
+            DatabaseUnavailableError: PostgreSQL is away. If that happened at the commit, it is
+                unknown whether it was stored: ``work`` must be safe to repeat.
         """
 
         async def transaction(connection: Connection) -> Result:
@@ -273,8 +262,7 @@ class Database:
     async def with_retry(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """As ``in_transaction``, for work of which each statement may stand alone.
 
-        BEGIN and COMMIT are two more ways to PostgreSQL and back, which cost as much as a
-        statement.
+        BEGIN and COMMIT are two more round trips, which cost as much as a statement.
         """
         for race in range(MAX_CONFLICT_RETRIES):
             try:
@@ -292,7 +280,7 @@ class Database:
     async def changing_connection(self) -> AsyncIterator[Connection]:
         """A connection for changing a row that a caller names; at most half of all.
 
-        Who asks again and again for a row that somebody holds, leaves the others to the rest.
+        Clients that repeat a change of a locked row leave the other half to all else.
         """
         busy = "Too many rows are being changed at the same time."
         async with self._share(self._changes, busy), self.connection() as connection:
@@ -304,12 +292,12 @@ class Database:
             async with asyncio.timeout(ACQUIRE_SECONDS):
                 await share.acquire()
         except TimeoutError as error:
-            raise _PoolBusyError(f"{busy} Ask again later.") from error
+            raise _PoolBusyError(f"{busy} Nothing was changed; retry later.") from error
         try:
             yield
         finally:
             try:
-                if self._releases:  # a statement that was broken off holds its connection on
+                if self._releases:  # a cancelled statement still holds its connection
                     await asyncio.wait(self._releases)
             finally:
                 share.release()

@@ -1,4 +1,4 @@
-"""What database_service can be told."""
+"""The settings of database_service."""
 
 import ssl
 from pathlib import Path
@@ -60,7 +60,7 @@ class Settings(ServiceSettings):
     def unused(self) -> dict[str, str]:
         """Fields that another setting makes meaningless, and why."""
         if self.db_ssl_ca is not None and not self.db_ssl.startswith("verify"):
-            return {"db_ssl_ca": f"DB_SSL is {self.db_ssl}, so no certificate is looked at"}
+            return {"db_ssl_ca": f"DB_SSL is {self.db_ssl}, so no certificate is checked"}
         return {}
 
     @property

@@ -1,4 +1,4 @@
-"""PostgreSQL's errors in our words: away, not possible with that value, or lost a race."""
+"""Translates PostgreSQL's errors: unavailable, invalid value, or serialization conflict."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ AWAY = (
     asyncpg.LockNotAvailableError,
     asyncpg.InternalClientError,  # asyncpg met the end of a connection in the middle of a step
 )
-"""What ends by itself, or when a person repairs PostgreSQL; no request is to blame."""
+"""What ends by itself, or when PostgreSQL is repaired; the request is not the cause."""
 
 LOST_RACE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 """PostgreSQL rolled one of two transactions back so that the other could go on."""
@@ -33,11 +33,11 @@ UNSTORABLE = (
     asyncpg.NotNullViolationError,
     asyncpg.ProgramLimitExceededError,
 )
-"""A value that no column can hold; the contracts refuse nearly all of them before."""
+"""A value that no column can hold; the contracts reject nearly all of them before."""
 
 
 class SerializationConflictError(Exception):
-    """Another transaction was first; nothing was stored, and the whole can be done again."""
+    """Another transaction was first; nothing was stored, and the work can be repeated."""
 
 
 @contextmanager
@@ -58,7 +58,9 @@ def translated() -> Iterator[None]:
             f"PostgreSQL is unavailable ({reason(error)}). The request was not confirmed; retry it."
         ) from error
     except UNSTORABLE as error:
-        raise InvalidError("PostgreSQL cannot store one of the values; nothing was.") from error
+        raise InvalidError(
+            "PostgreSQL cannot store one of the values. Nothing was stored."
+        ) from error
 
 
 def reason(error: BaseException) -> str:

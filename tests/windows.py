@@ -47,7 +47,7 @@ TESTS: dict[int, tuple[str, ...]] = {
         "tests/integration/database_service/test_registrations.py::test_the_same_id_again_gets_the_same_answer",
     ),
     12: (
-        "tests/integration/database_service/test_outage.py::test_work_under_way_when_a_backend_is_killed_is_not_promised",
+        "tests/integration/database_service/test_outage.py::test_work_in_progress_when_a_backend_is_killed_is_not_promised",
     ),
     13: (
         "tests/integration/database_service/test_registrations.py::test_batches_that_overlap_at_the_same_time_store_each_registration_once",

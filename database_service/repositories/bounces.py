@@ -1,4 +1,4 @@
-"""Bounces: what mail servers report later, and which addresses therefore get no more mails."""
+"""Bounces: what mail servers report later, and the addresses that therefore get no mails."""
 
 from datetime import timedelta
 from types import MappingProxyType
@@ -16,17 +16,17 @@ from database_service.pool import Database
 SUPPRESSED_FOR = MappingProxyType(
     {
         Refusal.NO_SUCH_ADDRESS: None,
-        Refusal.NO_SUCH_DOMAIN: timedelta(days=30),  # forgotten to renew, or it will be somebody's
+        Refusal.NO_SUCH_DOMAIN: timedelta(days=30),  # not renewed, or soon another owner's
         Refusal.MAILBOX_FULL: timedelta(days=7),
     }
 )
-"""How long an address gets no mails after what kept one from it; None: until a person says so.
+"""How long an address gets no mails, by what a report says; None: until a person decides.
 
-Anything else says nothing of the address: a block list, a size, a server that was away.
+Anything else does not concern the address: a block list, a size, a server that was away.
 """
 
 LONGEST_RETURN_DAYS = 14
-"""A mail that comes back was sent so many days before, at most: servers give up after five."""
+"""Longest time after which a mail comes back: servers give up after five days."""
 
 
 class BounceRepository:
@@ -35,18 +35,28 @@ class BounceRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    SELECT_USER_ADDRESS = """
+        SELECT lower(email)
+          FROM users
+         WHERE lower(email) = lower($1)
+    """
+
     async def insert_bounce(self, report: BounceReport) -> BounceRecorded:
         """Record a report once, and act on it.
 
         Where it says that a mail came back, the mail is ``bounced``; where the reason lies with
         the address, that is suppressed as well. A report that names no mail of ours, because a
         server gave it an id of its own, counts if its recipient is a user: it is about the last
-        mail that was sent there. A stranger cannot fill the list.
+        mail that was sent there. Other addresses cannot fill the list.
         """
 
         async def work(connection: Connection) -> BounceRecorded:
             mail = await _select_mail(connection, report)
-            address = mail["address"] if mail else await self._user_of(connection, report)
+            address: str | None = (
+                mail["address"]
+                if mail
+                else await connection.fetchval(self.SELECT_USER_ADDRESS, report.recipient)
+            )
             is_new = address is not None and await _insert(connection, report, mail)
             if is_new and report.action is ReportAction.FAILED:
                 await _apply(connection, report, mail, address)
@@ -60,16 +70,6 @@ class BounceRepository:
             )
 
         return await self._database.in_transaction(work)
-
-    SELECT_USER_ADDRESS = """
-        SELECT lower(email)
-          FROM users
-         WHERE lower(email) = lower($1)
-    """
-
-    async def _user_of(self, connection: Connection, report: BounceReport) -> str | None:
-        address: str | None = await connection.fetchval(self.SELECT_USER_ADDRESS, report.recipient)
-        return address
 
     SELECT_SUPPRESSIONS_AFTER = """
           SELECT address, status, diagnostic, suppressed_at, reason, expires_at

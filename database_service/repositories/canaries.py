@@ -1,4 +1,4 @@
-"""Canaries: stored as any registration, seen by nobody, removed when they have come home."""
+"""Canaries: stored as any registration, never listed, removed when they have been mailed."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -8,7 +8,7 @@ from database_service.connection import Connection
 from database_service.pool import Database
 
 STALE_AFTER = timedelta(hours=1)
-"""A canary this old has nobody left who would remove it: its frontend was stopped."""
+"""Age at which a canary is removed with any other one: its frontend was stopped."""
 
 
 class CanaryRepository:
@@ -31,10 +31,10 @@ class CanaryRepository:
     """
 
     async def delete_canaries(self, canary_id: UUID) -> int:
-        """Remove one canary, and those that nobody removed; how many there were.
+        """Remove one canary, and stale ones; return how many there were.
 
-        One that is under way may come again after a crash: it is stored again, and goes when
-        it is stale.
+        One in flight may be redelivered after a crash: it is stored again, and removed when it
+        is stale.
         """
 
         async def work(connection: Connection) -> int:

@@ -1,4 +1,4 @@
-"""Dead letters that were discarded: who decided it, when and why."""
+"""Dead letters that were discarded: by which person, when and why."""
 
 from datetime import datetime
 
@@ -14,7 +14,7 @@ class DeadLetterRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # A letter that comes again after it was discarded, and is discarded again: the last word.
+    # A message that returns after it was discarded, and is discarded again: the last reason counts.
     INSERT_DISCARD = """
         INSERT INTO dead_letter_discards
                     (message_id, route, error_code, reason, discarded_by)
@@ -28,7 +28,7 @@ class DeadLetterRepository:
     """
 
     async def insert_discard(self, discard: DeadLetterDiscard) -> DiscardedDeadLetter:
-        """Keep the reason; for the same letter again, the new one."""
+        """Record the reason; for the same message again, the new one."""
         async with self._database.connection() as connection:
             discarded_at: datetime = await connection.fetchval(
                 self.INSERT_DISCARD,
@@ -51,7 +51,7 @@ class DeadLetterRepository:
     async def select_discards(
         self, before: int, limit: int
     ) -> list[tuple[int, DiscardedDeadLetter]]:
-        """Discarded letters with their numbers, below one, newest first."""
+        """Discarded messages with their numbers, below one, newest first."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(self.SELECT_DISCARDS, before, limit)
         return [_discard(row) for row in rows]

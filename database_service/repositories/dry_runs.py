@@ -1,4 +1,4 @@
-"""What storing would come to: the code that stores, in a transaction that is rolled back."""
+"""Dry runs: the code that stores, in a transaction that is rolled back."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -29,15 +29,15 @@ async def dry_run_registrations(
         transaction = connection.transaction()
         await transaction.start()
         try:
-            on_trial = RegistrationRepository(_OnTrial(connection))
-            return await on_trial.insert_registrations(registrations)
+            repository = RegistrationRepository(_DryRun(connection))
+            return await repository.insert_registrations(registrations)
         finally:
             await transaction.rollback()
 
     return await database.with_retry(work)
 
 
-class _OnTrial(Database):
+class _DryRun(Database):
     """One transaction in place of the database."""
 
     def __init__(self, connection: Connection) -> None:

@@ -35,7 +35,7 @@ class NotificationRepository:
         A mail is granted to one lease at a time. The holder asking again renews its lease and
         counts no attempt; a lease that ran out, and a mail that was deferred or is unsure, go
         to the next who asks and count one. ``sent``, ``failed`` and ``bounced`` are final and
-        answered as ``sent``, until somebody wants the mail sent again: that is one more claim.
+        answered as ``sent``, until a resend of the mail is requested: that is one more claim.
         An address on the suppression list is granted nothing.
 
         After a crash or a lost answer the sender asks again with the same lease and is told
@@ -77,10 +77,10 @@ class NotificationRepository:
     async def update_outcomes(self, outcomes: Sequence[DeliveryOutcomeOf]) -> list[OutcomeResult]:
         """Record how attempts ended; answers in their order.
 
-        The word of the lease that holds the mail counts. Said twice, it is recorded once and
-        answered alike. From a lease that ran out and passed on, only ``sent`` counts: the mail
-        server *has* taken the mail, and a record that says so beats the order of leases. What
-        such a lease says else is kept with its attempt and does not change the mail.
+        The outcome of the lease that holds the mail counts. Repeated, it is recorded once and
+        answered alike. From a lease that has passed on, only ``sent`` counts: the mail server
+        *has* accepted the mail, whichever lease it was. Any other outcome of such a lease is
+        kept with its attempt and does not change the mail.
         ``sent`` is overwritten by a report that the mail came back, and by nothing else.
         """
         results: dict[int, OutcomeResult] = {}
@@ -125,15 +125,15 @@ class NotificationRepository:
     """
 
     async def select_notification(self, notification_id: UUID) -> Notification:
-        """How a mail stands, attempt by attempt.
+        """The state of a mail, attempt by attempt.
 
         Raises:
-            NotFoundError: No sender has asked for it yet.
+            NotFoundError: No sender has claimed it yet.
         """
         async with self._database.connection() as connection:
             row = await connection.fetchrow(self.SELECT_NOTIFICATION, notification_id)
             if row is None:
-                raise NotFoundError("No sender has taken up a mail with this id (yet).")
+                raise NotFoundError("No sender has claimed a mail with this id yet.")
             attempts = await connection.fetch(self.SELECT_ATTEMPTS, row["id"])
             resends = await connection.fetch(self.SELECT_RESENDS, row["id"])
             bounces = await connection.fetch(self.SELECT_BOUNCES, row["id"])
@@ -151,7 +151,7 @@ class NotificationRepository:
 def _turns(items: Sequence[Item]) -> list[list[tuple[int, Item]]]:
     """The items with their places, split so that no turn names a message twice.
 
-    One statement cannot change a row twice, and who comes second must see what the first did.
+    One statement cannot change a row twice, and the second item must see what the first did.
     """
     turns: list[list[tuple[int, Item]]] = []
     seen: dict[UUID, int] = {}

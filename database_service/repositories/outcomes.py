@@ -1,4 +1,4 @@
-"""Outcomes: records how attempts to send ended, so that the word of the right sender counts."""
+"""Outcomes: records how attempts to send ended, so that the lease holder's outcome counts."""
 
 from collections.abc import Sequence
 from uuid import UUID

@@ -37,7 +37,7 @@ class RegistrationRepository:
         own, so of a batch with one the others may be stored although it failed.)
 
         Raises:
-            DatabaseUnavailableError: Not stored, or stored and not told: ask again.
+            DatabaseUnavailableError: Not stored, or stored and not answered: retry.
             IdReusedError: One of the ids stands for other content; nothing was stored.
             InvalidError: A value cannot be stored; nothing was.
         """
@@ -52,17 +52,19 @@ class RegistrationRepository:
         is_repeated = False
 
         async def work(connection: Connection) -> dict[UUID, StoredRegistration]:
-            # Hardly ever is a canary known. The first try does not ask; if one is, it loses
-            # the race against whoever stored it, and the second try looks.
+            # Hardly ever is a canary known. The first try does not ask; if one is, it fails with
+            # a serialization error, and the second try asks.
             nonlocal is_repeated
-            ids = [item.registration_id for item in canaries]
-            answers = await _select_answers(connection, ids) if canaries and is_repeated else {}
+            answers: dict[UUID, StoredRegistration] = {}
+            if canaries and is_repeated:
+                ids = [item.registration_id for item in canaries]
+                answers = _answers(await connection.fetch(SELECT_ANSWERS, ids))
             is_repeated = True
             failpoint("w12")
             if people:
                 answers |= await _insert_people(connection, people, digests)
             if unknown := [item for item in canaries if item.registration_id not in answers]:
-                answers |= await _insert_canaries(connection, unknown)
+                answers |= _answers(await connection.fetch(STORE_CANARIES, *_columns(unknown)))
             return answers
 
         answers = await self._database.with_retry(work)
@@ -92,8 +94,8 @@ class RegistrationRepository:
     async def select_journeys(self, registration_ids: Sequence[UUID]) -> list[Journey]:
         """How far each registration has come; one that is not stored is pending.
 
-        A suppressed mail shows as handed over: who is registered already is nobody's business.
-        So does one that came back: whoever typed an address is not told whether it exists.
+        A suppressed mail shows as handed over, so that it is not disclosed who is registered.
+        So does one that came back, so that it is not disclosed which addresses exist.
         """
         async with self._database.connection() as connection:
             rows = await connection.fetch(self.SELECT_JOURNEYS, registration_ids)
@@ -126,15 +128,15 @@ _JOURNEY = {
 def content_digest(item: RegistrationToStore) -> bytes:
     """What an id stands for: 16 bytes that follow from the id and who is registered.
 
-    Letters and digits alone count, whatever their case: a publisher that writes a space or the
-    address in another way, or a release of ours that cleans names in another way, means the
-    same person. When it happened is left out: the same message may say it anew.
+    Only alphanumeric characters count, whatever their case: a publisher that writes a space or the
+    address in another way, or a release that cleans names in another way, means the same person.
+    The time is left out: it may differ when the same message is published again.
     """
-    content = "\0".join((_letters(item.name), _letters(item.surname), item.email.lower()))
+    content = "\0".join((_alphanumeric(item.name), _alphanumeric(item.surname), item.email.lower()))
     return sha256(item.registration_id.bytes + content.encode()).digest()[:16]
 
 
-def _letters(text: str) -> str:
+def _alphanumeric(text: str) -> str:
     return "".join(filter(str.isalnum, text)).casefold()
 
 
@@ -144,8 +146,8 @@ def _check_reuse(items: Iterable[RegistrationToStore], known: Mapping[UUID, byte
         digest = known.get(item.registration_id)
         if digest is not None and digest != content_digest(item):
             raise IdReusedError(
-                f"Registration {item.registration_id} is somebody else's: its name or address "
-                "was another one. Nothing was stored; send it under an id of its own."
+                f"Registration {item.registration_id} was stored with another name or address. "
+                "Nothing was stored; send it under an id of its own."
             )
 
 
@@ -156,16 +158,10 @@ SELECT_ANSWERS = """
 """
 
 
-async def _select_answers(
-    connection: Connection, registration_ids: Sequence[UUID]
-) -> dict[UUID, StoredRegistration]:
-    return _answers(await connection.fetch(SELECT_ANSWERS, registration_ids))
-
-
-# What is known already; or somebody new. Nothing, if the address is known under another id: then
-# it takes the function. An insertion that meets a conflict uses up a user id, so it looks first;
+# What is known already; or a new user. Nothing, if the address is known under another id: then
+# the function stores it. An insertion that meets a conflict uses up a user id, so it looks first;
 # not with EXISTS, which may be planned as reading all of users.
-STORE_SOMEBODY_NEW = """
+STORE_NEW_USER = """
     WITH known AS (
              SELECT registration_id, outcome, user_id, content_digest,
                     (SELECT true FROM users WHERE users.id = registrations.user_id) IS NOT NULL
@@ -213,8 +209,8 @@ async def _insert_people(
 ) -> dict[UUID, StoredRegistration]:
     """Store registrations with distinct ids; those that are known get the answer that they got.
 
-    A single one of somebody new, as nearly all are on a quiet system, in three quarters of the
-    time.
+    A single one with a new address, as nearly all are on a quiet system, takes three quarters of
+    the time.
 
     Raises:
         asyncpg.SerializationError: An id was stored, or a user removed, just meanwhile;
@@ -226,7 +222,7 @@ async def _insert_people(
         (one,) = people
         try:
             rows = await connection.fetch(
-                STORE_SOMEBODY_NEW,
+                STORE_NEW_USER,
                 *(one.registration_id, one.name, one.surname, one.email, one.received_at),
                 digests[one.registration_id],
             )
@@ -242,17 +238,6 @@ async def _insert_people(
     if any(digest not in (digests[key], None) for key, digest in stored.items()):
         _check_reuse(people, stored)
     return _answers(rows)
-
-
-async def _insert_canaries(
-    connection: Connection, canaries: Sequence[RegistrationToStore]
-) -> dict[UUID, StoredRegistration]:
-    """Store canaries with distinct ids that seem to be unknown.
-
-    Raises:
-        asyncpg.SerializationError: One of them is known; none was stored.
-    """
-    return _answers(await connection.fetch(STORE_CANARIES, *_columns(canaries)))
 
 
 def _columns(items: Sequence[RegistrationToStore]) -> Sequence[Sequence[object]]:

@@ -1,6 +1,5 @@
 """Records of reports: what was asked for, and what became of it."""
 
-from collections.abc import Sequence
 from uuid import UUID
 
 import asyncpg
@@ -101,7 +100,7 @@ class ReportRepository:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(self.SELECT_REPORT, report_id)
         if row is None:
-            raise NotFoundError("There is no record of a report with this id.")
+            raise NotFoundError("No report has this id.")
         return _record(row)
 
     SELECT_REPORTS_AFTER = """
@@ -133,7 +132,7 @@ class ReportRepository:
             rows = await connection.fetch(
                 self.SELECT_REPORTS_AFTER, place["requested_at"], place["id"], limit
             )
-        return _records(rows)
+        return [_record(row) for row in rows]
 
     SELECT_REPORTS_FROM = """
           SELECT report_id, report_name, format, status, record_count, file_path, size_bytes,
@@ -148,11 +147,7 @@ class ReportRepository:
         """Up to ``limit`` reports, newest first, without the first ``offset``."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(self.SELECT_REPORTS_FROM, offset, limit)
-        return _records(rows)
-
-
-def _records(rows: Sequence[asyncpg.Record]) -> list[ReportRecord]:
-    return [_record(row) for row in rows]
+        return [_record(row) for row in rows]
 
 
 def _record(row: asyncpg.Record) -> ReportRecord:

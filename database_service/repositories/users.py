@@ -1,7 +1,6 @@
 """Users: one by one, page by page, and all of them as CSV."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NoReturn
@@ -19,13 +18,13 @@ REPORT_SECONDS = 3600.0
 """Longest time for one report; a slow reader holds a snapshot, which keeps dead rows alive."""
 
 
-PIECE_BYTES = 32 * 1024
+CHUNK_BYTES = 32 * 1024
 """Handed over at once. PostgreSQL sends 8 kB at a time; passed on like that, a report of
 1,000,000 users takes a third longer."""
 
 
 class ReaderGoneError(Exception):
-    """Whoever asked for the report does not read it any more."""
+    """The client no longer reads the report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +88,7 @@ class UserRepository:
         """The user with an address, whatever case it is written in.
 
         Raises:
-            NotFoundError: Nobody is registered under it.
+            NotFoundError: No user has it.
         """
         async with self._database.connection() as connection:
             return _versioned(await connection.fetchrow(self.SELECT_USER_BY_EMAIL, email))
@@ -153,10 +152,12 @@ class UserRepository:
             DuplicateEmailError: Another user has the address.
         """
         async with self._database.changing_connection() as connection:
-            with _named_constraints():
+            try:
                 row = await connection.fetchrow(
                     self.UPDATE_USER, user_id, user.name, user.surname, user.email, versions
                 )
+            except asyncpg.UniqueViolationError as error:  # of two changes at the same moment
+                raise DuplicateEmailError(TAKEN) from error
         if row is None:
             await self._raise_refused(user_id, versions)
         return _versioned(row)
@@ -181,13 +182,13 @@ class UserRepository:
             await self._raise_refused(user_id, versions)
 
     async def _raise_refused(self, user_id: int, versions: Sequence[int] | None) -> NoReturn:
-        """Say why a change found no row; raises NotFoundError if there is none at all."""
+        """Raise why a change found no row; NotFoundError if there is none at all."""
         current = await self.select_user(user_id)
         if versions is None or current.version in versions:
             raise DuplicateEmailError(TAKEN)
         raise StaleError(
-            f"It is in version {current.version} now. Get it again, look at what changed, and "
-            "repeat your change with the new ETag."
+            f"The user is in version {current.version} now. Nothing was changed. Get it again and "
+            "repeat the change with the new ETag."
         )
 
     async def copy_users(
@@ -213,7 +214,7 @@ class UserRepository:
 
         async def sink(chunk: bytes) -> None:
             gathered.extend(chunk)
-            if len(gathered) >= PIECE_BYTES:
+            if len(gathered) >= CHUNK_BYTES:
                 await hand_over()
 
         async with self._database.streaming_connection() as connection:
@@ -303,16 +304,5 @@ def _end_of(day: date | None) -> datetime | None:
 
 def _versioned(row: asyncpg.Record | None) -> VersionedUser:
     if row is None:
-        raise NotFoundError("There is no such user.")
+        raise NotFoundError("No user has this id or address.")
     return VersionedUser(user=User.model_validate(dict(row)), version=row["version"])
-
-
-@contextmanager
-def _named_constraints() -> Iterator[None]:
-    """Name what two changes at the same moment can still break; each alone is asked before."""
-    try:
-        yield
-    except asyncpg.UniqueViolationError as error:
-        if error.constraint_name == "users_email_key":
-            raise DuplicateEmailError(TAKEN) from error
-        raise

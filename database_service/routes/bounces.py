@@ -1,5 +1,7 @@
 """Bounces over HTTP, and the addresses that get no more mails."""
 
+from operator import attrgetter
+
 import structlog
 from aiohttp import web
 
@@ -15,7 +17,7 @@ from common.contracts.rules import EmailAddress
 from common.errors import DatabaseUnavailableError, NotFoundError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.bounces import BounceRepository
-from database_service.routes.paging import following, links
+from database_service.routes.paging import cut, links, next_page
 
 log = structlog.get_logger()
 
@@ -51,10 +53,10 @@ async def list_suppressions(request: web.Request, *, query: SuppressionQuery) ->
     """Addresses that get no more mails, in their own order."""
     limit = query.limit
     found = await request.app[BOUNCES].select_suppressions_after(query.after, limit + 1)
-    next_after = found[limit - 1].address if len(found) > limit else None
+    addresses, next_after = cut(found, limit, attrgetter("address"))
     return answer(
-        SuppressedAddresses(addresses=found[:limit], next_after=next_after),
-        headers=links(request, following(next_after, limit)),
+        SuppressedAddresses(addresses=addresses, next_after=next_after),
+        headers=links(request, next_page(next_after, limit)),
     )
 
 

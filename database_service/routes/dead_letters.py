@@ -1,4 +1,6 @@
-"""Dead letters over HTTP: what storing one would come to, and those that were discarded."""
+"""Dead letters over HTTP: dry runs of storing them, and those that were discarded."""
+
+from operator import itemgetter
 
 from aiohttp import web
 
@@ -17,13 +19,11 @@ from common.http.api import Api, answer
 from database_service.pool import Database
 from database_service.repositories.dead_letters import DeadLetterRepository
 from database_service.repositories.dry_runs import dry_run_registrations
-from database_service.routes.paging import links
+from database_service.routes.paging import cut, links
+from database_service.routes.registrations import MAX_BULK_BYTES
 
 DEAD_LETTERS = web.AppKey("dead_letters", DeadLetterRepository)
 DRY_RUNS = web.AppKey("dry_runs", Database)
-
-MAX_BULK_BYTES = 8 * 1024 * 1024
-"""As for the bulk store that is tried."""
 
 api = Api()
 
@@ -38,7 +38,7 @@ api = Api()
 async def dry_run_storing(
     request: web.Request, *, body: RegistrationsToStore
 ) -> web.StreamResponse:
-    """Say what storing registrations would come to; everything is rolled back."""
+    """Answer what storing registrations would result in; everything is rolled back."""
     tried = await dry_run_registrations(request.app[DRY_RUNS], body.registrations)
     return answer(
         DryRunRegistrations(
@@ -57,7 +57,7 @@ async def dry_run_storing(
     raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def record_discard(request: web.Request, *, body: DeadLetterDiscard) -> web.StreamResponse:
-    """Keep why a dead letter was discarded; of the same letter again, the new reason."""
+    """Record why a dead letter was discarded; for the same message again, the new reason."""
     return answer(await request.app[DEAD_LETTERS].insert_discard(body))
 
 
@@ -71,8 +71,7 @@ async def list_discards(request: web.Request, *, query: DiscardQuery) -> web.Str
     """A page of discarded dead letters, newest first."""
     before, limit = query.before or MAX_BIGINT, query.limit
     found = await request.app[DEAD_LETTERS].select_discards(before, limit + 1)
-    page, has_more = found[:limit], len(found) > limit
-    next_before = page[-1][0] if has_more else None
+    page, next_before = cut(found, limit, itemgetter(0))
     relations = {"next": {"before": next_before, "limit": limit}} if next_before else {}
     return answer(
         DiscardedDeadLetters(discards=[discard for _, discard in page], next_before=next_before),

@@ -1,4 +1,4 @@
-"""The ledger over HTTP: how far the stream was read, what was found there, what is missing."""
+"""The ledger over HTTP: how far the stream was read, its entries, and what is missing."""
 
 from aiohttp import web
 
@@ -46,7 +46,7 @@ async def get_position(request: web.Request, *, query: PositionQuery) -> web.Str
 async def add_entries(request: web.Request, *, body: LedgerBatch) -> web.StreamResponse:
     """Write what was read of a stream, unless another reader was first.
 
-    Written whole or not at all. Without an answer nobody knows: ask for the position.
+    Written whole or not at all. Without an answer it is unknown which: get the position.
     """
     return answer(await request.app[LEDGER].insert_entries(body))
 
@@ -74,7 +74,7 @@ async def reconcile_entries(
 async def add_unpromised(
     request: web.Request, *, body: UnpromisedPublications
 ) -> web.StreamResponse:
-    """Keep what was published and answered with 503; the same again changes nothing."""
+    """Record what was published and answered with 503; the same again changes nothing."""
     recorded = await request.app[LEDGER].insert_unpromised(body)
     return answer(UnpromisedRecorded(recorded=recorded))
 
@@ -86,6 +86,6 @@ async def add_unpromised(
     raises=(DatabaseUnavailableError,),
 )
 async def acknowledge(request: web.Request, *, body: AcknowledgeIncidents) -> web.StreamResponse:
-    """Keep who has taken note of all open incidents, and why they are no longer red."""
+    """Acknowledge all open incidents, with a name and a reason."""
     closed = await request.app[LEDGER].acknowledge_incidents(body)
     return answer(Acknowledged(acknowledged=closed))

@@ -1,4 +1,4 @@
-"""Notifications over HTTP: claims, outcomes, and how a mail stands."""
+"""Notifications over HTTP: claims, outcomes, and the state of a mail."""
 
 from uuid import UUID
 
@@ -66,7 +66,7 @@ async def suppress_mail(request: web.Request, *, body: SuppressedMail) -> web.St
     raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def record_outcomes(request: web.Request, *, body: DeliveryOutcomes) -> web.StreamResponse:
-    """Say how attempts to send ended."""
+    """Record how attempts to send ended."""
     results = await request.app[NOTIFICATIONS].update_outcomes(body.outcomes)
     return answer(OutcomeResults(results=results))
 
@@ -81,7 +81,7 @@ async def record_outcomes(request: web.Request, *, body: DeliveryOutcomes) -> we
 async def record_outcome(
     request: web.Request, *, path: NotificationPath, body: DeliveryOutcome
 ) -> web.StreamResponse:
-    """Say how one attempt to send ended."""
+    """Record how one attempt to send ended."""
     outcome = DeliveryOutcomeOf(message_id=path.notification_id, **body.model_dump(by_alias=False))
     repository = request.app[NOTIFICATIONS]
     (result,) = await repository.update_outcomes([outcome])
@@ -97,5 +97,5 @@ async def record_outcome(
     raises=(DatabaseUnavailableError, NotFoundError),
 )
 async def get_notification(request: web.Request, *, path: NotificationPath) -> web.StreamResponse:
-    """How a mail stands, attempt by attempt."""
+    """The state of a mail, attempt by attempt."""
     return answer(await request.app[NOTIFICATIONS].select_notification(path.notification_id))

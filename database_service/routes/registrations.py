@@ -42,8 +42,8 @@ async def store_registrations(
 ) -> web.StreamResponse:
     """Store registrations, each id once; the same id again gets the same answer.
 
-    Stored whole or not at all. Without an answer nobody knows: ask again. With `id_reused` an id
-    of the request stands for somebody else; send each alone to see which.
+    Stored whole or not at all. Without an answer it is unknown which: retry. With `id_reused` an
+    id of the request was stored with another name or address; send each alone to see which.
     """
     results = await request.app[REGISTRATIONS].insert_registrations(body.registrations)
     return answer(StoredRegistrations(results=results))

@@ -1,5 +1,6 @@
 """Records of reports over HTTP."""
 
+from operator import attrgetter
 from uuid import UUID
 
 from aiohttp import web
@@ -15,7 +16,7 @@ from common.contracts.reports import (
 from common.errors import DatabaseUnavailableError, NotFoundError, RowLockedError
 from common.http.api import Api, answer
 from database_service.repositories.reports import ReportRepository
-from database_service.routes.paging import following, links, numbered
+from database_service.routes.paging import select_page
 
 REPORTS = web.AppKey("reports", ReportRepository)
 
@@ -74,17 +75,11 @@ async def get_report(request: web.Request, *, path: ReportPath) -> web.StreamRes
 )
 async def list_reports(request: web.Request, *, query: ReportListQuery) -> web.StreamResponse:
     """A page of reports, newest first; ``after`` wins over ``page``."""
-    repository, limit, page = request.app[REPORTS], query.limit, query.page or 1
-    if query.after is not None:
-        records = await repository.select_reports_after(query.after, limit + 1)
-    else:
-        records = await repository.select_reports_from((page - 1) * limit, limit + 1)
-    records, has_more = records[:limit], len(records) > limit
-    next_after = records[-1].report_id if has_more else None
-    by_number = query.page is not None and query.after is None
-    relations = (
-        numbered(page, limit, has_more=has_more) if by_number else following(next_after, limit)
+    reports, next_after, headers = await select_page(
+        request,
+        query,
+        by_id=request.app[REPORTS].select_reports_after,
+        by_offset=request.app[REPORTS].select_reports_from,
+        id_of=attrgetter("report_id"),
     )
-    return answer(
-        ReportList(reports=records, next_after=next_after), headers=links(request, relations)
-    )
+    return answer(ReportList(reports=reports, next_after=next_after), headers=headers)

@@ -27,7 +27,7 @@ api = Api()
 async def list_notifications(
     request: web.Request, *, query: NotificationQuery
 ) -> web.StreamResponse:
-    """Mails that came to stand as they do on one day, oldest first."""
+    """Mails that got their status on one day, oldest first."""
     found, next_after = await request.app[RESENDS].select_notifications(query)
     chosen = query.model_dump(
         mode="json", exclude_none=True, include={"day", "status", "template", "limit"}
@@ -46,5 +46,5 @@ async def list_notifications(
     raises=(DatabaseUnavailableError, RowLockedError),
 )
 async def mark_resends(request: web.Request, *, body: ResendMark) -> web.StreamResponse:
-    """Open mails for one more claim each; whoever asks must then request them again."""
+    """Open mails for one more claim each; the client must then request them again."""
     return answer(ResendMarks(results=await request.app[RESENDS].mark_resends(body)))

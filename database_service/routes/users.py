@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from operator import attrgetter
 
 import structlog
 from aiohttp import ETag, hdrs, web
@@ -19,14 +20,14 @@ from common.errors import (
 )
 from common.http.api import Api, answer
 from database_service.repositories.users import ReaderGoneError, UserRepository, VersionedUser
-from database_service.routes.paging import following, links, numbered
+from database_service.routes.paging import select_page
 
 log = structlog.get_logger()
 
 USERS = web.AppKey("users", UserRepository)
 
 SLOW_READER_SECONDS = 60.0
-"""Longest time that a reader of a report may take for one piece of it."""
+"""Longest time that a reader of a report may take for one chunk of it."""
 
 IF_MATCH = {"If-Match": "Change only this version: the ETag of an earlier answer."}
 
@@ -65,19 +66,14 @@ async def create_user(request: web.Request, *, body: UserRequest) -> web.StreamR
 )
 async def list_users(request: web.Request, *, query: UserListQuery) -> web.StreamResponse:
     """A page of users by id; ``after`` wins over ``page``."""
-    repository, limit = request.app[USERS], query.limit
-    by_number = query.page is not None and query.after is None
-    page = query.page or 1
-    if by_number:
-        users = await repository.select_users_from((page - 1) * limit, limit + 1)
-    else:
-        users = await repository.select_users_after(query.after or 0, limit + 1)
-    users, has_more = users[:limit], len(users) > limit
-    next_after = users[-1].id if has_more else None
-    relations = (
-        numbered(page, limit, has_more=has_more) if by_number else following(next_after, limit)
+    users, next_after, headers = await select_page(
+        request,
+        query,
+        by_id=request.app[USERS].select_users_after,
+        by_offset=request.app[USERS].select_users_from,
+        id_of=attrgetter("id"),
     )
-    return answer(UserList(users=users, next_after=next_after), headers=links(request, relations))
+    return answer(UserList(users=users, next_after=next_after), headers=headers)
 
 
 @api.get(
@@ -104,11 +100,11 @@ async def stream_report(request: web.Request, *, query: UserReportQuery) -> web.
             headings = query.delimiter.join(column.heading for column in query.column_list)
             await response.write(headings.encode() + b"\n")
 
-    async def write(piece: bytes) -> None:
+    async def write(chunk: bytes) -> None:
         async with asyncio.timeout(SLOW_READER_SECONDS):
             if not response.prepared:  # only now: an error before is a problem document
                 await start()
-            await response.write(piece)
+            await response.write(chunk)
 
     try:
         await request.app[USERS].copy_users(query, write)

@@ -19,6 +19,7 @@ from common.contracts.notifications import (
 )
 from common.contracts.registrations import RegistrationToStore
 from database_service.app import build_app
+from database_service.pool import Database
 from database_service.repositories.notifications import NotificationRepository
 from database_service.settings import Settings
 from tests.services import listening
@@ -93,6 +94,17 @@ async def recorded(
 ) -> bool:
     (result,) = await repository.update_outcomes([an_outcome(claim, status)])
     return result.recorded
+
+
+@asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Database]:
+    """A connected and migrated database."""
+    database = Database(settings)
+    try:
+        await database.prepare()
+        yield database
+    finally:
+        await database.close()
 
 
 @asynccontextmanager

@@ -12,13 +12,13 @@ from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.reports import ReportRepository
 from database_service.repositories.users import UserRepository
-from tests.integration.database_service.builders import eventually, serving, settings_for
+from tests.integration.database_service.builders import connected, eventually, serving, settings_for
 
 
 @pytest.fixture
 async def database(database_dsn: str) -> AsyncIterator[Database]:
     """Connected and migrated."""
-    async with Database.open(settings_for(database_dsn)) as database:
+    async with connected(settings_for(database_dsn)) as database:
         yield database
 
 

@@ -89,7 +89,7 @@ async def test_a_mail_that_came_back_is_bounced_and_its_address_gets_no_more(
     assert held_back.reason == "The address is on the suppression list."
 
 
-async def test_a_mail_under_way_to_that_address_is_held_back_too(
+async def test_a_mail_in_progress_to_that_address_is_suppressed_too(
     notifications: NotificationRepository, bounces: BounceRepository
 ) -> None:
     sent = await a_sent_mail(notifications)
@@ -212,11 +212,11 @@ async def test_without_a_mail_a_user_is_suppressed_and_a_stranger_is_not(
     user = (await users.insert_user(UserRequest(name="A", surname="B", email=an_address()))).user
 
     of_user = await bounces.insert_bounce(a_report(recipient=user.email.upper()))
-    of_stranger = await bounces.insert_bounce(a_report(recipient=an_address()))
+    of_unknown = await bounces.insert_bounce(a_report(recipient=an_address()))
     of_unknown_mail = await bounces.insert_bounce(a_report(uuid4()))
 
     assert (of_user.is_known, of_user.suppressed) == (True, True)
-    assert (of_stranger.is_known, of_stranger.suppressed) == (False, False)
+    assert (of_unknown.is_known, of_unknown.suppressed) == (False, False)
     assert (of_unknown_mail.is_known, of_unknown_mail.suppressed) == (False, False)
     assert await sql.fetchval("SELECT count(*) FROM notification_bounces") == 1
     assert await sql.fetchval("SELECT array_agg(address) FROM suppressed_addresses") == [user.email]

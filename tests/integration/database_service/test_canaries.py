@@ -94,8 +94,8 @@ async def test_nobody_ever_sees_its_user(
     assert await users.select_users_after(before.user.id, 10) == []
     report = bytearray()
 
-    async def write(piece: bytes) -> None:
-        report.extend(piece)
+    async def write(chunk: bytes) -> None:
+        report.extend(chunk)
 
     await users.copy_users(UserReportQuery(), write)
     assert before.user.email.encode() in report

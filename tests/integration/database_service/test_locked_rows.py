@@ -14,12 +14,12 @@ from common.contracts.registrations import Outcome, RegistrationToStore
 from common.database_client.client import DatabaseClient
 from common.errors import DatabaseServiceUnavailableError, RowLockedError
 from database_service import pool
-from database_service.pool import Database
 from tests.integration.database_service.builders import (
     a_claim,
     a_registration,
     an_address,
     an_outcome,
+    connected,
     eventually,
     serving,
     settings_for,
@@ -72,7 +72,7 @@ async def test_a_lock_is_waited_for_longer_than_a_deadlock_and_not_as_long_as_a_
     database_dsn: str,
 ) -> None:
     async with (
-        Database.open(settings_for(database_dsn, pool_max=2)) as database,
+        connected(settings_for(database_dsn, pool_max=2)) as database,
         database.connection() as one,
         database.connection() as other,  # one of them has migrated, and waited without end
     ):

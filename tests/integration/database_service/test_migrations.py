@@ -19,7 +19,7 @@ from database_service.migrations import (
     read_migrations,
 )
 from database_service.pool import Database
-from tests.integration.database_service.builders import settings_for
+from tests.integration.database_service.builders import connected, settings_for
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
@@ -182,7 +182,7 @@ async def test_every_session_waits_for_the_disk(database: Database) -> None:
 async def test_the_service_ends_with_a_plain_word_when_a_migration_was_changed(
     database_dsn: str, tmp_path: Path
 ) -> None:
-    async with Database.open(settings_for(database_dsn)):
+    async with connected(settings_for(database_dsn)):
         pass
     connection = await asyncpg.connect(database_dsn)
     await connection.execute("UPDATE schema_migrations SET checksum = 'other' WHERE number = 2")

@@ -22,7 +22,6 @@ from common.contracts.notifications import (
 from common.contracts.users import UserRequest
 from common.database_client.client import DatabaseClient
 from common.errors import NotFoundError
-from database_service.pool import Database
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.users import UserRepository
@@ -32,6 +31,7 @@ from tests.integration.database_service.builders import (
     an_address,
     an_outcome,
     claimed,
+    connected,
     eventually,
     recorded,
     settings_for,
@@ -60,18 +60,18 @@ async def user_id(users: UserRepository) -> int:
 Result = TypeVar("Result")
 
 
-class Line(Protocol):
+class Queue(Protocol):
     """Starts work and returns when it waits behind the work started before."""
 
     async def __call__(self, work: Coroutine[None, None, Result]) -> asyncio.Task[Result]: ...
 
 
 @asynccontextmanager
-async def waiting_in_line(sql: asyncpg.Connection, message_id: UUID) -> AsyncIterator[Line]:
+async def waiting_in_a_queue(sql: asyncpg.Connection, message_id: UUID) -> AsyncIterator[Queue]:
     """Hold a mail's row, so that all that is started inside waits; then let them go in turn."""
     started = []
 
-    async def line(work: Coroutine[None, None, Result]) -> asyncio.Task[Result]:
+    async def enqueue(work: Coroutine[None, None, Result]) -> asyncio.Task[Result]:
         started.append(task := asyncio.create_task(work))
 
         async def waits() -> bool:
@@ -85,7 +85,7 @@ async def waiting_in_line(sql: asyncpg.Connection, message_id: UUID) -> AsyncIte
         await sql.execute(
             "SELECT FROM notification_logs WHERE message_id = $1 FOR UPDATE", message_id
         )
-        yield line
+        yield enqueue
 
 
 async def attempts(
@@ -190,7 +190,7 @@ async def test_of_many_senders_at_the_same_time_one_is_granted(
     messages = [uuid4() for _ in range(40)]
     first = [a_claim(message) for message in messages]
     settings = settings_for(database_dsn, pool_min=8)  # connected, so that they really collide
-    async with Database.open(settings) as one, Database.open(settings) as other:
+    async with connected(settings) as one, connected(settings) as other:
         repositories = [NotificationRepository(one), NotificationRepository(other)]
         if before != "unknown":
             await claimed(repositories[0], *first)
@@ -223,8 +223,10 @@ async def test_claims_that_waited_for_each_other_see_what_the_first_did(
     await claimed(notifications, first)
     await run_out(first.message_id)
 
-    async with waiting_in_line(sql, first.message_id) as line:
-        rivals = [await line(claimed(notifications, a_claim(first.message_id))) for _ in range(3)]
+    async with waiting_in_a_queue(sql, first.message_id) as enqueue:
+        rivals = [
+            await enqueue(claimed(notifications, a_claim(first.message_id))) for _ in range(3)
+        ]
 
     assert await asyncio.gather(*rivals) == [[Claim.GRANTED], [Claim.BUSY], [Claim.BUSY]]
     assert len(await attempts(notifications, first.message_id)) == 2
@@ -340,14 +342,14 @@ async def test_without_a_user_the_address_decides(
     notifications: NotificationRepository, users: UserRepository, user_id: int
 ) -> None:
     address = (await users.select_user(user_id)).user.email
-    stranger = an_address()
+    unknown = an_address()
 
     assert await claimed(
         notifications,
         telling(None, recipient=address.upper()),
         telling(user_id, recipient=address),
-        telling(None, recipient=stranger),
-        telling(None, recipient=stranger),
+        telling(None, recipient=unknown),
+        telling(None, recipient=unknown),
     ) == [Claim.GRANTED, Claim.SUPPRESSED, Claim.GRANTED, Claim.GRANTED]
 
 
@@ -482,9 +484,9 @@ async def test_sent_is_not_overwritten_by_a_word_that_came_at_the_same_moment(
     holder = a_claim(late.message_id)
     await claimed(notifications, holder)
 
-    async with waiting_in_line(sql, late.message_id) as line:
-        sent = await line(recorded(notifications, late, DeliveryStatus.SENT))
-        deferred = await line(recorded(notifications, holder, DeliveryStatus.DEFERRED))
+    async with waiting_in_a_queue(sql, late.message_id) as enqueue:
+        sent = await enqueue(recorded(notifications, late, DeliveryStatus.SENT))
+        deferred = await enqueue(recorded(notifications, holder, DeliveryStatus.DEFERRED))
 
     assert await sent
     assert not await deferred

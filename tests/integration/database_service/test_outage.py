@@ -17,6 +17,7 @@ from database_service.repositories.registrations import RegistrationRepository
 from tests.backends import TestPostgres
 from tests.integration.database_service.builders import (
     a_registration,
+    connected,
     eventually,
     serving,
     settings_for,
@@ -111,7 +112,7 @@ async def test_readiness_says_that_migrations_are_pending(database_dsn: str) -> 
         await eventually(lambda: answers(client))
 
 
-async def test_work_under_way_when_a_backend_is_killed_is_not_promised(
+async def test_work_in_progress_when_a_backend_is_killed_is_not_promised(
     database: Database, sql: asyncpg.Connection
 ) -> None:
     repository = RegistrationRepository(database)
@@ -195,7 +196,7 @@ async def test_whatever_goes_wrong_at_the_start_it_is_tried_again(
 
     monkeypatch.setattr(pool, "migrate", refuse_once)
 
-    async with Database.open(settings_for(database_dsn)) as database:
+    async with connected(settings_for(database_dsn)) as database:
         await database.check()
 
 
@@ -219,7 +220,7 @@ async def test_a_busy_pool_is_said_to_be_busy_and_not_lost(
     database_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "ACQUIRE_SECONDS", 0.3)
-    async with Database.open(settings_for(database_dsn, pool_max=2)) as database:
+    async with connected(settings_for(database_dsn, pool_max=2)) as database:
         with capture_logs() as events:
             async with database.connection(), database.connection():
                 with pytest.raises(DatabaseUnavailableError, match="were busy"):
@@ -244,7 +245,7 @@ async def test_a_connection_comes_back_however_it_was_used(
 
     None counts as free that is in use: whoever finds all busy is told so, and does not wait on.
     """
-    async with Database.open(settings_for(database_dsn, pool_max=2)) as database:
+    async with connected(settings_for(database_dsn, pool_max=2)) as database:
 
         async def use(statement: str, seconds: float | None = None) -> None:
             async with database.connection() as connection:

@@ -28,6 +28,7 @@ from tests.integration.database_service.builders import (
     a_claim,
     a_registration,
     an_outcome,
+    connected,
     settings_for,
 )
 
@@ -53,7 +54,7 @@ FILL = """
 
 BULK = {
     "known registrations": registrations.SELECT_ANSWERS,
-    "somebody new": registrations.STORE_SOMEBODY_NEW,
+    "new user": registrations.STORE_NEW_USER,
     "journey": RegistrationRepository.SELECT_JOURNEYS,
     "new claims": claims.INSERT_CLAIMS,
     "known claims": claims.UPDATE_CLAIMS,
@@ -134,7 +135,7 @@ def _guesses(node: dict[str, Any]) -> Iterator[str]:
 async def test_plans_made_for_empty_tables_serve_full_ones(
     database_dsn: str, sql: asyncpg.Connection
 ) -> None:
-    async with Database.open(settings_for(database_dsn, pool_max=2)) as database:
+    async with connected(settings_for(database_dsn, pool_max=2)) as database:
         registrations = RegistrationRepository(database)
         notifications = NotificationRepository(database)
         for table in await _rows_read(sql):  # an ANALYZE by chance would have plans made anew

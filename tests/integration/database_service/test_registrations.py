@@ -21,7 +21,6 @@ from common.contracts.registrations import (
 )
 from common.contracts.users import UserRequest
 from common.errors import IdReusedError, InvalidError
-from database_service.pool import Database
 from database_service.repositories.notifications import NotificationRepository
 from database_service.repositories.registrations import RegistrationRepository
 from database_service.repositories.users import UserRepository
@@ -30,6 +29,7 @@ from tests.integration.database_service.builders import (
     a_registration,
     an_address,
     claimed,
+    connected,
     recorded,
     settings_for,
 )
@@ -263,7 +263,7 @@ async def test_batches_that_overlap_at_the_same_time_store_each_registration_onc
     work = [chance.sample(items, chance.randint(1, largest)) for _ in range(160)]
 
     settings = settings_for(database_dsn, pool_min=4, pool_max=4)
-    async with Database.open(settings) as one, Database.open(settings) as other:
+    async with connected(settings) as one, connected(settings) as other:
         repositories = [RegistrationRepository(one), RegistrationRepository(other)]
         results = await asyncio.gather(
             *(

@@ -76,7 +76,7 @@ async def test_an_undelivered_mail_is_opened_for_one_claim(
     )
 
 
-async def test_a_mail_that_failed_again_is_not_sent_a_third_time(
+async def test_a_mail_that_fails_once_more_is_not_sent_a_third_time(
     notifications: NotificationRepository, resends: ResendRepository
 ) -> None:
     message_id = await a_mail(notifications, DeliveryStatus.FAILED)

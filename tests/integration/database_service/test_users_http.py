@@ -197,7 +197,7 @@ async def test_pages_by_keyset_hold_every_user_once(client: ClientSession) -> No
     assert pages == 3
 
 
-async def test_pages_by_number_name_their_neighbours(client: ClientSession) -> None:
+async def test_pages_by_number_name_the_pages_beside_them(client: ClientSession) -> None:
     created = [await create(client) for _ in range(5)]
 
     async def page(number: int) -> tuple[list[dict[str, Any]], dict[str, str]]:

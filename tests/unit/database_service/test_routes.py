@@ -1,7 +1,7 @@
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from database_service.routes.paging import following, links, numbered
+from database_service.routes.paging import links, next_page, numbered
 from database_service.routes.users import wanted_versions
 
 
@@ -28,13 +28,13 @@ def test_if_match_names_versions(header: str | None, versions: list[int] | None)
 def test_links_keep_the_path_and_name_the_page() -> None:
     request = make_mocked_request("GET", "/api/users?after=3&limit=2")
 
-    header = links(request, following(5, 2))
+    header = links(request, next_page(5, 2))
 
     assert header == {"Link": '</api/users?after=5&limit=2>; rel="next"'}
 
 
 def test_a_last_page_has_no_link() -> None:
-    assert links(make_mocked_request("GET", "/api/users"), following(None, 2)) == {}
+    assert links(make_mocked_request("GET", "/api/users"), next_page(None, 2)) == {}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_last_page_has_no_link() -> None:
         (3, False, {"first": 1, "prev": 2}),
     ],
 )
-def test_a_numbered_page_knows_its_neighbours(
+def test_a_numbered_page_knows_the_pages_beside_it(
     page: int,
     has_more: bool,  # noqa: FBT001
     relations: dict[str, int],
