@@ -57,21 +57,14 @@ async def store_registration(
     from the registration's, so the sender recognises the request.
 
     Raises:
-        IdReusedError: The id was somebody else's before.
+        IdReusedError: The id was used for another person before.
     """
     failpoint("w10")
     data = registration.data
-    # Constructed, not validated: the contract has just been asked the same.
-    item = RegistrationToStore.model_construct(
-        registration_id=registration.id,
-        name=data.name,
-        surname=data.surname,
-        email=data.email,
-        received_at=data.timestamp or registration.published_at or datetime.now(UTC),
-    )
+    item = to_store(registration)
     stored = await registrations.store(item)
     while not stored.user_exists and registration.is_id_derived:
-        # The same bytes, without an id, after the user was deleted: somebody registers again.
+        # The same bytes, without an id, after the user was deleted: a new registration.
         # The id follows from the deleted user's, so a repetition of this has it, too.
         again = uuid5(item.registration_id, str(stored.user_id))
         item = item.model_copy(update={"registration_id": again})
@@ -102,3 +95,15 @@ async def store_registration(
     )
     failpoint("w16")
     log.info("registration.stored", outcome=stored.outcome, user_id=stored.user_id)
+
+
+def to_store(registration: Envelope[RegistrationSubmitted]) -> RegistrationToStore:
+    """The row of a registration, not validated again: its contract has the same rules."""
+    data = registration.data
+    return RegistrationToStore.model_construct(
+        registration_id=registration.id,
+        name=data.name,
+        surname=data.surname,
+        email=data.email,
+        received_at=data.timestamp or registration.published_at or datetime.now(UTC),
+    )

@@ -13,7 +13,12 @@ from uuid import UUID
 
 import structlog
 
-from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue, LockedQueue
+from common.amqp.dead_letter_queue import (
+    MAX_MESSAGES,
+    DeadLetter,
+    DeadLetterQueue,
+    LockedQueue,
+)
 from common.amqp.message import MAX_BODY_BYTES
 from common.contracts.base import Contract
 from common.contracts.dead_letters import (
@@ -137,16 +142,27 @@ class DeadLetterAdmin:
 
     @asynccontextmanager
     async def _locked(self, message_id: UUID) -> AsyncIterator[tuple[LockedQueue, DeadLetter]]:
-        """Lock the queue that has a message, and find that message in it.
+        """Lock the queue that has a message, as far as that message, whose body alone is kept.
+
+        First among the oldest, which are those that a page shows; only then among all.
 
         Raises:
             NotFoundError: No queue has it.
         """
+
+        def is_it(message: DeadLetter) -> bool:
+            return message.id == message_id
+
         for queue in self._queues:
-            async with _up_to(queue, message_id) as held:
-                for message in held.messages:
-                    yield held, message
-                    return
+            for limit in (FIRST_READ, MAX_MESSAGES):
+                async with queue.held(
+                    lambda message: is_it(message) or None, until=is_it, limit=limit
+                ) as held:
+                    for message in held.messages:
+                        yield held, message
+                        return
+                if held.read_count >= held.ready:
+                    break
         raise _not_found(message_id)
 
     async def discard(self, message_id: UUID, request: DiscardRequest) -> DiscardedDeadLetter:
@@ -311,27 +327,6 @@ def _view(message: DeadLetter, *, unmask: bool) -> DeadLetterView:
         body=body,
         unmasked=unmask and message.has_body,
     )
-
-
-@asynccontextmanager
-async def _up_to(queue: DeadLetterQueue, message_id: UUID) -> AsyncIterator[LockedQueue]:
-    """Lock a queue as far as a message, and keep that one alone.
-
-    First among the oldest, which are those that a page shows; only then among all.
-    """
-
-    def is_it(message: DeadLetter) -> bool:
-        return message.id == message_id
-
-    def wanted(message: DeadLetter) -> bool | None:
-        return True if is_it(message) else None
-
-    async with queue.held(wanted, until=is_it, limit=FIRST_READ) as held:
-        if held.messages or held.read_count >= held.ready:
-            yield held
-            return
-    async with queue.held(wanted, until=is_it) as held:
-        yield held
 
 
 def _contract_of(message: DeadLetter) -> type[Contract]:

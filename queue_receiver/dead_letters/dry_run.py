@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, cast
 
 from common.amqp.dead_letter_queue import DeadLetter, DeadLetterQueue
 from common.amqp.message import Envelope, read
@@ -18,6 +17,7 @@ from common.contracts.dead_letters import (
 )
 from common.contracts.registrations import RegistrationSubmitted, RegistrationToStore
 from common.errors import IdReusedError, InvalidError, PermanentError, UserStreamError
+from queue_receiver.handlers import to_store
 
 
 class Store(Protocol):
@@ -41,7 +41,7 @@ async def dry_run(
     messages, left_out = await _select(request, queues)
     results = {id(message): _parse(message) for message in messages}
     registrations = {
-        key: _to_store(result)
+        key: to_store(cast("Envelope[RegistrationSubmitted]", result))
         for key, result in results.items()
         if isinstance(result, Envelope) and isinstance(result.data, RegistrationSubmitted)
     }
@@ -93,19 +93,6 @@ def _parse(message: DeadLetter) -> Envelope[Contract] | UserStreamError:
         return replace(envelope, id=message.id_when_sent_back())
     except PermanentError as error:
         return error
-
-
-def _to_store(envelope: Envelope[Contract]) -> RegistrationToStore:
-    data = envelope.data
-    if not isinstance(data, RegistrationSubmitted):
-        raise TypeError("not a registration")
-    return RegistrationToStore(
-        registration_id=envelope.id,
-        name=data.name,
-        surname=data.surname,
-        email=data.email,
-        received_at=data.timestamp or envelope.published_at or datetime.now(UTC),
-    )
 
 
 def _as_result(

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
-from uuid import UUID
 
 import structlog
 
@@ -43,17 +42,6 @@ BATCH = 100
 
 OLDEST_CLAIM = timedelta(days=8)
 """An older timestamp is not trusted: the stream keeps nothing so old."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What the ledger keeps of a message; nothing of its body."""
-
-    offset: int
-    id: UUID
-    accepted_at: datetime
-    span: str = ""
-    """Of its trace context; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +99,7 @@ class LedgerStore(Protocol):
 class _Chunk:
     """What was read at a time."""
 
-    messages: list[Message]
+    entries: list[LedgerEntry]
     truncated: int = 0
     restarted: bool = False
     known_up_to: int = 0
@@ -150,7 +138,7 @@ async def read_new_entries(
     left = most
     while left > 0:
         chunk = await _read_chunk(stream, position, throttled=throttled)
-        if not chunk.messages:
+        if not chunk.entries:
             if chunk.restarted and is_empty:
                 log.error("ledger.restarted", was_at=position.next_offset, begins_at=0)
                 position = await store.insert_ledger_entries(_empty(position))
@@ -159,8 +147,8 @@ async def read_new_entries(
         chunk = replace(chunk, known_up_to=known_up_to)
         position = await _write(store, chunk, position, throttled=throttled)
         checkpoint.save(position)
-        left -= len(chunk.messages)
-        if position.advanced and len(chunk.messages) < CHUNK - 1:
+        left -= len(chunk.entries)
+        if position.advanced and len(chunk.entries) < CHUNK - 1:
             return Progress(position.next_offset, caught_up=True)
         if throttled and not position.advanced:
             return Progress(position.next_offset, caught_up=False)
@@ -173,8 +161,8 @@ async def _known_up_to(stream: Stream, position: LedgerPosition, checkpoint: Che
     if before is None:
         return 0
     last = before.next_offset - 1
-    messages = await stream.read(STREAM, last, _message, limit=1)
-    if [(one.offset, one.id) for one in messages] != [(last, before.last_id)]:
+    entries = await stream.read(STREAM, last, _entry, limit=1)
+    if [(one.stream_offset, one.registration_id) for one in entries] != [(last, before.last_id)]:
         return 0  # another stream: that was noticed already, or will be now
     log.error("ledger.restored", was_at=before.next_offset, is_at=position.next_offset)
     return before.next_offset
@@ -183,32 +171,36 @@ async def _known_up_to(stream: Stream, position: LedgerPosition, checkpoint: Che
 async def _read_chunk(stream: Stream, position: LedgerPosition, *, throttled: bool) -> _Chunk:
     """The next messages, after the one before them shows that it is still the same stream."""
     if position.last_id is None:
-        messages = await stream.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
-        return _Chunk(messages=messages, truncated=messages[0].offset if messages else 0)
+        entries = await stream.read(STREAM, "first", _entry, limit=CHUNK, throttled=throttled)
+        return _Chunk(entries=entries, truncated=entries[0].stream_offset if entries else 0)
     known = position.next_offset - 1
     for _ in range(2):  # the second time for a stream that was not up yet
-        messages = await stream.read(STREAM, known, _message, limit=CHUNK, throttled=throttled)
-        if messages:
+        entries = await stream.read(STREAM, known, _entry, limit=CHUNK, throttled=throttled)
+        if entries:
             break
-    if messages and messages[0].offset == known and messages[0].id == position.last_id:
-        return _Chunk(messages=messages[1:])
-    if messages and messages[0].offset > known:
-        truncated = messages[0].offset - position.next_offset
+    if entries and (entries[0].stream_offset, entries[0].registration_id) == (
+        known,
+        position.last_id,
+    ):
+        return _Chunk(entries=entries[1:])
+    if entries and entries[0].stream_offset > known:
+        truncated = entries[0].stream_offset - position.next_offset
         if truncated:
             log.error("ledger.truncated", messages=truncated)
-        return _Chunk(messages=messages, truncated=truncated)
-    messages = await stream.read(STREAM, "first", _message, limit=CHUNK, throttled=throttled)
-    if messages:
-        log.error("ledger.restarted", was_at=position.next_offset, begins_at=messages[0].offset)
-    return _Chunk(messages=messages, restarted=True)
+        return _Chunk(entries=entries, truncated=truncated)
+    entries = await stream.read(STREAM, "first", _entry, limit=CHUNK, throttled=throttled)
+    if entries:
+        begins_at = entries[0].stream_offset
+        log.error("ledger.restarted", was_at=position.next_offset, begins_at=begins_at)
+    return _Chunk(entries=entries, restarted=True)
 
 
-def _message(offset: int, delivery: Delivery) -> Message:
-    return Message(
-        offset,
-        delivery.id,
-        accepted_at(delivery, now=datetime.now(UTC)),
-        span_of(delivery.traceparent),
+def _entry(offset: int, delivery: Delivery) -> LedgerEntry:
+    return LedgerEntry.model_construct(
+        registration_id=delivery.id,
+        accepted_at=accepted_at(delivery, now=datetime.now(UTC)),
+        stream_offset=offset,
+        span=span_of(delivery.traceparent) or None,
     )
 
 
@@ -224,7 +216,7 @@ async def _write(
     store: LedgerStore, chunk: _Chunk, position: LedgerPosition, *, throttled: bool
 ) -> LedgerPosition:
     """Write a chunk in batches; stop where another reader was first."""
-    for start in range(0, len(chunk.messages), BATCH):
+    for start in range(0, len(chunk.entries), BATCH):
         if start and throttled:
             await asyncio.sleep(BATCH_SECONDS)
         position = await store.insert_ledger_entries(_batch(chunk, start, position))
@@ -234,26 +226,17 @@ async def _write(
 
 
 def _batch(chunk: _Chunk, start: int, position: LedgerPosition) -> LedgerBatch:
-    messages = chunk.messages[start : start + BATCH]
-    last = messages[-1]
+    entries = chunk.entries[start : start + BATCH]
+    last = entries[-1]
     return LedgerBatch(
         stream=STREAM,
         from_offset=position.next_offset,
-        next_offset=last.offset + 1,
-        last_id=last.id,
+        next_offset=last.stream_offset + 1,
+        last_id=last.registration_id,
         truncated=0 if start else chunk.truncated,
         restarted=chunk.restarted and not start,
         known_up_to=0 if start else chunk.known_up_to,
-        entries=[
-            LedgerEntry.model_construct(
-                registration_id=message.id,
-                accepted_at=message.accepted_at,
-                stream_offset=message.offset,
-                span=message.span or None,
-            )
-            for message in messages
-            if not is_canary(message.id)
-        ],
+        entries=[entry for entry in entries if not is_canary(entry.registration_id)],
     )
 
 

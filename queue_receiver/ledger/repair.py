@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -16,14 +15,6 @@ from common.contracts.topology import USER_REGISTRATION
 from queue_receiver.ledger.reader import CHUNK, STREAM, Stream
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One message of the stream; with its content if it is one of those wanted."""
-
-    offset: int
-    delivery: Delivery | None
 
 
 class Publisher(Protocol):
@@ -70,13 +61,13 @@ class Repairs:
         }
         republished, without_mail, not_in_stream = 0, 0, list[UUID]()
 
-        def take(offset: int, delivery: Delivery) -> Found:
-            return Found(offset, delivery if delivery.id in wanted else None)
+        def take(offset: int, delivery: Delivery) -> tuple[int, Delivery | None]:
+            return offset, delivery if delivery.id in wanted else None
 
         while wanted:
             first = min(wanted.values())
             chunk = await self._stream.read(STREAM, first, take, limit=CHUNK)
-            found = {one.delivery.id: one.delivery for one in chunk if one.delivery is not None}
+            found = {delivery.id: delivery for _, delivery in chunk if delivery is not None}
             await asyncio.gather(
                 *(
                     self._republish(delivery, without_mail=key in unmailed)
@@ -85,7 +76,7 @@ class Repairs:
             )
             republished += len(found)
             without_mail += len(unmailed & found.keys())
-            end = chunk[-1].offset if chunk else max(wanted.values())
+            end = chunk[-1][0] if chunk else max(wanted.values())
             passed = [key for key, offset in wanted.items() if offset <= end and key not in found]
             not_in_stream += passed
             for key in (*found, *passed):

@@ -87,7 +87,7 @@ def _address(service: str, invocation: Invocation) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Addresses:
-    """Where the services of a stack are, as somebody named it with ``--url``."""
+    """Where the services of a stack are, as ``--url`` names it."""
 
     offset: int
     named: Mapping[str, str]

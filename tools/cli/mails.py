@@ -105,7 +105,7 @@ def mail_lines(mail: Mapping[str, Any]) -> list[str]:
         forced = ", by force" if resend["forced"] else ""
         why = f": {resend['reason']}" if resend["reason"] else ""
         lines.append(
-            f"{'again':<10} {resend['askedAt']}  {resend['askedBy'] or 'somebody'} had it sent"
+            f"{'again':<10} {resend['askedAt']}  {resend['askedBy'] or 'someone'} had it sent"
             f" again when it was {resend['statusBefore']}{forced}{why}"
         )
     lines += [

@@ -185,7 +185,7 @@ def make_anew(broker: TestBroker) -> None:
     broker.management("POST", "/api/definitions", definitions())
 
 
-async def test_a_stream_that_was_made_anew_is_an_incident_until_somebody_takes_note(
+async def test_a_stream_that_was_made_anew_is_an_incident_until_it_is_acknowledged(
     fresh_broker: TestBroker, database_url: str, database_dsn: str
 ) -> None:
     async with a_receiver(fresh_broker, database_url) as receiver:
@@ -205,7 +205,7 @@ async def test_a_stream_that_was_made_anew_is_an_incident_until_somebody_takes_n
         assert (ledger["lost"], ledger["totals"]["repeated"]) == (0, 0)
         (incident,) = ledger["incidents"]
         assert (incident["kind"], incident["acceptedBefore"]) == ("replaced", 9)
-        assert await _ledger_says(receiver, "made anew")
+        assert await _ledger_says(receiver, "created anew")
         async with receiver.get("/health/ready") as response:
             assert response.status == 200  # red, and at work
 
@@ -217,7 +217,7 @@ async def test_a_stream_that_was_made_anew_is_an_incident_until_somebody_takes_n
         assert (await the_ledger(receiver))["incidents"] == []
 
 
-async def test_a_stream_and_queue_emptied_before_anybody_read_them_is_not_nothing_lost(
+async def test_a_stream_and_queue_emptied_before_they_were_read_is_not_nothing_lost(
     fresh_broker: TestBroker, database_url: str, database_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was accepted meanwhile is gone for good; of that alone there is no trace anywhere."""

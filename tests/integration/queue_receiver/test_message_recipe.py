@@ -59,6 +59,7 @@ def copy(tmp_path: Path) -> Path:
     """The project with the type added as the recipe says, each step in the file it names."""
     for package in COPIED:
         shutil.copytree(ROOT / package, tmp_path / package)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # says which version it is
     contract, handler, wiring, _ = steps()
     _append(tmp_path / "common/contracts/registrations.py", contract)
     handlers = tmp_path / "queue_receiver/handlers.py"

@@ -76,7 +76,7 @@ class FakePublisher:
 
 
 class Receiver:
-    """The handler between its neighbours."""
+    """The handler with fakes of the services it calls."""
 
     def __init__(self) -> None:
         self.registrations = FakeRegistrations()
@@ -134,7 +134,7 @@ async def test_a_registration_is_stored_and_its_mail_asked_for(receiver: Receive
 
 
 async def test_the_mail_request_holds_no_name(receiver: Receiver) -> None:
-    # What a stranger typed is mailed to nobody before the address is confirmed.
+    # A name that anyone may have typed is mailed to no address that is not confirmed.
     await receiver.handle(a_registration())
 
     ((mail, _, _),) = receiver.publisher.published

@@ -126,11 +126,11 @@ def test_what_the_service_says_against_it_is_said(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr("tools.launcher.terminal.Terminal.fail", lambda _, text: said.append(text))
-    service[0].answers = [(409, {"detail": "A sender has this mail in hand.", "code": "conflict"})]
+    service[0].answers = [(409, {"detail": "A sender is sending this mail.", "code": "conflict"})]
 
     code, text = run("resend", "an/odd id")
 
-    assert (code, text, said) == (1, "", ["A sender has this mail in hand."])
+    assert (code, text, said) == (1, "", ["A sender is sending this mail."])
     assert service[0].asked[0][1] == "/api/notifications/an%2Fodd%20id/resend"
 
 
