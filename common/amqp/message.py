@@ -26,7 +26,7 @@ DERIVED_VERSION = 5
 """Version of the ids that we derive (RFC 9562, 5.5)."""
 
 REMEMBERED_IDS = 1024
-"""Ids of which a process knows the UUID: those in hand, each asked for several times."""
+"""Ids of which a process knows the UUID: those in flight, each asked for several times."""
 
 ATTEMPT = "x-attempt"
 FIRST_SEEN = "x-first-seen"

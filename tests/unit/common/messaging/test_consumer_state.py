@@ -276,6 +276,20 @@ def test_what_waits_does_not_begin_once_its_channel_is_closed(consuming: Consumi
     assert consuming.begun() == []
 
 
+def test_what_waits_behind_a_quarantined_message_does_not_begin_once_its_channel_is_closed(
+    consuming: Consuming,
+) -> None:
+    quarantined = consuming.receive_quarantined()
+    consuming.receive()
+    consuming.begun()
+
+    consuming.channel.closed = True
+    consuming.finish(quarantined)
+
+    assert consuming.begun() == []
+    assert consuming.state.taken == 0
+
+
 def test_a_new_channel_ends_exclusiveness_but_nothing_begins_until_the_work_has_ended(
     consuming: Consuming,
 ) -> None:
