@@ -37,7 +37,7 @@ def test_the_script_ends_where_the_named_python_cannot_be_used() -> None:
     environment = {"PATH": "/usr/bin:/bin", "USERSTREAM_PYTHON": "/nonexistent/python"}
     # An environment in which all is there but that Python.
     script = (ROOT / ".ci/run").read_text("utf-8").replace('dirname "$0"', "echo .ci")
-    present = "command() { true; }; " + script
+    present = "command() { true; }; " + script.replace("exec timeout 5000", "echo")
     done = subprocess.run(
         ["bash", "-c", present], cwd=ROOT, env=environment, capture_output=True, check=False
     )
