@@ -20,6 +20,27 @@ from tests.polling import PATIENCE_SECONDS
 
 hypothesis.settings.load_profile(scale.PROFILE)
 
+LONGEST_FIRST = (
+    "tests/chaos/test_chaos.py",
+    "tests/e2e/test_launcher.py",
+    "tests/chaos/test_windows.py",
+    "tests/e2e/test_outages.py",
+    "tests/e2e/test_pages.py",
+    "tests/e2e/test_api_pages.py",
+    "tests/e2e/test_schemathesis.py",
+    "tests/e2e/test_bench.py",
+    "tests/e2e/test_dead_letter_pages.py",
+    "tests/e2e/test_mailcatcher_page.py",
+)
+"""Files that take a minute and more. One that began last would leave the other workers idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let workers that share the tests by file begin with the longest ones; units come last."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:

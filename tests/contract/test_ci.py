@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import LONGEST_FIRST
 from tests.contract.test_docker import program
 from tools.launcher.arguments import parser
 from tools.launcher.versions import PYTHONS
@@ -64,3 +65,7 @@ def test_hooks_fetch_nothing() -> None:
     assert [repository["repo"] for repository in HOOKS] == ["local"]
     hooks = [hook for repository in HOOKS for hook in repository["hooks"]]
     assert {hook["language"] for hook in hooks} == {"system"}
+
+
+def test_the_files_that_begin_first_exist() -> None:
+    assert [name for name in LONGEST_FIRST if not (ROOT / name).is_file()] == []

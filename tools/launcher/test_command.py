@@ -38,8 +38,12 @@ CHECKS = {**STATIC_CHECKS, "texts": CONTRACTS}
 REPEAT_AFTER_TIMEOUT = ("--reruns", "1", "--only-rerun", "pytest-timeout")
 """A machine may stand still; everything else fails at once."""
 
-ALL_TESTS = (*TWO_WORKERS, "--dist", "loadfile", *REPEAT_AFTER_TIMEOUT)
-"""Every test. A file stays on one worker, which shares what its fixtures have started."""
+BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
+"""A file stays on one worker, which shares what its fixtures have started. The order is that of
+``tests/conftest.py``, the longest files first; xdist's own begins with those of most tests."""
+
+ALL_TESTS = (*TWO_WORKERS, *BY_FILE, *REPEAT_AFTER_TIMEOUT)
+"""Every test."""
 
 UNUSED = ("-p", "no:schemathesis", "-p", "no:rerunfailures", "-p", "no:anyio")
 """Plugins that no unit test uses: they take a second of each worker, and some of each test."""
