@@ -2,7 +2,6 @@
 
 import asyncio
 from datetime import timedelta
-from types import TracebackType
 from typing import Protocol, Self
 from uuid import UUID, uuid4
 
@@ -70,12 +69,7 @@ class Lease:
         self._timer = loop.call_later(RENEW_SECONDS, self._start_renewing)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._renewal is not None:
@@ -170,15 +164,11 @@ def _claim_request(message_id: UUID, request: EmailRequested) -> ClaimRequest:
         recipient=request.to,
         user_id=request.user_id,
         registration_id=request.registration_id,
-        content=_content(request),
+        # What must be kept to write the mail again; nothing, of nearly all mails.
+        content=MailContent.model_construct(subject=request.subject, data=request.data)
+        if request.data or request.subject is not None
+        else None,
     )
-
-
-def _content(request: EmailRequested) -> MailContent | None:
-    """Return what must be kept to write the mail again; None for nearly all mails."""
-    if not request.data and request.subject is None:
-        return None
-    return MailContent.model_construct(subject=request.subject, data=request.data)
 
 
 def _now() -> float:

@@ -226,8 +226,9 @@ class SmtpMailer:
             MailServerUnavailableError: Several recipients in a row were refused.
         """
         if outcome.status is DeliveryStatus.SENT:
-            if self._refused:
-                self._accepted_again()
+            if len(self._refused) >= RECIPIENTS_IN_A_ROW:
+                log.info("smtp.sender_accepted")
+            self._refused.clear()
         elif not outcome.concerns_recipient:
             known = len(self._refused)
             if known < RECIPIENTS_IN_A_ROW:
@@ -240,11 +241,6 @@ class SmtpMailer:
                 "it refuses one recipient after another, for no reason that concerns them "
                 f"({outcome.summary})"
             )
-
-    def _accepted_again(self) -> None:
-        if len(self._refused) >= RECIPIENTS_IN_A_ROW:
-            log.info("smtp.sender_accepted")
-        self._refused.clear()
 
 
 def classify(answer: Answer, *, needs_utf8: bool = False) -> Outcome:

@@ -364,17 +364,13 @@ class InFlight(Answer):
     retrying: int
 
 
-class LostRegistration(Answer):
-    """Accepted long ago, in no queue, and not in the database."""
+class ListedRegistration(Answer):
+    """A registration of the stream that is not in the database."""
 
     registration_id: UUID
     accepted_at: Instant
     age_seconds: int
     stream_offset: int
-
-
-class UnpromisedRegistration(LostRegistration):
-    """In the stream, not in the database, and answered with 503 whenever it was published."""
 
 
 class Ledger(Answer):
@@ -400,10 +396,10 @@ class Ledger(Answer):
     rejected_by_code: dict[str, int]
     lost: int
     lost_after_seconds: float
-    lost_registrations: list[LostRegistration]
+    lost_registrations: list[ListedRegistration]
     """The oldest of those lost; at most 100."""
 
-    unpromised_registrations: list[UnpromisedRegistration] = []
+    unpromised_registrations: list[ListedRegistration] = []
     """The youngest of those unpromised; at most 100. A repair does not bring them back."""
 
     work_binding: WorkBinding

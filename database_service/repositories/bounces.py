@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 from types import MappingProxyType
-from uuid import UUID
 
 import asyncpg
 
@@ -57,7 +56,16 @@ class BounceRepository:
                 if mail
                 else await connection.fetchval(self.SELECT_USER_ADDRESS, report.recipient)
             )
-            is_new = address is not None and await _insert(connection, report, mail)
+            is_new = address is not None and bool(
+                await connection.fetchval(
+                    INSERT_BOUNCE,
+                    report.bounce_id,
+                    mail["id"] if mail else None,
+                    report.action,
+                    report.status,
+                    report.diagnostic,
+                )
+            )
             if is_new and report.action is ReportAction.FAILED:
                 await _apply(connection, report, mail, address)
             return BounceRecorded(
@@ -186,21 +194,6 @@ async def _select_mail(connection: Connection, report: BounceReport) -> asyncpg.
             SELECT_LAST_MAIL_FOR_UPDATE, report.recipient, LONGEST_RETURN_DAYS
         )
     return await connection.fetchrow(SELECT_MAIL_FOR_UPDATE, report.notification_id)
-
-
-async def _insert(
-    connection: Connection, report: BounceReport, mail: asyncpg.Record | None
-) -> bool:
-    """Whether the report is new."""
-    bounce_id: UUID | None = await connection.fetchval(
-        INSERT_BOUNCE,
-        report.bounce_id,
-        mail["id"] if mail else None,
-        report.action,
-        report.status,
-        report.diagnostic,
-    )
-    return bounce_id is not None
 
 
 async def _apply(

@@ -23,11 +23,10 @@ from common.contracts.ledger import (
     AcknowledgeRequest,
     InFlight,
     Ledger,
-    LostRegistration,
+    ListedRegistration,
     MissingRegistration,
     Reconciliation,
     ReconciliationRequest,
-    UnpromisedRegistration,
     WorkBinding,
 )
 from common.errors import ConflictError, TopologyMissingError, UserStreamError
@@ -327,13 +326,8 @@ class Auditor:
             rejected_by_code=stored.rejected,
             lost=len(lost),
             lost_after_seconds=self._lost_after,
-            lost_registrations=[
-                LostRegistration.model_validate(_named(one, now)) for one in lost[:MAX_NAMED]
-            ],
-            unpromised_registrations=[
-                UnpromisedRegistration.model_validate(_named(one, now))
-                for one in stored.unpromised[:MAX_NAMED]
-            ],
+            lost_registrations=_listed(lost, now),
+            unpromised_registrations=_listed(stored.unpromised, now),
             work_binding=_binding(queues, unbound=self._unbound),
             incidents=stored.incidents,
         )
@@ -396,13 +390,16 @@ def _candidates(
     return [one for one in stored.missing if (one.read_at or one.accepted_at) < passed]
 
 
-def _named(one: MissingRegistration, now: datetime) -> dict[str, object]:
-    return {
-        "registration_id": one.registration_id,
-        "accepted_at": one.accepted_at,
-        "age_seconds": round((now - one.accepted_at).total_seconds()),
-        "stream_offset": one.stream_offset,
-    }
+def _listed(missing: list[MissingRegistration], now: datetime) -> list[ListedRegistration]:
+    return [
+        ListedRegistration(
+            registration_id=one.registration_id,
+            accepted_at=one.accepted_at,
+            age_seconds=round((now - one.accepted_at).total_seconds()),
+            stream_offset=one.stream_offset,
+        )
+        for one in missing[:MAX_NAMED]
+    ]
 
 
 def _binding(queues: QueueDepth, *, unbound: bool) -> WorkBinding:
