@@ -83,10 +83,10 @@ COPY --chmod=0755 rabbitmq rabbitmq
 USER 0
 RUN install --directory --owner userstream --group userstream --mode 0700 /secrets \
     && install --directory --owner userstream --group userstream /broker /mails \
-        /hand-out /hand-out/frontend /hand-out/queue_receiver /hand-out/sender \
-        /hand-out/report_generator /hand-out/database_service /hand-out/postgres
+        /distributed /distributed/frontend /distributed/queue_receiver /distributed/sender \
+        /distributed/report_generator /distributed/database_service /distributed/postgres
 USER 10001:10001
 HEALTHCHECK NONE
 CMD ["python", "-m", "rabbitmq.provision", "--configuration", "/broker", \
      "--definitions", "/broker/definitions", "--secrets", "/secrets", \
-     "--hand-out", "/hand-out", "--host", "rabbitmq"]
+     "--distribute", "/distributed", "--host", "rabbitmq"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _BROKER = {"queue_management_url": "management_url"}
 
-HANDED_OUT: dict[str, dict[str, str]] = {
+DISTRIBUTED: dict[str, dict[str, str]] = {
     "frontend": {
         "queue_url": "frontend.queue_url",
         "registration_id_secret": "registration_id_secret",
@@ -26,7 +26,7 @@ HANDED_OUT: dict[str, dict[str, str]] = {
 
 def distribute_secrets(secrets_directory: Path, target: Path) -> None:
     """Copy each reader's secrets into ``target/<reader>``; safe to repeat."""
-    for reader, files in HANDED_OUT.items():
+    for reader, files in DISTRIBUTED.items():
         directory = target / reader
         directory.mkdir(parents=True, exist_ok=True)
         for name, secret in files.items():

@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--host", required=True, help="the broker's name as services see it")
     parser.add_argument("--port", type=int, default=5672)
     parser.add_argument("--management-port", type=int, default=15672)
-    parser.add_argument("--hand-out", type=Path, help="where each container has its own volume")
+    parser.add_argument("--distribute", type=Path, help="where each container has its own volume")
     parser.add_argument("--configuration", type=Path, help="the broker's /etc/rabbitmq")
     parser.add_argument(
         "--memory",
@@ -144,8 +144,8 @@ def main() -> None:
     if given.configuration:
         password = keep_secret(given.secrets / f"{ADMINISTRATOR}.password")
         configure(given.configuration, memory=given.memory, password=password)
-    if given.hand_out:
-        distribute_secrets(given.secrets, given.hand_out)
+    if given.distribute:
+        distribute_secrets(given.secrets, given.distribute)
 
 
 if __name__ == "__main__":

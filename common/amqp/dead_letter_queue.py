@@ -83,16 +83,16 @@ class DeadLetter:
     @cached_property
     def code(self) -> str:
         """Why it is here: the error's code, or the broker's own reason."""
-        deaths = self.delivery.headers.get("x-death")
-        last = deaths[0] if isinstance(deaths, list) and deaths else None
+        history = self.delivery.headers.get("x-death")
+        last = history[0] if isinstance(history, list) and history else None
         reason = last.get("reason") if isinstance(last, dict) else None
         code = self._text(ERROR_CODE) or (reason if isinstance(reason, str) else "")
         return "".join(filter(str.isprintable, code))[:MAX_CODE] or UNKNOWN
 
     def id_when_sent_back(self, body: bytes | None = None) -> UUID:
-        """Its own id, said anew: of a message without one, it follows from its first body.
+        """Its own id, stated: of a message without one, it follows from its first body.
 
-        One whose id is somebody else's gets another, which follows from the id and its body: a
+        One whose id is another message's gets a new one, which follows from the id and its body: a
         crash between publishing and removing it makes two copies of the same message.
         """
         if self.code != IdReusedError.code:

@@ -32,21 +32,21 @@ ATTEMPT = "x-attempt"
 FIRST_SEEN = "x-first-seen"
 
 DELIVERY_COUNT = "x-delivery-count"
-"""Header of the broker: how often it gave this copy before, in vain."""
+"""Header of the broker: how often it delivered this copy before."""
 
 PREVIOUS_DELIVERIES = "x-previous-deliveries"
-"""How often copies before this one were given in vain; the broker begins anew with each."""
+"""How often copies before this one were delivered; the broker begins anew with each."""
 
 DEFERRALS = "x-deferrals"
-"""How often copies before this one were put aside because they would not have been alone."""
+"""How often copies before this one were deferred because they would not have been alone."""
 
 MAX_TRUSTED_COUNT = 200
-"""Twice the limit of deliveries; who claims more than that in a header has made it up."""
+"""Twice the limit of deliveries; a header that claims more was made up."""
 
 TRACEPARENT = "traceparent"
 
 WITHOUT_MAIL = "x-without-mail"
-"""Store the registration, and mail nobody: it was mailed before the database forgot it."""
+"""Store the registration and send no mail: it was mailed before the database forgot it."""
 
 Data_co = TypeVar("Data_co", bound=Contract, covariant=True)
 
@@ -73,7 +73,7 @@ class Envelope(Generic[Data_co]):
     """What the publisher says."""
 
     without_mail: bool = False
-    """Whether nobody is to be mailed for it: a repair's word."""
+    """Whether no mail is to be sent for it, as a repair asks."""
 
     body: bytes = field(default=b"", compare=False, repr=False)
     """Its bytes, as they were published."""
@@ -122,12 +122,12 @@ class Delivery:
 
     @property
     def previous_deliveries(self) -> int:
-        """How often the message was given before without becoming settled."""
+        """How often the message was delivered before without becoming settled."""
         return self._count(DELIVERY_COUNT) + self._count(PREVIOUS_DELIVERIES)
 
     @property
     def deferrals(self) -> int:
-        """How often it was put aside because of its company."""
+        """How often it was deferred because other messages were in flight."""
         return self._count(DEFERRALS)
 
     def _count(self, header: str) -> int:

@@ -2,7 +2,7 @@
 
 Everything is compared as the management API shows it. ``differences`` names all that is not as it
 should be; ``lacking`` that without which messages are lost or stay where they are, which a service
-asks for every few seconds. Needs nothing but Python.
+asks for every few seconds. It imports nothing but Python's own and ours.
 """
 
 import json

@@ -66,7 +66,7 @@ may not be bound, where no management API can say so."""
 class Queues(Protocol):
     """The route's queues: ``common.amqp.queue_depths`` in production."""
 
-    async def look(self) -> QueueDepth:
+    async def read(self) -> QueueDepth:
         """Their depths now."""
         ...
 
@@ -251,7 +251,7 @@ class Auditor:
         self, *, verify: int = 0
     ) -> tuple[QueueDepth, Reconciliation, KnownDeadLetters, list[MissingRegistration]]:
         """Read the queues, then the database, and if something seems lost the dead letters."""
-        queues = await self._queues.look()
+        queues = await self._queues.read()
         stored = await self._reconcile(self._lost_after, verify=verify)
         candidates = _candidates(stored, queues, self._lost_after)
         dead_letters = await self._listed(queues.dead, candidates)
@@ -267,7 +267,7 @@ class Auditor:
         )
 
     async def _is_unbound(self, queues: QueueDepth, dead_letters: KnownDeadLetters) -> bool:
-        if queues.bound is not None or queues.under_way or dead_letters.unlisted:
+        if queues.bound is not None or queues.pending or dead_letters.unlisted:
             return queues.bound is False
         stored = await self._reconcile(min(BINDING_CHECK_AFTER, self._lost_after))
         return any(
@@ -314,7 +314,7 @@ class Auditor:
             read_up_to=progress.next_offset,
             caught_up=progress.caught_up,
             totals=stored.totals,
-            in_flight=queues.under_way,
+            in_flight=queues.pending,
             in_flight_by_place=InFlight(
                 ready=queues.ready,
                 unacknowledged=queues.unacknowledged,
@@ -381,7 +381,7 @@ def _candidates(
     Either the queues are empty; or nothing is being retried, and the work queue, which keeps
     its order, was processed beyond it by ``lost_after`` seconds.
     """
-    if not queues.under_way:
+    if not queues.pending:
         return stored.missing
     if queues.retrying or stored.stored_up_to is None:
         return []

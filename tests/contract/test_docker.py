@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rabbitmq.distribute_secrets import HANDED_OUT
+from rabbitmq.distribute_secrets import DISTRIBUTED
 from tools.launcher.services import LISTENING, PYTHON, SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -384,7 +384,7 @@ def test_what_is_copied_is_not_ignored() -> None:
         }
 
 
-@pytest.mark.parametrize("reader", HANDED_OUT)
+@pytest.mark.parametrize("reader", DISTRIBUTED)
 def test_a_container_gets_its_own_secrets_and_no_other_s(reader: str) -> None:
     volume = f"{reader.replace('_', '-')}-secrets"
     mounts = CONTAINERS[reader]["volumes"]
@@ -394,9 +394,9 @@ def test_a_container_gets_its_own_secrets_and_no_other_s(reader: str) -> None:
         if name.endswith("_FILE")
     }
 
-    assert f"{volume}:/hand-out/{reader}" in CONTAINERS["provision"]["volumes"]
+    assert f"{volume}:/distributed/{reader}" in CONTAINERS["provision"]["volumes"]
     assert [mount for mount in mounts if "secrets" in mount] == [f"{volume}:/secrets:ro"]
-    assert files == set(HANDED_OUT[reader])
+    assert files == set(DISTRIBUTED[reader])
 
 
 def test_no_secret_is_written_into_the_recipes() -> None:
@@ -413,7 +413,7 @@ def test_secrets_are_made_once_and_handed_out_again(tmp_path: Path) -> None:
             [
                 *(sys.executable, "-m", "rabbitmq.provision", "--host", "rabbitmq"),
                 *("--definitions", tmp_path / "definitions", "--secrets", tmp_path / "secrets"),
-                *("--hand-out", tmp_path / "out"),
+                *("--distribute", tmp_path / "out"),
             ],
             cwd=ROOT,
             check=True,
@@ -426,7 +426,7 @@ def test_secrets_are_made_once_and_handed_out_again(tmp_path: Path) -> None:
 
     assert provision() == first
     assert set(first) == {
-        f"{reader}/{name}" for reader in HANDED_OUT for name in HANDED_OUT[reader]
+        f"{reader}/{name}" for reader in DISTRIBUTED for name in DISTRIBUTED[reader]
     }
     assert first["postgres/db_password"] == first["database_service/db_password"]
     assert first["sender/queue_url"].startswith("amqp://sender:")

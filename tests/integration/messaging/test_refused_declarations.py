@@ -165,19 +165,19 @@ async def test_the_ledger_counts_by_the_management_api(url: str, empty_broker: T
     await publish(empty_broker.admin_url, USER_REGISTRATION.name, b"{}", message_id=str(uuid4()))
     async with StreamReader.open(url, service=SERVICE) as reader:
         management = ManagementApi(empty_broker.monitor_url)
-        view = QueueDepths(reader, management=management, route=USER_REGISTRATION)
+        depths = QueueDepths(reader, management=management, route=USER_REGISTRATION)
 
         async def counted() -> bool:
             with suppress(BrokerUnavailableError):  # not counted yet
-                look = await view.look()
-                return (look.ready, look.retrying, look.dead) == (1, 0, 0)
+                depth = await depths.read()
+                return (depth.ready, depth.retrying, depth.dead) == (1, 0, 0)
             return False
 
         await eventually(counted, "counting")
 
         blind = QueueDepths(reader, management=None, route=USER_REGISTRATION)
         with pytest.raises(BrokerUnavailableError, match="QUEUE_MANAGEMENT_URL"):
-            await blind.look()
+            await blind.read()
         assert await reader.read(USER_REGISTRATION.log, "first", at, limit=1)  # lives on
 
 

@@ -127,7 +127,7 @@ class FakeQueues:
     unacknowledged: int | None = 0
     bound: bool | None = True
 
-    async def look(self) -> QueueDepth:
+    async def read(self) -> QueueDepth:
         return QueueDepth(
             ready=self.ready,
             retrying=self.retrying,
