@@ -2,14 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from common.contracts.base import Contract
 from common.contracts.canary import canary_address, is_canary, new_canary_id
 from common.errors import BrokerUnavailableError, UserStreamError
 from common.http.address import OwnAddress
@@ -18,22 +17,9 @@ from common.readiness import Readiness
 from frontend.identity import Identities
 from frontend.routes import BASE_URL, IDENTITIES, PUBLISHER, api
 from frontend.self_client import SelfClient, SelfRequestError
+from tests.fakes.publisher import FakePublisher
 
 SECRET = "a secret of thirty-two characters"
-
-
-class FakePublisher:
-    """Confirms every publish, or raises ``error``."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-        self.published: list[tuple[UUID, Contract]] = []
-
-    async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
-        assert correlation_id
-        if self.error:
-            raise self.error
-        self.published.append((message_id, data))
 
 
 @pytest.fixture
@@ -46,7 +32,7 @@ async def frontend(publisher: FakePublisher) -> AsyncIterator[TestClient[Any, An
     app = base_app("frontend", api, description="", readiness=Readiness())
     app[IDENTITIES] = Identities(SECRET)
     app[BASE_URL] = "http://localhost"
-    app[cast("web.AppKey[FakePublisher]", PUBLISHER)] = publisher
+    app[PUBLISHER] = publisher
     async with TestClient(TestServer(app)) as client:
         yield client
 
@@ -67,7 +53,7 @@ async def test_a_canary_is_published_under_its_own_id(
     async with client_of(frontend) as client:
         await client.register(canary_id)
 
-    ((message_id, data),) = publisher.published
+    ((data, message_id),) = publisher.published
     assert message_id == canary_id
     assert data.model_dump()["email"] == canary_address(canary_id)
 
@@ -122,7 +108,7 @@ async def test_nobody_else_registers_a_canary(
             assert answer.status in (303, 422)
 
     assert len(publisher.published) >= 5
-    assert not any(is_canary(message_id) for message_id, _ in publisher.published)
+    assert not any(is_canary(message_id) for _, message_id in publisher.published)
 
 
 async def test_a_canarys_key_opens_nothing_afterwards(
@@ -137,7 +123,7 @@ async def test_a_canarys_key_opens_nothing_afterwards(
     async with frontend.post("/api/registrations", json=person, headers=headers) as answer:
         assert answer.status == 202
 
-    assert not is_canary(publisher.published[0][0])
+    assert not is_canary(publisher.sent[0].id)
 
 
 async def test_another_process_on_that_port_is_found_out() -> None:

@@ -9,7 +9,8 @@ import pytest
 from aiohttp.test_utils import TestClient
 from structlog.testing import capture_logs
 
-from common.context import current, span_of
+from common.amqp.message import TRACEPARENT
+from common.context import span_of
 from common.contracts.canary import new_canary_id
 from common.contracts.ledger import UnpromisedPublication, UnpromisedPublications
 from common.errors import (
@@ -18,11 +19,13 @@ from common.errors import (
     NotConfirmedError,
     NotFoundError,
     UnroutableError,
+    UserStreamError,
 )
 from frontend import unpromised as unpromised_module
 from frontend.identity import Identities
 from frontend.routes import BASE_URL, IDENTITIES, PUBLISHER, UNPROMISED
 from frontend.unpromised import Unpromised
+from tests.fakes.publisher import FakePublisher
 from tests.polling import until
 from tests.services import build, serving
 
@@ -136,20 +139,6 @@ async def test_of_canaries_and_without_a_span_nothing_is_told() -> None:
 
 
 @dataclass
-class FakePublisher:
-    """Publishes, or fails."""
-
-    failure: Exception | None = None
-    published: list[tuple[UUID, str]] = field(default_factory=list)
-
-    async def publish(self, _data: object, *, message_id: UUID, correlation_id: str) -> None:
-        del correlation_id
-        self.published.append((message_id, span_of(current().traceparent)))
-        if self.failure:
-            raise self.failure
-
-
-@dataclass
 class FakeUnpromised:
     noted: list[tuple[UUID, str]] = field(default_factory=list)
 
@@ -164,7 +153,7 @@ async def a_frontend(
     app = build("frontend")
     app[IDENTITIES] = Identities("s" * 32)
     app[BASE_URL] = "http://localhost"
-    app[PUBLISHER] = publisher  # type: ignore[misc]
+    app[PUBLISHER] = publisher
     app[UNPROMISED] = unpromised  # type: ignore[misc]
     async with serving(app) as client:
         yield client
@@ -191,19 +180,22 @@ async def test_each_503_of_what_the_broker_may_have_is_noted_by_its_span_and_no_
     publisher, unpromised = FakePublisher(NotConfirmedError()), FakeUnpromised()
     async with a_frontend(publisher, unpromised) as client:
         refused = [await register(client, path) for _ in range(2)]
-        publisher.failure = None
+        publisher.error = None
         promised = await register(client, path)
 
     assert (refused, promised) == ([503, 503], 303 if path == "/" else 202)
-    assert unpromised.noted == publisher.published[:2]
-    ids = {registration_id for registration_id, _ in publisher.published}
-    spans = {span for _, span in publisher.published}
+    published = [
+        (message.id, span_of(message.headers[TRACEPARENT])) for message in publisher.attempted
+    ]
+    assert unpromised.noted == published[:2]
+    ids = {registration_id for registration_id, _ in published}
+    spans = {span for _, span in published}
     assert (len(ids), len(spans)) == (1, 3)
     assert span_of(TRACE) not in spans
 
 
 @pytest.mark.parametrize("failure", [BrokerUnavailableError(), UnroutableError()])
-async def test_what_the_broker_can_not_have_is_not_noted(failure: Exception) -> None:
+async def test_what_the_broker_can_not_have_is_not_noted(failure: UserStreamError) -> None:
     unpromised = FakeUnpromised()
     async with a_frontend(FakePublisher(failure), unpromised) as client:
         assert await register(client, "/api/registrations") == 503

@@ -1,11 +1,10 @@
-"""Stands in for database_service and the broker, and remembers what it was told."""
+"""Stands in for database_service, and keeps what it was told."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
-from common.contracts.base import Contract
 from common.contracts.reports import (
     ReportList,
     ReportListQuery,
@@ -67,17 +66,3 @@ class FakeDatabase:
         if self.stream_error is not None:
             raise self.stream_error
         yield self.content[7:]
-
-
-@dataclass
-class FakePublisher:
-    """A broker that confirms, or not."""
-
-    published: list[tuple[Contract, UUID]] = field(default_factory=list)
-    error: UserStreamError | None = None
-
-    async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
-        assert correlation_id
-        if self.error is not None:
-            raise self.error
-        self.published.append((data, message_id))

@@ -17,7 +17,8 @@ from common.http.app import base_app
 from common.readiness import Readiness
 from report_generator.files import ReportDirectory
 from report_generator.routes import DATABASE, DIRECTORY, PUBLISHER, api
-from tests.unit.report_generator.fakes import CONTENT, NOW, FakeDatabase, FakePublisher
+from tests.fakes.publisher import FakePublisher
+from tests.unit.report_generator.fakes import CONTENT, NOW, FakeDatabase
 
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 

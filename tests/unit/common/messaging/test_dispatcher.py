@@ -1,13 +1,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from common.amqp.message import Delivery, Envelope
-from common.amqp.publisher import Publisher
 from common.contracts.notifications import EmailRequested
 from common.contracts.registrations import RegistrationSubmitted
 from common.errors import (
@@ -22,6 +21,7 @@ from common.errors import (
     UpstreamError,
 )
 from common.messaging.dispatcher import SHORTEST_WAIT, Dispatcher, Outcome
+from tests.fakes.publisher import FakePublisher, Sent
 
 BODY = b'{"name": "Ada",  "surname": "Lovelace", "email": "ada@example.org", "more": 1}'
 DELAYS = [timedelta(seconds=5), timedelta(seconds=10)]
@@ -35,40 +35,6 @@ FOREIGN_HEADERS = {
     "x-error-code": "of an earlier life",
     "mood": "good",
 }
-
-
-@dataclass
-class Sent:
-    """One republished message."""
-
-    exchange: str
-    routing_key: str
-    body: bytes
-    properties: dict[str, Any]
-    headers: dict[str, Any]
-    expiration: timedelta | None
-
-
-@dataclass
-class FakePublisher:
-    """A broker that confirms, or not."""
-
-    sent: list[Sent] = field(default_factory=list)
-    error: UnavailableError | None = None
-
-    async def send(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        *,
-        properties: dict[str, Any],
-        headers: dict[str, Any],
-        expiration: timedelta | None = None,
-    ) -> None:
-        if self.error is not None:
-            raise self.error
-        self.sent.append(Sent(exchange, routing_key, body, properties, headers, expiration))
 
 
 @dataclass
@@ -93,7 +59,7 @@ class Bench:
         self.dispatcher = Dispatcher(
             service="queue_receiver",
             handlers={RegistrationSubmitted: self.handler},
-            publisher=cast("Publisher", self.publisher),
+            publisher=self.publisher,
             retry_delays=DELAYS,
         )
 
@@ -388,7 +354,7 @@ def test_more_retries_than_the_route_has_steps_stop_the_service() -> None:
         Dispatcher(
             service="queue_receiver",
             handlers={RegistrationSubmitted: Handler()},
-            publisher=cast("Publisher", FakePublisher()),
+            publisher=FakePublisher(),
             retry_delays=[timedelta(seconds=1)] * 4,
         )
 
@@ -398,7 +364,7 @@ def test_a_consumer_reads_one_route() -> None:
         Dispatcher(
             service="x",
             handlers={RegistrationSubmitted: Handler(), EmailRequested: Handler()},
-            publisher=cast("Publisher", FakePublisher()),
+            publisher=FakePublisher(),
             retry_delays=[],
         )
 

@@ -1,6 +1,5 @@
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import Callable
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
@@ -12,6 +11,7 @@ from common.errors import UnroutableError
 from queue_receiver.ledger import repair as ledger_repair
 from queue_receiver.ledger.reader import Item
 from queue_receiver.ledger.repair import Repairs
+from tests.fakes.publisher import FakePublisher
 
 
 class FakeStream:
@@ -47,34 +47,6 @@ class FakeStream:
         return [one for one in found if one is not None]
 
 
-class FakePublisher:
-    """Keeps what was published."""
-
-    def __init__(self) -> None:
-        self.published: list[tuple[str, bytes, Mapping[str, Any], Mapping[str, Any]]] = []
-        self.error: Exception | None = None
-
-    async def send(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        *,
-        properties: Mapping[str, Any],
-        headers: Mapping[str, Any],
-        expiration: timedelta | None = None,
-    ) -> None:
-        assert routing_key == "user.registration.submitted.v1"
-        assert expiration is None
-        if self.error is not None:
-            raise self.error
-        self.published.append((exchange, body, properties, headers))
-
-    @property
-    def ids(self) -> set[UUID]:
-        return {UUID(properties["message_id"]) for _, _, properties, _ in self.published}
-
-
 def lost(ids: list[UUID], *offsets: int) -> list[MissingRegistration]:
     return [
         MissingRegistration(
@@ -91,11 +63,11 @@ async def test_the_lost_ones_alone_are_sent_back_as_they_were() -> None:
     done = await Repairs(stream=FakeStream(ids), publisher=publisher).repair(lost(ids, 3, 7))
 
     assert (done.lost, done.republished, done.not_in_stream) == (2, 2, [])
-    assert publisher.ids == {ids[3], ids[7]}
-    exchange, body, _, headers = publisher.published[0]
-    assert (exchange, body) == ("user.registration.return", b"3")
-    assert headers["x-attempt"] == 1
-    assert not headers.keys() & {"x-death", "x-stream-offset"}
+    assert {message.id for message in publisher.sent} == {ids[3], ids[7]}
+    message = publisher.sent[0]
+    assert (message.exchange, message.body) == ("user.registration.return", b"3")
+    assert message.headers["x-attempt"] == 1
+    assert not message.headers.keys() & {"x-death", "x-stream-offset"}
 
 
 @pytest.mark.parametrize(("mail", "unmailed"), [("auto", {2}), ("all", set()), ("none", {1, 2})])
@@ -113,9 +85,7 @@ async def test_who_was_known_before_a_restoration_is_brought_back_without_a_mail
 
     assert (done.republished, done.without_mail) == (2, len(unmailed))
     marked = {
-        UUID(properties["message_id"])
-        for _, _, properties, headers in publisher.published
-        if headers.get("x-without-mail") is True
+        message.id for message in publisher.sent if message.headers.get("x-without-mail") is True
     }
     assert marked == {ids[offset] for offset in unmailed}
 
@@ -137,7 +107,7 @@ async def test_far_apart_ones_are_found_without_reading_all_between(
 
     await Repairs(stream=stream, publisher=publisher).repair(lost(ids, 10, 990))
 
-    assert publisher.ids == {ids[10], ids[990]}
+    assert {message.id for message in publisher.sent} == {ids[10], ids[990]}
     assert stream.looked_at == 10
 
 
@@ -149,7 +119,7 @@ async def test_what_the_stream_has_forgotten_is_named() -> None:
         lost(ids, 1, 8)
     )
 
-    assert (publisher.ids, done.not_in_stream) == ({ids[8]}, [ids[1]])
+    assert ({message.id for message in publisher.sent}, done.not_in_stream) == ({ids[8]}, [ids[1]])
 
 
 async def test_an_offset_that_another_message_has_now_brings_back_nobody_else() -> None:
@@ -159,7 +129,7 @@ async def test_an_offset_that_another_message_has_now_brings_back_nobody_else() 
 
     done = await Repairs(stream=FakeStream(ids), publisher=publisher).repair(lost(before, 0, 1, 2))
 
-    assert (publisher.published, done.not_in_stream) == ([], before)
+    assert (publisher.sent, done.not_in_stream) == ([], before)
 
 
 async def test_an_id_that_was_published_twice_is_sent_back_once() -> None:
@@ -170,7 +140,7 @@ async def test_an_id_that_was_published_twice_is_sent_back_once() -> None:
         lost([key, key], 0)
     )
 
-    assert (len(publisher.published), done.republished) == (1, 1)
+    assert (len(publisher.sent), done.republished) == (1, 1)
 
 
 async def test_a_way_back_that_is_missing_is_told_and_not_swallowed() -> None:
