@@ -2,12 +2,12 @@
 
 from datetime import UTC, datetime
 from typing import Protocol
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 import structlog
 
 from common.amqp.message import Envelope
-from common.contracts.base import Contract
+from common.amqp.publisher import Publisher
 from common.contracts.ids import notification_id
 from common.contracts.notifications import EmailRequested, SuppressedMail, Template
 from common.contracts.registrations import (
@@ -33,14 +33,6 @@ class Registrations(Protocol):
 
     async def suppress_mail(self, mail: SuppressedMail) -> None:
         """Keep that a mail is not to be sent."""
-        ...
-
-
-class Publisher(Protocol):
-    """Where requests go: ``common.amqp.publisher`` in production."""
-
-    async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
-        """Publish a message; returns when the broker has confirmed it."""
         ...
 
 

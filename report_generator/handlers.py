@@ -10,7 +10,7 @@ import structlog
 
 from common import metrics
 from common.amqp.message import Envelope
-from common.contracts.base import Contract
+from common.amqp.publisher import Publisher
 from common.contracts.ids import notification_id
 from common.contracts.notifications import EmailRequested, Template
 from common.contracts.reports import (
@@ -41,13 +41,6 @@ class Database(Protocol):
 
     def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:
         """The rows as CSV, chunk by chunk; ends only when all were read."""
-
-
-class Publisher(Protocol):
-    """Where requests go: ``common.amqp.publisher`` in production."""
-
-    async def publish(self, data: Contract, *, message_id: UUID, correlation_id: str) -> None:
-        """Publish; returns when the broker has it on disk."""
 
 
 async def generate_report(

@@ -1,37 +1,18 @@
 """Sends lost registrations from the stream to the work queue again."""
 
 import asyncio
-from collections.abc import Mapping
-from datetime import timedelta
-from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
 
 from common.amqp.headers import republish_headers, republish_properties, short_text
 from common.amqp.message import ATTEMPT, WITHOUT_MAIL, Delivery
+from common.amqp.publisher import Publisher
 from common.contracts.ledger import MailChoice, MissingRegistration, Repair
 from common.contracts.topology import USER_REGISTRATION
 from queue_receiver.ledger.reader import CHUNK, STREAM, Stream
 
 log = structlog.get_logger()
-
-
-class Publisher(Protocol):
-    """Publishes: ``common.amqp.publisher`` in production."""
-
-    async def send(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        *,
-        properties: Mapping[str, Any],
-        headers: Mapping[str, Any],
-        expiration: timedelta | None = None,
-    ) -> None:
-        """Publish bytes; returns when the broker has confirmed them."""
-        ...
 
 
 class Repairs:

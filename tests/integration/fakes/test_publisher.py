@@ -18,6 +18,9 @@ from tests.amqp import a_registration, depth, take
 from tests.backends import TestBroker
 from tests.fakes.publisher import FakePublisher, Sent
 
+DELIVERY_COUNT = "x-delivery-count"
+"""The queue adds it."""
+
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -56,7 +59,7 @@ class ByBroker:
                         *("timestamp", "app_id", "content_type"),
                     )
                 },
-                message.headers,
+                {k: v for k, v in message.headers.items() if k != DELIVERY_COUNT},
                 _expiration(message),
             )
             for message in messages
