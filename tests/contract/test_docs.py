@@ -5,7 +5,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,11 @@ LEVELS = {
 }
 """Method of a logger to the level of its lines."""
 
-LINK = re.compile(r"""\]\(([^)\s]+)\)|(?:src|srcset|href)="([^"]+)\"""")
+LINK = re.compile(
+    r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)|(?:src|srcset|href)="([^"]+)"|^\[[^\]]+\]:\s+(\S+)""",
+    re.MULTILINE,
+)
+"""``[text](target "title")``, HTML, and ``[name]: target``."""
 
 
 def name_of(page: Path) -> str:
@@ -50,9 +54,23 @@ def without_code(text: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text()), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """The anchors of a page as GitHub makes them: of headings, and those that HTML names."""
+    text = without_code(page.read_text())
+    found = set(re.findall(r'<\w+[^>]* (?:id|name)="([^"]+)"', text))
+    for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", plain(heading).lower()).replace(" ", "-")
+        again = (f"{name}-{number}" for number in count(1))
+        found.add(name if name not in found else next(each for each in again if each not in found))
+    return found
+
+
+def has_anchor(file: Path, anchor: str) -> bool:
+    """Whether a page has the heading, or a source the line (``L12``, ``L12-L20``)."""
+    if file.suffix == ".md":
+        return anchor in anchors(file)
+    lines = re.fullmatch(r"L(\d+)(?:-L(\d+))?", anchor)
+    length = len(file.read_text().splitlines())
+    return lines is not None and int(lines[2] or lines[1]) <= length
 
 
 def rows(page: str, heading: str) -> Iterator[list[str]]:
@@ -68,14 +86,46 @@ def rows(page: str, heading: str) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for match in LINK.finditer(without_code(page.read_text())):
-        target = match[1] or match[2]
+        target = match[1] or match[2] or match[3]
         if re.match(r"https?:", target):
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{target} does not exist"
         if anchor:
-            assert anchor in anchors(file), f"{target}: no such heading"
+            assert has_anchor(file, anchor), f"{target}: no such heading or line"
+
+
+def test_anchors_are_those_that_github_makes(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        '# What `it` does\n## Twice\n## Twice\n<a id="here"></a>\n## [A link](x.md), too\n'
+        "```\n# a comment\n```\n"
+    )
+    source = tmp_path / "source.py"
+    source.write_text("one\ntwo\n")
+
+    assert anchors(page) == {"what-it-does", "twice", "twice-1", "here", "a-link-too"}
+    assert [has_anchor(source, anchor) for anchor in ("L2", "L1-L2", "L3", "twice")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_picture_has_a_text_for_those_who_do_not_see_it(page: Path) -> None:
+    text = without_code(page.read_text())
+    texts = [
+        *re.findall(r"!\[([^\]]*)\]\(", text),
+        *(
+            found[1] if (found := re.search(r'alt="([^"]*)"', tag)) else ""
+            for tag in re.findall(r"<img\b[^>]*>", text)
+        ),
+    ]
+
+    assert all(texts)
 
 
 def test_every_command_of_the_docs_is_one_of_the_launcher() -> None:
