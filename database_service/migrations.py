@@ -106,7 +106,7 @@ async def migrate(connection: Connection, migrations: list[Migration]) -> int:
         for migration in pending:
             await _apply(connection, migration)
     except asyncpg.InsufficientPrivilegeError as error:
-        raise MigrationError(f"The role DB_USER may not make tables: {_said(error)}.") from error
+        raise MigrationError(f"The role DB_USER may not make tables: {_message(error)}.") from error
     finally:
         if not connection.is_closed():
             await connection.execute("RESET lock_timeout")
@@ -134,11 +134,11 @@ async def _apply(connection: Connection, migration: Migration) -> None:
         raise
     except asyncpg.PostgresError as error:
         raise MigrationError(
-            f"sql/{migration.name} cannot be applied: {_said(error)}. Nothing of it was."
+            f"sql/{migration.name} cannot be applied: {_message(error)}. Nothing of it was."
         ) from error
     log.info("migration.applied", name=migration.name)
 
 
-def _said(error: asyncpg.PostgresError) -> str:
-    """PostgreSQL's words without their DETAIL, which quotes rows: names and addresses."""
+def _message(error: asyncpg.PostgresError) -> str:
+    """PostgreSQL's message without its DETAIL, which quotes rows: names and addresses."""
     return str(error.args[0])

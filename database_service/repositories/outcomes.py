@@ -9,10 +9,10 @@ from database_service.connection import Connection
 # A mail that has come back already was sent, which is what 'bounced' says.
 # The attempt is the last one under that lease; a lease that was never granted has none, and
 # so says nothing. An attempt keeps its first outcome, unless it turns out as sent after all;
-# that is said with CASE, because PostgreSQL, knowing that hardly any attempt is 'sending',
+# that is written with CASE, because PostgreSQL, knowing that hardly any attempt is 'sending',
 # would look for those first and join each with the whole batch.
 UPDATE_OUTCOMES = """
-    WITH said AS (
+    WITH reported AS (
              SELECT message_id, lease_id, status, reply_code, reply_text
                FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::integer[], $5::text[])
                     AS item (message_id, lease_id, status, reply_code, reply_text)
@@ -21,23 +21,23 @@ UPDATE_OUTCOMES = """
              SELECT log.id,
                     log.message_id,
                     attempt.attempt,
-                    said.status,
-                    said.reply_code,
-                    said.reply_text,
-                    log.status = 'sending' AND log.lease_id = said.lease_id
-                        OR said.status = 'sent' AND log.status NOT IN ('sent', 'bounced')
+                    reported.status,
+                    reported.reply_code,
+                    reported.reply_text,
+                    log.status = 'sending' AND log.lease_id = reported.lease_id
+                        OR reported.status = 'sent' AND log.status NOT IN ('sent', 'bounced')
                         AS is_news,
-                    log.status = said.status
-                        AND (log.lease_id = said.lease_id OR said.status = 'sent')
-                        OR said.status = 'sent' AND log.status = 'bounced'
+                    log.status = reported.status
+                        AND (log.lease_id = reported.lease_id OR reported.status = 'sent')
+                        OR reported.status = 'sent' AND log.status = 'bounced'
                         AS is_known
-               FROM said
-               JOIN notification_logs AS log ON log.message_id = said.message_id
+               FROM reported
+               JOIN notification_logs AS log ON log.message_id = reported.message_id
          CROSS JOIN LATERAL (
                        SELECT attempt
                          FROM notification_attempts
                         WHERE notification_id = log.id
-                          AND notification_attempts.lease_id = said.lease_id
+                          AND notification_attempts.lease_id = reported.lease_id
                      ORDER BY attempt DESC
                         LIMIT 1
                     ) AS attempt

@@ -122,7 +122,7 @@ class Connection:
 
         Raises:
             LinkDroppedError: With phase ``TEXT`` the mail may have been accepted, else not.
-            Utf8AddressError: The server cannot be told this address.
+            Utf8AddressError: The server does not accept such an address.
         """
         if not self._can_say(mail):
             raise Utf8AddressError("the server does not offer SMTPUTF8")
@@ -215,7 +215,7 @@ class Connection:
             except LinkDroppedError:
                 if refusal is None:
                     raise
-                return refusal  # said why, then hung up
+                return refusal  # it gave the reason, then hung up
             if answer.refuses:
                 refusal = refusal or answer
             elif refusal and phase is Phase.DATA:

@@ -14,7 +14,7 @@ class Security(StrEnum):
     """How the connection is protected."""
 
     STARTTLS = "starttls"
-    """Upgraded before anything is said; a server that does not offer it is refused."""
+    """Upgraded before anything is sent; a server that does not offer it is refused."""
 
     TLS = "tls"
     """TLS from the first byte (usually port 465)."""

@@ -54,7 +54,7 @@ class Transport:
 
     @property
     def usable(self) -> bool:
-        """Whether a command can be sent, as far as can be told without sending one.
+        """Whether a command can be sent, as far as is known without sending one.
 
         Input that was not asked for is a farewell ("421 timeout"), or would be taken for the reply
         to another command.

@@ -49,7 +49,7 @@ def test_an_odd_reply_is_a_reply_or_an_error(odd: OddReply) -> None:
 
 @st.composite
 def any_pieces(draw: st.DrawFn) -> tuple[bytes, ...]:
-    """Any bytes in pieces."""
+    """Any bytes in parts."""
     return cut(draw, draw(st.binary(max_size=200)))
 
 
@@ -57,7 +57,7 @@ def any_pieces(draw: st.DrawFn) -> tuple[bytes, ...]:
 def conversations(
     draw: st.DrawFn, *, odd: st.SearchStrategy[bytes]
 ) -> tuple[list[int], tuple[bytes, ...]]:
-    """Codes of replies, and those in pieces with something odd behind them."""
+    """Codes of replies, and those in parts with something odd behind them."""
     said = draw(st.lists(replies(), max_size=5))
     content = b"".join(reply for _, reply in said) + draw(odd)
     return [code for code, _ in said], cut(draw, content)
