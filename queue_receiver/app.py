@@ -76,7 +76,7 @@ def build_app(settings: Settings) -> web.Application:
             app[ADMIN] = DeadLetterAdmin(queues=queues, records=database)
             app[REDRIVES] = Redrives(queues=queues, outcomes=OutcomeTracker(database))
             stack.push_async_callback(app[REDRIVES].close)
-            stream = await stack.enter_async_context(StreamReader.open(url, service=SERVICE))
+            stream = await stack.enter_async_context(StreamReader(url, service=SERVICE))
             app[AUDITOR] = Auditor(
                 stream=stream,
                 store=database,

@@ -48,7 +48,7 @@ async def main(url: str, prefetch: int, markers: Path, journal: Path) -> None:
 
     exchanges = BROKER_USERS[SERVICE].exchanges
     async with (
-        Publisher.open(url, service=SERVICE, exchanges=exchanges) as publisher,
+        Publisher(url, service=SERVICE, exchanges=exchanges) as publisher,
         Consumer(
             url,
             {RegistrationSubmitted: handle},

@@ -3,11 +3,10 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from common import metrics
@@ -33,15 +32,17 @@ one is: as long as messages are published, the latest attempt tells."""
 
 
 class Publisher:
-    """One confirmed channel on a connection of its own: an alarm blocks publishers only."""
+    """One confirmed channel on a connection of its own: an alarm blocks publishers only.
+
+    Args:
+        url: AMQP URL with the service's own user.
+        service: Name that messages carry as ``app_id``.
+        exchanges: Everything it will publish to; ready only when all of them exist.
+        queues: Queues that must exist for it to make sense.
+    """
 
     def __init__(
-        self,
-        url: str,
-        *,
-        service: str,
-        exchanges: Sequence[str],
-        queues: Sequence[str],
+        self, url: str, *, service: str, exchanges: Sequence[str], queues: Sequence[str] = ()
     ) -> None:
         self._service = service
         self._exchanges = exchanges
@@ -51,27 +52,14 @@ class Publisher:
             url, service=service, purpose="publish", setup=self._check_topology
         )
 
-    @classmethod
-    @asynccontextmanager
-    async def open(
-        cls,
-        url: str,
-        *,
-        service: str,
-        exchanges: Sequence[str],
-        queues: Sequence[str] = (),
-    ) -> AsyncIterator["Publisher"]:
-        """Start connecting.
+    async def __aenter__(self) -> Self:
+        """Start connecting; does not wait for the broker."""
+        await self._connection.__aenter__()
+        return self
 
-        Args:
-            url: AMQP URL with the service's own user.
-            service: Name that messages carry as ``app_id``.
-            exchanges: Everything it will publish to; ready only when all of them exist.
-            queues: Queues that must exist for it to make sense.
-        """
-        publisher = cls(url, service=service, exchanges=exchanges, queues=queues)
-        async with publisher._connection:
-            yield publisher
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
+        await self._connection.__aexit__()
 
     async def ask(self) -> None:
         """Raise BrokerUnavailableError if there is no broker, or it takes no messages."""

@@ -39,7 +39,7 @@ Item = TypeVar("Item")
 
 
 class StreamReader:
-    """A connection of its own on which streams are read, one reading at a time."""
+    """A connection of its own, with the rights of a service, for one reading at a time."""
 
     def __init__(self, url: str, *, service: str) -> None:
         self._service = service
@@ -48,13 +48,14 @@ class StreamReader:
         )
         self._one_at_a_time = asyncio.Lock()
 
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, url: str, *, service: str) -> AsyncIterator[Self]:
-        """Start connecting, with the rights of a service; does not wait for the broker."""
-        reader = cls(url, service=service)
-        async with reader._connection:
-            yield reader
+    async def __aenter__(self) -> Self:
+        """Start connecting; does not wait for the broker."""
+        await self._connection.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
+        await self._connection.__aexit__()
 
     async def read(
         self,

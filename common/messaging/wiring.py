@@ -23,7 +23,7 @@ async def open_publisher(
 ) -> AsyncIterator[Publisher]:
     """A publisher for all that the service writes to; ready when all of it is there."""
     user = BROKER_USERS[service]
-    async with Publisher.open(
+    async with Publisher(
         str(settings.queue_url),
         service=service,
         exchanges=user.exchanges,

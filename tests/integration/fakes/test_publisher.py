@@ -89,7 +89,7 @@ async def publishing(request: pytest.FixtureRequest) -> AsyncIterator[ByFake | B
         yield ByFake()
         return
     broker: TestBroker = request.getfixturevalue("empty_broker")
-    async with Publisher.open(
+    async with Publisher(
         broker.url("frontend"), service="test", exchanges=[USER_REGISTRATION.name]
     ) as publisher:
         yield ByBroker(broker, publisher)

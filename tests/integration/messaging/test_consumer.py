@@ -76,7 +76,7 @@ async def a_consumer(
 ) -> AsyncIterator[Consumer]:
     url = broker.url("queue_receiver")
     async with (
-        Publisher.open(
+        Publisher(
             url, service="queue_receiver", exchanges=BROKER_USERS["queue_receiver"].exchanges
         ) as publisher,
         Consumer(
@@ -827,7 +827,7 @@ async def test_a_fault_of_ours_leaves_the_message_to_redelivery(
 
 
 async def test_more_retries_than_steps_are_refused_at_start(empty_broker: TestBroker) -> None:
-    async with Publisher.open(
+    async with Publisher(
         empty_broker.url("queue_receiver"), service="queue_receiver", exchanges=[]
     ) as publisher:
         with pytest.raises(SettingError, match="MAX_RETRY_ATTEMPTS is 4"):

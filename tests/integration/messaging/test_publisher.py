@@ -18,7 +18,7 @@ QUEUE = USER_REGISTRATION.queue
 
 @pytest.fixture
 async def publisher(empty_broker: TestBroker) -> AsyncIterator[Publisher]:
-    async with Publisher.open(
+    async with Publisher(
         empty_broker.url("frontend"),
         service="frontend",
         exchanges=[USER_REGISTRATION.name],
@@ -74,7 +74,7 @@ async def test_publish_raises_when_no_queue_is_bound(
 
 async def test_publisher_names_what_is_missing_at_the_broker(empty_broker: TestBroker) -> None:
     # As one who may see every name: nobody else is told what is not there.
-    async with Publisher.open(
+    async with Publisher(
         empty_broker.admin_url, service="frontend", exchanges=["no.such.exchange"]
     ) as publisher:
 

@@ -102,13 +102,13 @@ async def test_messages_are_published_and_consumed(url: str, empty_broker: TestB
     frontend = BROKER_USERS["frontend"]
     async with (
         demanding_broker(empty_broker, "frontend") as frontend_url,
-        Publisher.open(
+        Publisher(
             frontend_url,
             service="frontend",
             exchanges=frontend.exchanges,
             queues=frontend.fed_queues,
         ) as publisher,
-        Publisher.open(
+        Publisher(
             url, service=SERVICE, exchanges=USER.exchanges, queues=USER.fed_queues
         ) as republisher,
         Consumer(
@@ -140,7 +140,7 @@ async def test_an_idle_consumer_does_not_lose_its_channel_by_counting(
 ) -> None:
     monkeypatch.setattr(subscription, "WATCH_INTERVAL", timedelta(seconds=0.05))
     async with (
-        Publisher.open(url, service=SERVICE, exchanges=USER.exchanges) as republisher,
+        Publisher(url, service=SERVICE, exchanges=USER.exchanges) as republisher,
         Consumer(
             url,
             {RegistrationSubmitted: never},
@@ -163,7 +163,7 @@ async def never(_: Envelope[RegistrationSubmitted]) -> None:
 
 async def test_the_ledger_counts_by_the_management_api(url: str, empty_broker: TestBroker) -> None:
     await publish(empty_broker.admin_url, USER_REGISTRATION.name, b"{}", message_id=str(uuid4()))
-    async with StreamReader.open(url, service=SERVICE) as reader:
+    async with StreamReader(url, service=SERVICE) as reader:
         management = ManagementApi(empty_broker.monitor_url)
         depths = QueueDepths(reader, management=management, route=USER_REGISTRATION)
 

@@ -33,7 +33,7 @@ def fresh_broker(empty_broker: TestBroker) -> TestBroker:
 @pytest.fixture
 async def reader(fresh_broker: TestBroker) -> AsyncIterator[StreamReader]:
     url = fresh_broker.url("queue_receiver")
-    async with StreamReader.open(url, service="queue_receiver") as reader:
+    async with StreamReader(url, service="queue_receiver") as reader:
         yield reader
 
 
@@ -170,7 +170,7 @@ async def test_what_a_stalling_network_holds_back_is_read_too(fresh_broker: Test
     stalling = StallingProxy(url.port or 5672)
     async with (
         stalling.listening() as port,
-        StreamReader.open(str(url.with_port(port)), service="queue_receiver") as reader,
+        StreamReader(str(url.with_port(port)), service="queue_receiver") as reader,
     ):
         found = await reader.read(STREAM, "first", seen, limit=1000)
         on = await reader.read(STREAM, 799, seen, limit=1000, throttled=True)

@@ -36,7 +36,7 @@ async def accepted(broker: TestBroker, count: int) -> dict[UUID, RegistrationSub
     """Registrations that the frontend has answered with 202."""
     registrations = {uuid4(): a_registration() for _ in range(count)}
     url = broker.url("frontend")
-    async with Publisher.open(
+    async with Publisher(
         url, service="frontend", exchanges=[NAME], queues=[USER_REGISTRATION.queue, LOG]
     ) as publisher:
         await eventually(lambda: _connected(publisher), "connecting")

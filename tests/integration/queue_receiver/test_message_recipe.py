@@ -39,7 +39,7 @@ PUBLISHER = "publisher"
 
 
 async def main(url, email, import_id):
-    async with Publisher.open(url, service="frontend", exchanges=[USER_REGISTRATION.name]) as it:
+    async with Publisher(url, service="frontend", exchanges=[USER_REGISTRATION.name]) as it:
         request = SimpleNamespace(app={PUBLISHER: it})
 STEP
 

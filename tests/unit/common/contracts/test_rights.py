@@ -58,7 +58,7 @@ async def test_the_receiver_may_count_and_read_what_it_accounts_for(
     monkeypatch.setattr(stream, "FIRST_SECONDS", 0.02)  # no message will come
     async with running_permission_broker(PASSIVE_RULES[rules]) as broker:
         url = broker.url("queue_receiver")
-        async with StreamReader.open(url, service="queue_receiver") as reader:
+        async with StreamReader(url, service="queue_receiver") as reader:
             for route in BROKER_USERS["queue_receiver"].audits:
                 queues = [route.queue, *route.retries, route.dead_letter_queue]
                 assert await reader.count_ready(queues) == dict.fromkeys(queues, 0)
