@@ -273,6 +273,22 @@ async def test_those_that_never_settle_do_not_keep_the_others_from_being_looked_
     assert (totals.stored, totals.missing) == (10, 0)
 
 
+async def test_a_turn_that_comes_to_the_last_entry_goes_on_from_the_first(
+    ledger: LedgerRepository,
+    registrations: RegistrationRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "RECONCILED_AT_ONCE", 3)
+    late = sorted((a_registration() for _ in range(4)), key=lambda item: item.registration_id)
+    await ledger.insert_entries(a_batch([item.registration_id for item in late]))
+    await reconciled(ledger)  # the first three
+    await registrations.insert_registrations(late[:1])
+
+    totals = (await reconciled(ledger)).totals  # the fourth, and the first two again
+
+    assert (totals.stored, totals.missing) == (1, 3)
+
+
 async def test_a_stream_made_anew_is_an_incident_until_somebody_takes_note(
     ledger: LedgerRepository, registrations: RegistrationRepository
 ) -> None:
