@@ -17,7 +17,7 @@ from report_generator.csv_style import CsvStyle
 from report_generator.files import ReportDirectory
 from report_generator.handlers import generate_report
 from tests.fakes.publisher import FakePublisher
-from tests.unit.report_generator.fakes import CONTENT, NOW, FakeDatabase
+from tests.fakes.reports import CONTENT, NOW, FakeDatabase
 
 
 class Generator:

@@ -18,7 +18,7 @@ from common.readiness import Readiness
 from report_generator.files import ReportDirectory
 from report_generator.routes import DATABASE, DIRECTORY, PUBLISHER, api
 from tests.fakes.publisher import FakePublisher
-from tests.unit.report_generator.fakes import CONTENT, NOW, FakeDatabase
+from tests.fakes.reports import CONTENT, NOW, FakeDatabase
 
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -298,7 +298,7 @@ async def test_a_record_that_points_elsewhere_leads_nowhere(
 
 
 async def test_the_list_pages_with_a_link(service: Service) -> None:
-    first, second = service.add(), service.add()
+    second, first = service.add(), service.add()  # newest first
 
     response = await service.http.get("/api/reports?limit=1")
 

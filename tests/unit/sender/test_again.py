@@ -16,7 +16,7 @@ from common.contracts.resends import NotificationSummary, ResendDecision
 from sender.lease import take_lease
 from sender.routes.resends import REFUSALS
 from sender.template_data import TEMPLATES, NoData
-from tests.unit.sender.fakes import FakeDeliveries, an_envelope
+from tests.fakes.sender import FakeDeliveries, an_envelope
 
 
 def test_mails_that_need_no_data_are_known_as_such() -> None:

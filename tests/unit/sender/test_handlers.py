@@ -24,8 +24,7 @@ from sender.lease import LeaseLostError
 from sender.mime import MailWriter
 from sender.render import Renderer
 from sender.template_data import TemplateDataMissingError
-from tests.polling import until
-from tests.unit.sender.fakes import (
+from tests.fakes.sender import (
     FakeDeliveries,
     FakeMailer,
     an_envelope,
@@ -33,6 +32,7 @@ from tests.unit.sender.fakes import (
     refused,
     unsure,
 )
+from tests.polling import until
 
 WRITER = MailWriter(
     Renderer(brand="UserStream"), from_email="hello@example.com", from_name="UserStream"

@@ -1,10 +1,8 @@
 """FakeDeliveries and the real database_service are asked the same questions."""
 
-from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import pytest
-from aiohttp.test_utils import TestServer
 
 from common.contracts.notifications import (
     LEASE_SECONDS,
@@ -14,24 +12,16 @@ from common.contracts.notifications import (
     DeliveryStatus,
     Template,
 )
-from common.database_client.client import DatabaseClient
 from sender.lease import Deliveries
-from tests.integration.sender.stack import database_service, ready
-from tests.unit.sender.fakes import FakeDeliveries
+from tests.fakes.sender import FakeDeliveries
 
 
-@pytest.fixture(params=["fake", "real"])
-async def deliveries(
-    request: pytest.FixtureRequest, database_dsn: str
-) -> AsyncIterator[Deliveries]:
-    if request.param == "fake":
-        yield FakeDeliveries()
-        return
-    async with TestServer(database_service(database_dsn)) as server:
-        url = str(server.make_url("")).rstrip("/")
-        await ready(url)
-        async with DatabaseClient.open(url) as client:
-            yield client
+@pytest.fixture(params=[pytest.param(True, id="fake"), pytest.param(False, id="real")])
+def deliveries(request: pytest.FixtureRequest) -> Deliveries:
+    real: Deliveries = (
+        FakeDeliveries() if request.param else request.getfixturevalue("database_client")
+    )
+    return real
 
 
 def a_claim(message_id: UUID, lease_id: UUID) -> ClaimRequest:

@@ -1,4 +1,4 @@
-"""Stands in for database_service, and keeps what it was told."""
+"""Stands in for database_service; ``tests/integration/fakes/test_reports.py`` compares the two."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class FakeDatabase:
     async def update_report(self, report_id: UUID, update: ReportRecordUpdate) -> ReportRecord:
         if error := self.update_errors.get(update.status):
             raise error
-        before = self.records[report_id]
+        before = await self.select_report(report_id)
         if before.status is ReportStatus.READY and update.status is not ReportStatus.READY:
             return before  # as the real one: ready stays ready
         changes = update.model_dump(by_alias=False)
@@ -56,8 +56,13 @@ class FakeDatabase:
             raise NotFoundError from None
 
     async def select_reports(self, query: ReportListQuery) -> ReportList:
-        found = list(self.records.values())[: query.limit]
-        more = len(found) < len(self.records)
+        newest_first = list(reversed(self.records.values()))
+        if query.after:
+            newest_first = newest_first[
+                [each.report_id for each in newest_first].index(query.after) + 1 :
+            ]
+        found = newest_first[: query.limit]
+        more = len(found) < len(newest_first)
         return ReportList(reports=found, next_after=found[-1].report_id if more else None)
 
     async def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:

@@ -1,6 +1,6 @@
 """Stand-ins for what ``send_email`` talks to.
 
-``tests/integration/sender/test_deliveries.py`` asks FakeDeliveries and the real
+``tests/integration/fakes/test_deliveries.py`` asks FakeDeliveries and the real
 database_service the same questions.
 """
 
