@@ -23,7 +23,7 @@ from queue_receiver.dead_letters import page_routes
 from queue_receiver.dead_letters import routes as dead_letter_routes
 from queue_receiver.dead_letters.admin import DeadLetterAdmin
 from queue_receiver.dead_letters.outcomes import OutcomeTracker
-from queue_receiver.dead_letters.pages import PAGES
+from queue_receiver.dead_letters.pages import PAGES, render_problem
 from queue_receiver.dead_letters.redrive import Redrives
 from queue_receiver.dead_letters.routes import ADMIN, REDRIVES
 from queue_receiver.handlers import store_registration
@@ -99,7 +99,7 @@ def build_app(settings: Settings) -> web.Application:
         description="Stores registrations and asks for their mails.",
         access=Access(allowed_hosts=settings.allowed_hosts),
         readiness=readiness,
-        problem_page=page_routes.problem_page,
+        problem_page=render_problem,
     )
     PAGES.add_to(app)
     app.cleanup_ctx.append(lifespan)

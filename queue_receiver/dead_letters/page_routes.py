@@ -36,7 +36,6 @@ from common.errors import (
     InvalidError,
     MalformedError,
     NotFoundError,
-    UserStreamError,
 )
 from common.http.api import Api
 from common.http.validation import validate
@@ -47,7 +46,6 @@ from queue_receiver.dead_letters.pages import (
     render_dry_run,
     render_message,
     render_messages,
-    render_problem,
     render_redrive,
 )
 from queue_receiver.dead_letters.routes import ADMIN, QUEUES_AND_RECORDS, REDRIVES
@@ -76,11 +74,6 @@ class KindForm(Body):
     code: ErrorCode | None = None
     all: bool = False
 
-    @property
-    def selection(self) -> dict[str, Any]:
-        """The same in the form of the API."""
-        return {"route": self.route, "code": self.code, "all": self.all}
-
 
 class SelectionForm(KindForm):
     """Selects one message, those of a kind, or all."""
@@ -90,7 +83,8 @@ class SelectionForm(KindForm):
     @property
     def selection(self) -> dict[str, Any]:
         """The same in the form of the API."""
-        return {**super().selection, "ids": [self.id] if self.id else None}
+        ids = [self.id] if self.id else None
+        return {"ids": ids, "route": self.route, "code": self.code, "all": self.all}
 
 
 class BodyForm(Body):
@@ -167,13 +161,7 @@ async def confirm_discard_page(request: web.Request, *, query: KindForm) -> web.
 )
 async def discard_many_by_form(request: web.Request, *, form: DiscardManyForm) -> web.Response:
     """Remove messages of a kind for good, if there are no more than were seen."""
-    values = {
-        **form.selection,
-        "reason": form.reason,
-        "discardedBy": form.discarded_by,
-        "expected": form.expected,
-    }
-    await request.app[ADMIN].discard_many(validate(DiscardManyRequest, values))
+    await request.app[ADMIN].discard_many(validate(DiscardManyRequest, dict(form)))
     return _redirect("/dead-letters", done="discarded_many")
 
 
@@ -276,14 +264,9 @@ async def discard_by_form(
     return _redirect("/dead-letters", done="discarded")
 
 
-def problem_page(error: UserStreamError) -> str:
-    """An error as a page, for a browser."""
-    return render_problem(error.http_status, error.title, error.detail)
-
-
 async def _groups(request: web.Request, wanted: KindForm) -> list[DeadLetterGroup]:
     """The selected kinds, and how many messages there are of each."""
-    validate(Selection, wanted.selection)
+    validate(Selection, dict(wanted))
     query = DeadLetterQuery(route=wanted.route, code=wanted.code, limit=1)
     found = await request.app[ADMIN].list_messages(query)
     return [

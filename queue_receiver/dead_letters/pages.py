@@ -17,7 +17,7 @@ from common.contracts.dead_letters import (
     Redrive,
     RedriveState,
 )
-from common.errors import FieldError
+from common.errors import FieldError, UserStreamError
 from common.http.pages import Pages
 
 PAGES = Pages("queue_receiver")
@@ -91,9 +91,9 @@ def render_discards(found: DiscardedDeadLetters) -> str:
     return PAGES.render("discards.html", found=found)
 
 
-def render_problem(status: int, title: str, detail: str) -> str:
+def render_problem(error: UserStreamError) -> str:
     """A problem as a page."""
-    return PAGES.render("problem.html", status=status, title=title, detail=detail)
+    return PAGES.render("problem.html", error=error)
 
 
 def _url(query: DeadLetterQuery, found: DeadLetters) -> str:

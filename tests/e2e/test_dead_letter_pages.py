@@ -337,7 +337,7 @@ async def test_a_message_is_discarded_with_a_reason_only(page: Page, site: Site)
     await expect(page.get_by_text("ada: nonsense")).to_be_visible()
 
 
-async def test_a_kind_that_can_not_pass_is_discarded_after_a_question(
+async def test_a_kind_that_cannot_succeed_is_discarded_after_a_question(
     page: Page, site: Site
 ) -> None:
     site.admin.messages = [a_message(), a_message(), a_message("upstream_error")]
@@ -354,7 +354,7 @@ async def test_a_kind_that_can_not_pass_is_discarded_after_a_question(
     assert set(site.admin.discarded.values()) == {": nonsense"}
 
 
-async def test_what_can_not_pass_as_it_is_is_corrected_first(page: Page, site: Site) -> None:
+async def test_what_cannot_succeed_as_it_is_is_corrected_first(page: Page, site: Site) -> None:
     site.admin.messages = [a_message()]
     await page.goto(f"{site.url}/{site.admin.messages[0].id}")
 

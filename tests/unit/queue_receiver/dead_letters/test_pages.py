@@ -18,7 +18,7 @@ from common.contracts.dead_letters import (
     DryRun,
     DryRunMessage,
 )
-from common.errors import FieldError
+from common.errors import FieldError, NotFoundError
 from queue_receiver.dead_letters.page_routes import KindForm
 from queue_receiver.dead_letters.pages import (
     render_confirmation,
@@ -100,7 +100,7 @@ def test_whatever_stands_in_a_message_stays_text() -> None:
         render_message(message, errors=[FieldError(HOSTILE, HOSTILE)], typed=HOSTILE),
         render_dry_run(DryRun(messages=[tried], left_out=0)),
         render_discards(DiscardedDeadLetters(discards=[discarded], next_before=None)),
-        render_problem(404, HOSTILE, HOSTILE),
+        render_problem(NotFoundError(HOSTILE)),
     ):
         assert "<img src=x" not in page
         assert "&lt;img src=x" in page
