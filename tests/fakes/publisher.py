@@ -28,7 +28,7 @@ class Sent:
 
 
 class FakePublisher(Publisher):
-    """Confirms every message, or raises ``error``; what a message is made of is the real one's.
+    """Take every message as confirmed, or raise ``error``; the real one makes the messages.
 
     ``tests/integration/fakes/test_publisher.py`` compares the two.
     """
