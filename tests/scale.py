@@ -10,7 +10,7 @@ import random
 import hypothesis
 
 SCALE = int(os.environ.get("USERSTREAM_TEST_SCALE", "1"))
-"""The multiple of the usual scaled."""
+"""The multiple of the usual number of examples."""
 
 _WISH = os.environ.get("USERSTREAM_TEST_SEED", "1")
 
