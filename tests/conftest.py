@@ -22,14 +22,17 @@ hypothesis.settings.load_profile(scale.PROFILE)
 
 LONGEST_FIRST = (
     "tests/chaos/test_chaos.py",
-    "tests/e2e/test_launcher.py",
+    "tests/e2e/test_schemathesis.py",
     "tests/chaos/test_windows.py",
+    "tests/e2e/test_launcher.py",
     "tests/e2e/test_outages.py",
     "tests/e2e/test_pages.py",
+    "tests/e2e/test_canary.py",
     "tests/e2e/test_api_pages.py",
-    "tests/e2e/test_schemathesis.py",
+    "tests/e2e/test_stateful.py",
     "tests/e2e/test_bench.py",
     "tests/e2e/test_dead_letter_pages.py",
+    "tests/e2e/test_main_job.py",
     "tests/e2e/test_mailcatcher_page.py",
 )
 """Files that take a minute and more. One that began last would leave the other workers idle."""
