@@ -126,7 +126,7 @@ async def test_a_frozen_sender_is_noticed_and_takes_nothing_away(
 
     async def warned() -> bool:
         seen.update(await note(client, stack))
-        return bool(seen["warning"] and "its mail is not settled" in seen["detail"])
+        return bool(seen["warning"] and "not mailed" in seen["detail"])
 
     stack.freeze("sender")
     try:
