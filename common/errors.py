@@ -72,14 +72,8 @@ class InProgressError(UserStreamError):
     code = "in_progress"
     title = "Another worker is processing this message"
 
-    def __init__(
-        self,
-        detail: str = "",
-        *,
-        errors: tuple[FieldError, ...] = (),
-        again_after: timedelta = timedelta(),
-    ) -> None:
-        super().__init__(detail, errors=errors)
+    def __init__(self, detail: str = "", *, again_after: timedelta = timedelta()) -> None:
+        super().__init__(detail)
         self.again_after = again_after
         """When the other worker has finished or its lease has expired, at the latest."""
 

@@ -1,4 +1,4 @@
-"""What publishers and clients say of a body's encoding when it has none."""
+"""Names of encodings that publishers and clients give to bodies without one."""
 
 _NO_CODING = frozenset({"", "identity", "utf8", "ascii", "usascii", "7bit", "8bit", "binary"})
 """A character set is no coding, but many libraries write theirs there: JSON is UTF-8 anyway."""
@@ -10,8 +10,6 @@ def is_plain_text(coding: object) -> bool:
         coding = coding.decode("latin-1")
     if coding is None:
         return True
-    return isinstance(coding, str) and _bare(coding) in _NO_CODING
-
-
-def _bare(name: str) -> str:
-    return name.strip().lower().replace("-", "").replace("_", "")
+    if not isinstance(coding, str):
+        return False
+    return coding.strip().lower().replace("-", "").replace("_", "") in _NO_CODING

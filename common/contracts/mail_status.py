@@ -43,17 +43,10 @@ class Refusal(StrEnum):
     @property
     def concerns_recipient(self) -> bool:
         """Whether another recipient would not meet it."""
-        return self in _ABOUT_RECIPIENT
+        return self in _DEAD or self in (Refusal.UNSUPPORTED_ADDRESS, Refusal.MAILBOX_FULL)
 
 
-_ABOUT_RECIPIENT = frozenset(
-    {
-        *(Refusal.NO_SUCH_ADDRESS, Refusal.NO_SUCH_DOMAIN),
-        *(Refusal.UNSUPPORTED_ADDRESS, Refusal.MAILBOX_FULL),
-    }
-)
-
-_DEAD = frozenset({Refusal.NO_SUCH_ADDRESS, Refusal.NO_SUCH_DOMAIN})
+_DEAD = (Refusal.NO_SUCH_ADDRESS, Refusal.NO_SUCH_DOMAIN)
 
 _BY_DETAIL = {
     (1, 0): Refusal.NO_SUCH_ADDRESS,

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, WithJsonSchema
 
 from common.contracts.base import Answer, Body, Contract
 from common.contracts.registrations import MAX_BULK
@@ -31,7 +31,18 @@ SAME_FOR_EVERYBODY = frozenset({Template.WELCOME, Template.ALREADY_REGISTERED})
 """Templates that need no data: a mail of these can be written again from its name alone."""
 
 
-class EmailRequested(Contract):
+class MailRequest(BaseModel):
+    """The mail that is asked for."""
+
+    to: EmailAddress
+    template: Template
+    subject: Subject | None = None
+    """Instead of the template's own."""
+
+    data: Data = {}
+
+
+class EmailRequested(MailRequest, Contract):
     """A mail is to be sent; its ``message_id`` is the identity of that mail."""
 
     type_name: ClassVar[str] = "email.notification.requested.v1"
@@ -44,17 +55,11 @@ class EmailRequested(Contract):
         "registrationId": "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f",
     }
 
-    to: EmailAddress
-    template: Template
-    subject: Subject | None = None
-    """Instead of the template's own."""
-
-    data: Data = {}
     user_id: RowId | None = None
     registration_id: UUID | None = None
 
 
-class NotificationRequest(Body):
+class NotificationRequest(MailRequest, Body):
     """What ``POST /api/notifications/send`` takes."""
 
     sample: ClassVar[Mapping[str, Any]] = {
@@ -67,11 +72,6 @@ class NotificationRequest(Body):
             "0192f7a4-5b7c-7c3e-9f10-2b6d1c3a4e5f/download",
         },
     }
-
-    to: EmailAddress
-    template: Template
-    subject: Subject | None = None
-    data: Data = {}
 
 
 class NotificationAccepted(Answer):

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from common.contracts.base import Answer, Body, Contract
 from common.contracts.rules import EmailAddress, Instant, PersonName
@@ -19,7 +19,15 @@ PERSON: Mapping[str, str] = {"name": "Ada", "surname": "Lovelace", "email": "ada
 """Who is registered in the samples."""
 
 
-class RegistrationSubmitted(Contract):
+class Person(BaseModel):
+    """The person of a registration."""
+
+    name: PersonName
+    surname: PersonName
+    email: EmailAddress
+
+
+class RegistrationSubmitted(Person, Contract):
     """A person asked to be registered; from the frontend or any other program."""
 
     type_name: ClassVar[str] = "user.registration.submitted.v1"
@@ -27,21 +35,14 @@ class RegistrationSubmitted(Contract):
     is_default: ClassVar[bool] = True
     sample: ClassVar[Mapping[str, Any]] = {**PERSON, "timestamp": "2026-01-31T09:30:00.000Z"}
 
-    name: PersonName
-    surname: PersonName
-    email: EmailAddress
     timestamp: Instant | None = None
     """When the person pressed the button; without it, when the message was read."""
 
 
-class RegistrationRequest(Body):
+class RegistrationRequest(Person, Body):
     """What the form and the API take."""
 
     sample: ClassVar[Mapping[str, Any]] = PERSON
-
-    name: PersonName
-    surname: PersonName
-    email: EmailAddress
 
 
 class RegistrationAccepted(Answer):
@@ -52,15 +53,12 @@ class RegistrationAccepted(Answer):
     """Page and API under which its journey can be followed."""
 
 
-class RegistrationToStore(Body):
+class RegistrationToStore(Person, Body):
     """One registration of a bulk request."""
 
     registration_id: UUID
     """The message's id: the same id twice is the same registration."""
 
-    name: PersonName
-    surname: PersonName
-    email: EmailAddress
     received_at: Instant
 
 

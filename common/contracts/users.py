@@ -6,18 +6,14 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from common.contracts.base import Answer, Body
-from common.contracts.registrations import PERSON
+from common.contracts.registrations import PERSON, Person
 from common.contracts.rules import MAX_BIGINT, EmailAddress, Instant, PersonName
 
 
-class UserRequest(Body):
+class UserRequest(Person, Body):
     """What creates a user."""
 
     sample: ClassVar[Mapping[str, Any]] = PERSON
-
-    name: PersonName
-    surname: PersonName
-    email: EmailAddress
 
 
 class UserUpdate(Body):
