@@ -1,7 +1,7 @@
 """Builds the frontend. The only place where its parts meet."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
 from aiohttp import web
 
@@ -55,7 +55,15 @@ def build_app(settings: Settings) -> web.Application:
                 app[JOURNEYS].select_journeys, clients=Clients(settings.trusted_proxies)
             )
             if settings.canary_seconds:
-                app[CANARY] = await stack.enter_async_context(_canary(app, settings))
+                client = await stack.enter_async_context(
+                    SelfClient.open(address=app[OWN_ADDRESS], identities=app[IDENTITIES])
+                )
+                canary = Canary(
+                    every_seconds=settings.canary_seconds,
+                    register=client.register,
+                    registrations=app[DATABASE],
+                )
+                app[CANARY] = await stack.enter_async_context(canary.run())
                 readiness.note("canary", app[CANARY].note)
             # The broker alone: without the database people can still register.
             yield
@@ -83,19 +91,6 @@ def build_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.append(lifespan)
     app.on_shutdown.append(stop_background_tasks)
     return app
-
-
-@asynccontextmanager
-async def _canary(app: web.Application, settings: Settings) -> AsyncIterator[Canary]:
-    async with (
-        SelfClient.open(address=app[OWN_ADDRESS], identities=app[IDENTITIES]) as client,
-        Canary(
-            every_seconds=settings.canary_seconds,
-            register=client.register,
-            registrations=app[DATABASE],
-        ).run() as canary,
-    ):
-        yield canary
 
 
 def _problem_page(error: UserStreamError) -> str:

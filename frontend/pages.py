@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import partial
 from uuid import UUID
 
 from common.contracts.registrations import Journey, JourneyStatus
@@ -73,30 +73,28 @@ class Field:
         return text if self.label.lower() in text.lower() else f"{self.label}: {text}"
 
 
+_name_field = partial(
+    Field,
+    kind="text",
+    max_length=NAME_MAX_LENGTH,
+    pattern=NAME_PATTERN,
+    character=NAME_CHARACTER,
+    stray=NAME_STRAY,
+    mismatch=NAME_LETTERLESS,
+)
+
 FIELDS = (
-    Field(
+    _name_field(
         name="name",
         label="First name",
-        kind="text",
         autocomplete="given-name",
-        max_length=NAME_MAX_LENGTH,
-        pattern=NAME_PATTERN,
-        character=NAME_CHARACTER,
         missing="Enter your first name.",
-        stray=NAME_STRAY,
-        mismatch=NAME_LETTERLESS,
     ),
-    Field(
+    _name_field(
         name="surname",
         label="Surname",
-        kind="text",
         autocomplete="family-name",
-        max_length=NAME_MAX_LENGTH,
-        pattern=NAME_PATTERN,
-        character=NAME_CHARACTER,
         missing="Enter your surname.",
-        stray=NAME_STRAY,
-        mismatch=NAME_LETTERLESS,
     ),
     Field(
         name="email",
@@ -117,16 +115,14 @@ FIELDS = (
 UNREADABLE = "unreadable"
 """The page's fourth state beside ``JourneyStatus``: the database is away."""
 
-PROGRESS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
-    {
-        UNREADABLE: ("done", "unknown", "unknown"),
-        JourneyStatus.UNKNOWN: ("absent", "waiting", "waiting"),
-        JourneyStatus.PENDING: ("done", "current", "waiting"),
-        JourneyStatus.STORED: ("done", "done", "current"),
-        JourneyStatus.MAILED: ("done", "done", "done"),
-        JourneyStatus.MAIL_FAILED: ("done", "done", "failed"),
-    }
-)
+PROGRESS: Mapping[str, tuple[str, str, str]] = {
+    UNREADABLE: ("done", "unknown", "unknown"),
+    JourneyStatus.UNKNOWN: ("absent", "waiting", "waiting"),
+    JourneyStatus.PENDING: ("done", "current", "waiting"),
+    JourneyStatus.STORED: ("done", "done", "current"),
+    JourneyStatus.MAILED: ("done", "done", "done"),
+    JourneyStatus.MAIL_FAILED: ("done", "done", "failed"),
+}
 """How the steps received, stored and mailed stand in each state; the page's script reads it too."""
 
 

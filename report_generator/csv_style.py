@@ -11,10 +11,6 @@ class CsvStyle:
     quote: str = '"'
     header: bool = True
 
-    def counter(self) -> "RecordCounter":
-        """A new counter for a file in this style."""
-        return RecordCounter(quote=self.quote.encode(), header=self.header)
-
 
 class RecordCounter:
     """Counts the records of a CSV that passes by in blocks.
@@ -24,9 +20,9 @@ class RecordCounter:
     at the quotes runs in C, where a parser would cost more than writing the file.
     """
 
-    def __init__(self, *, quote: bytes, header: bool) -> None:
-        self._quote = quote
-        self._header = header
+    def __init__(self, style: CsvStyle) -> None:
+        self._quote = style.quote.encode()
+        self._header = style.header
         self._ends = 0
         self._inside_field = False
         self._at_end_of_record = True

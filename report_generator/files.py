@@ -17,7 +17,7 @@ from uuid import UUID
 
 from common.errors import GoneError, NoSpaceError, NotFoundError, StorageError
 from common.failpoints import failpoint
-from report_generator.csv_style import CsvStyle
+from report_generator.csv_style import CsvStyle, RecordCounter
 
 BLOCK_BYTES = 64 * 1024
 """Read and written at once: large enough that the hop to a thread does not show."""
@@ -151,7 +151,7 @@ class _Measure:
     """What is to be recorded of a file, gathered while its bytes pass by."""
 
     def __init__(self, style: CsvStyle) -> None:
-        self._counter = style.counter()
+        self._counter = RecordCounter(style)
         self._digest = hashlib.sha256()
         self._size_bytes = 0
 

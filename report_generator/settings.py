@@ -8,6 +8,7 @@ from common.contracts.reports import Delimiter, QuoteCharacter
 from common.settings import (
     ConsumerSettings,
     DatabaseServiceSettings,
+    Port,
     PublicUrl,
     ServiceSettings,
 )
@@ -17,8 +18,7 @@ from report_generator.csv_style import CsvStyle
 class Settings(ServiceSettings, ConsumerSettings, DatabaseServiceSettings):
     """The report generator's settings."""
 
-    port: int = Field(default=8084, ge=0, le=65535)
-    """TCP port to listen on."""
+    port: Port = 8084
 
     prefetch: int = Field(default=2, ge=1, le=100)
     """Reports made at once. Each holds a connection of database_service for as long as it runs."""

@@ -4,14 +4,14 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from report_generator.csv_style import CsvStyle
+from report_generator.csv_style import CsvStyle, RecordCounter
 
 FIELDS = st.text(alphabet=st.sampled_from("ab,;\"'\r\n ü"), max_size=8)
 ROWS = st.lists(st.lists(FIELDS, min_size=2, max_size=3), min_size=1, max_size=8)
 
 
 def counted(content: bytes, style: CsvStyle, cut: int = 1) -> int:
-    counter = style.counter()
+    counter = RecordCounter(style)
     for start in range(0, len(content), cut):
         counter.feed(content[start : start + cut])
     return counter.records
