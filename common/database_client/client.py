@@ -182,15 +182,13 @@ class DatabaseClient:
 
     async def select_discards(self, query: DiscardQuery) -> DiscardedDeadLetters:
         """A page of discarded dead letters, newest first."""
-        parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return await self._get("api/dead-letters/discards", DiscardedDeadLetters, parameters)
+        return await self._get("api/dead-letters/discards", DiscardedDeadLetters, query)
 
     # -- ledger -----------------------------------------------------------------------------
 
     async def select_ledger_position(self, stream: str) -> LedgerPosition:
         """How far a stream was read."""
-        parameters = PositionQuery(stream=stream).model_dump(by_alias=True)
-        return await self._get("api/ledger/position", LedgerPosition, parameters)
+        return await self._get("api/ledger/position", LedgerPosition, PositionQuery(stream=stream))
 
     async def insert_ledger_entries(self, batch: LedgerBatch) -> LedgerPosition:
         """Write what was read of a stream, unless another reader was first."""
@@ -233,8 +231,7 @@ class DatabaseClient:
 
     async def select_notifications(self, query: NotificationQuery) -> NotificationList:
         """Some mails of a day, oldest first."""
-        parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return await self._get("api/notifications", NotificationList, parameters)
+        return await self._get("api/notifications", NotificationList, query)
 
     async def mark_resends(self, mark: ResendMark) -> list[ResendMarked]:
         """Open mails for one more claim each; answers in their order."""
@@ -268,17 +265,15 @@ class DatabaseClient:
 
     async def select_reports(self, query: ReportListQuery) -> ReportList:
         """A page of reports, newest first."""
-        parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return await self._get("api/reports", ReportList, parameters)
+        return await self._get("api/reports", ReportList, query)
 
     async def stream_users(self, query: UserReportQuery) -> AsyncGenerator[bytes, None]:
         """The report's text in chunks; ends only when it is whole."""
-        parameters = query.model_dump(mode="json", by_alias=True, exclude_none=True)
         self._require_closed_circuit()
         try:
             async with self._session.get(
                 "api/users/report",
-                params=_texts(parameters),
+                params=_parameters(query),
                 headers=outgoing_headers(),
                 allow_redirects=False,
             ) as response:
@@ -288,15 +283,15 @@ class DatabaseClient:
                 async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                     yield chunk
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise await self._broken_or_away() from error
+            # A stream that always breaks off is no outage: it would delay all other reports.
+            broken = "The stream of users broke off."
+            raise await self._unless_away(UpstreamError(broken), broken) from error
 
     # -- HTTP -------------------------------------------------------------------------------
 
-    async def _get(
-        self, path: str, answer: type[Model], parameters: dict[str, object] | None = None
-    ) -> Model:
-        query = f"?{urlencode(_texts(parameters))}" if parameters else ""
-        return await self._ask("GET", path + query, None, answer)
+    async def _get(self, path: str, answer: type[Model], query: BaseModel | None = None) -> Model:
+        url = f"{path}?{urlencode(_parameters(query))}" if query else path
+        return await self._ask("GET", url, None, answer)
 
     async def _send_bulk(self, path: str, body: BaseModel, answer: type[Model]) -> Model:
         """As ``_send``; an answer that is not about the items never counts against them."""
@@ -316,7 +311,8 @@ class DatabaseClient:
                 method, path, body=data, headers=outgoing_headers(), seconds=REQUEST_SECONDS
             )
         except TimeoutError as error:
-            raise await self._slow_or_away() from error
+            slow = UpstreamTimeoutError(f"No answer within {REQUEST_SECONDS:g} s.")
+            raise await self._unless_away(slow, "database_service does not answer.") from error
         except MalformedAnswerError as error:
             raise UpstreamError(
                 f"database_service answered something unexpected: {error}."
@@ -338,19 +334,10 @@ class DatabaseClient:
         except ValidationError as error:
             raise UpstreamError("database_service answered something unexpected.") from error
 
-    async def _slow_or_away(self) -> UserStreamError:
-        """A time-out counts as an outage only if database_service is not ready."""
-        away = DatabaseServiceUnavailableError("database_service does not answer.")
-        if await self._is_away(away):
-            return away
-        return UpstreamTimeoutError(f"No answer within {REQUEST_SECONDS:g} s.")
-
-    async def _broken_or_away(self) -> UserStreamError:
-        """A stream that always breaks off is no outage: it would hold up all other reports."""
-        away = DatabaseServiceUnavailableError("The stream of users broke off.")
-        if await self._is_away(away):
-            return away
-        return UpstreamError("The stream of users broke off.")
+    async def _unless_away(self, error: UserStreamError, outage: str) -> UserStreamError:
+        """``error``, or an outage in these words if database_service is not ready."""
+        away = DatabaseServiceUnavailableError(outage)
+        return away if await self._is_away(away) else error
 
     def _require_closed_circuit(self) -> None:
         if not self.circuit.is_closed:
@@ -374,10 +361,11 @@ class DatabaseClient:
         return said.status == OK
 
 
-def _texts(parameters: dict[str, object]) -> dict[str, str]:
+def _parameters(query: BaseModel) -> dict[str, str]:
+    values = query.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {
         name: str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in parameters.items()
+        for name, value in values.items()
     }
 
 
@@ -390,7 +378,7 @@ def _raise_for(status: int, content_type: str, body: bytes) -> None:
             f"database_service redirected ({status}). "
             "Set DATABASE_SERVICE_URL to the final address."
         )
-    detail, code = _problem(body) if content_type == "application/problem+json" else ("", "")
+    detail, code = _problem(content_type, body)
     if code == RowLockedError.code:
         raise RowLockedError(detail)
     if status == 503:  # noqa: PLR2004
@@ -403,10 +391,10 @@ def _raise_for(status: int, content_type: str, body: bytes) -> None:
     raise UserStreamError.by_code[code](detail)
 
 
-def _problem(body: bytes) -> tuple[str, str]:
-    """Detail and code of a problem document."""
+def _problem(content_type: str, body: bytes) -> tuple[str, str]:
+    """Detail and code of a problem document; empty if it is none."""
     try:
-        document = json.loads(body)
+        document = json.loads(body) if content_type == "application/problem+json" else {}
         return str(document.get("detail", "")), str(document.get("code", ""))
     except (ValueError, AttributeError):  # no JSON, or no object
         return "", ""
