@@ -21,7 +21,7 @@ BEYOND_SCHEMAS = (
     ("/api/reports", "There is no report with this id."),  # of `after`, the place to go on
     ("/api/reports", "The page cannot be found: after."),
     ("/api/notifications/send", "template_data_missing"),
-    ("/api/bounces", "no part message/delivery-status in it"),
+    ("/api/bounces", "no part message/delivery-status"),
     ("/api/dead-letters/discard", "Name ids, a route or a code"),
     ("/api/dead-letters/redrive", "Name ids, a route or a code"),
     ("/api/dead-letters/dry-run", "Name ids, a route or a code"),
