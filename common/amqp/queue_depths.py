@@ -61,8 +61,8 @@ class QueueDepths:
             BrokerUnavailableError: The broker does not answer.
             TopologyMissingError: One of the queues does not exist.
         """
-        # What consumers hold comes first: a message that they pass to a retry step or the dead
-        # letters meanwhile is seen there.
+        # What consumers hold comes first: a message that they pass to a retry step or the
+        # dead letters meanwhile is seen there.
         rows, bound = await self._ask_management()
         route = self._route
         names = [route.queue, *route.retries, route.dead_letter_queue]

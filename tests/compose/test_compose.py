@@ -167,7 +167,7 @@ async def test_nothing_is_lost_while_every_container_crashes(
     )
 
 
-async def test_up_waits_for_a_neighbour_that_is_away_at_first(system: ComposeSystem) -> None:
+async def test_up_waits_for_a_service_that_is_away_at_first(system: ComposeSystem) -> None:
     system.shell("postgres", "kill -STOP -1")
     up = system.start(*UP, "--no-deps", "--force-recreate", "database_service")
     try:

@@ -185,12 +185,12 @@ def test_health_is_looked_at_seldom_cheaply_and_patiently(name: str) -> None:
     # An interpreter or an Erlang that starts for each look takes more than all else when idle.
     assert program in {"health", "bash", "pg_isready", "/mailpit"}
     assert int(check["interval"].removesuffix("s")) >= 10
-    # A neighbour that is away for some minutes comes back, and `up --wait` waits for it.
+    # Another service that is away for some minutes comes back, and `up --wait` waits for it.
     assert int(check["interval"].removesuffix("s")) * check["retries"] >= 240
 
 
-def test_services_wait_for_their_neighbours_themselves() -> None:
-    """Compose would give up all that stands behind a neighbour, for a minute's outage."""
+def test_services_wait_for_each_other_themselves() -> None:
+    """Compose would give up all that depends on a service, for a minute's outage."""
     for name, container in CONTAINERS.items():
         assert set(container.get("depends_on", {})) <= {"provision"}, name
 

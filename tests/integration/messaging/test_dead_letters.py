@@ -193,12 +193,12 @@ async def test_what_is_looked_for_ends_the_reading(empty_broker: TestBroker) -> 
 
 
 async def test_a_dead_letter_of_the_brokers_own_says_why(empty_broker: TestBroker) -> None:
-    death = {"reason": "delivery_limit", "queue": "user.registration", "count": 1}
+    entry = {"reason": "delivery_limit", "queue": "user.registration", "count": 1}
     await publish(
         empty_broker.admin_url,
         USER_REGISTRATION.dead_letter_exchange,
         b"\xff\x00",
-        headers={"x-death": [death]},
+        headers={"x-death": [entry]},
     )
 
     async with a_queue(empty_broker).held() as held:
