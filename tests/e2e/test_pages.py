@@ -5,11 +5,11 @@ The broker and database_service are fakes here, because their failures must be f
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 from uuid import UUID
 
 import pytest
@@ -136,7 +136,7 @@ async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     broker, database = FakeBroker(), FakeDatabase(a_journey(JourneyStatus.PENDING))
     broker.may_confirm.set()
     monkeypatch.setattr("common.messaging.wiring.Publisher", _opening(broker))
-    monkeypatch.setattr("frontend.app.DatabaseClient", _opening(database))
+    monkeypatch.setattr("frontend.app.DatabaseClient.open", _opening(database))
     async with TestServer(build_app(_settings())) as server:
         yield Site(str(server.make_url("")).rstrip("/"), broker, database)
 
@@ -149,14 +149,14 @@ def _settings() -> Settings:
     )
 
 
-def _opening(fake: object) -> type[Any]:
-    """A class whose ``open`` gives the fake, as the real classes do."""
+def _opening(fake: object) -> Callable[..., AbstractAsyncContextManager[object]]:
+    """What gives the fake where the real part would be opened."""
 
     @asynccontextmanager
     async def open_(*_: object, **__: object) -> AsyncIterator[object]:
         yield fake
 
-    return type("Opening", (), {"open": staticmethod(open_)})
+    return open_
 
 
 @asynccontextmanager
