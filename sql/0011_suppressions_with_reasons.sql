@@ -1,7 +1,7 @@
 -- Why an address gets no more mails, and until when: a full mailbox is emptied again.
 
 ALTER TABLE suppressed_addresses
-    -- What was in the way, as common/contracts/mail_status.py names it.
+    -- What was in the way, as common/mail_status.py names it.
     ADD COLUMN reason     text NOT NULL DEFAULT 'no_such_address'
                           CHECK (char_length(reason) BETWEEN 1 AND 50),
 
