@@ -5,9 +5,10 @@
 -- start of the new release, not the work of the old one.
 --
 -- An instance of the release before that still runs finds the old names no longer. It answers 500
--- to claims of mails to owners of known addresses, whose messages go to a retry step, and to what
--- it is asked of the ledger, which goes on where it was once the instance is replaced. All else
--- works, and nothing is lost.
+-- to claims of mails to owners of known addresses, and to what it is asked of the ledger, which goes
+-- on where it was once the instance is replaced. Those mails' messages go to the retry steps, and to
+-- the dead letters if the instance still runs when these are used up: send them back afterwards.
+-- All else works, and nothing is lost.
 SET LOCAL lock_timeout = '1s';
 
 -- The one message that may tell the owner of the address that it was registered again, and when it
