@@ -159,8 +159,10 @@ class ConsumerState:
         # After an outage, a new subscription brings a new prefetch: first comes what was held.
         self._catching_up = self._catching_up and self.taken > self._full // 2
         if self.draining:
-            self.demand = None
+            demand = None
         elif self._paused or self._catching_up:
-            self.demand = (INITIAL_PREFETCH, False)
+            demand = (INITIAL_PREFETCH, False)
         else:
-            self.demand = (self._prefetch, True)
+            demand = (self._prefetch, True)
+        if demand != self.demand:  # the same again is nothing to subscribe for
+            self.demand = demand

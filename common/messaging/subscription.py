@@ -11,10 +11,15 @@ from typing import Any
 import structlog
 
 from common.amqp.channel import CHANNEL_LOST, Channel
-from common.amqp.connection import ReconnectingConnection, check_topology, count_queues
+from common.amqp.connection import (
+    ReconnectingConnection,
+    check_topology,
+    count_queues,
+    translated,
+)
 from common.amqp.message import Delivery
 from common.contracts.topology import Route, queues
-from common.errors import BrokerUnavailableError
+from common.errors import BrokerUnavailableError, UnavailableError
 from common.messaging.consumer_state import ConsumerState, Received
 from common.messaging.quarantine import needs_quarantine
 
@@ -64,9 +69,10 @@ class Subscription:
         )
         self._subscribed: tuple[int, bool] | None = None
         self._demanded: tuple[int, bool] | None = None
-        """What ``update`` has seen last."""
+        """What ``update`` has seen last; a change and back again is another object."""
         self._subscribing = asyncio.Lock()
         self._deliveries = 0
+        self._uncountable: Channel | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     # -- life -------------------------------------------------------------------------------
@@ -193,8 +199,16 @@ class Subscription:
                 self.reopen_channel()
 
     async def _count_waiting(self) -> int:
-        counts = None
-        if self._state.channel is not None:
-            with suppress(*CHANNEL_LOST):
-                counts = await count_queues(self._state.channel, self._route.queue)
-        return counts[0].ready if counts else 0
+        """How many wait; 0 where that cannot be known.
+
+        A broker that refuses to count is asked once on each channel: it logs every refusal.
+        """
+        channel = self._state.channel
+        if channel is None or channel is self._uncountable:
+            return 0
+        with suppress(UnavailableError), translated("The queue cannot be counted", ""):
+            counts = await count_queues(channel, self._route.queue)
+            if counts is not None:
+                return counts[0].ready
+            self._uncountable = channel
+        return 0

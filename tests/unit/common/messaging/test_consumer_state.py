@@ -376,3 +376,15 @@ def test_while_draining_nothing_is_taken_and_nothing_begins(consuming: Consuming
     assert consuming.begun() == []
     assert consuming.state.demand is None
     assert consuming.state.taken == 0
+
+
+def test_while_it_catches_up_no_delivery_takes_a_new_subscription(consuming: Consuming) -> None:
+    received = [consuming.receive() for _ in range(PREFETCH)]
+    assert consuming.begun() == received
+    consuming.state.pause()
+    consuming.state.resume()
+    demand = consuming.state.demand
+
+    consuming.finish(received[0])
+
+    assert consuming.state.demand is demand
