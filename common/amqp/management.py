@@ -6,6 +6,7 @@ import http.client
 import json
 import ssl
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -22,6 +23,9 @@ PORTS = {"http": 80, "https": 443, "amqp": 15672, "amqps": 15671}
 """Where the management API is, by the scheme of a URL that does not say so."""
 
 REFUSED = (401, 403)
+
+_THREADS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="management")
+"""Its own: a management API that hangs must not hold the threads that look up host names."""
 
 Result = TypeVar("Result")
 
@@ -160,7 +164,7 @@ class ManagementApi:
 async def _in_thread(work: Callable[[], Result]) -> Result:
     try:
         async with asyncio.timeout(SERVICE_SECONDS):
-            return await asyncio.to_thread(work)
+            return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
     except TimeoutError as error:
         raise BrokerUnavailableError("The broker's management API does not answer.") from error
 
