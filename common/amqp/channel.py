@@ -55,6 +55,7 @@ class Channel:
         self._done: list[int] = []
         self._incoming: _Incoming | None = None
         self._has_ended = False
+        self._closing: asyncio.Future[None] | None = None
         frame_filter.attach(underlying, self)
         underlying.closing.add_done_callback(lambda _: self.end())
 
@@ -76,9 +77,10 @@ class Channel:
 
         The rest is delivered again. May be awaited: done when the broker has closed it, too.
         """
-        self.flush()
-        self.end()
-        self._closing = asyncio.ensure_future(self._close())
+        if self._closing is None:
+            self.flush()
+            self.end()
+            self._closing = asyncio.ensure_future(self._close())
         return self._closing
 
     async def _close(self) -> None:

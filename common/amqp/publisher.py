@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, Self
 from uuid import UUID
 
@@ -45,11 +45,12 @@ class Publisher:
         self, url: str, *, service: str, exchanges: Sequence[str], queues: Sequence[str] = ()
     ) -> None:
         self._service = service
-        self._exchanges = exchanges
-        self._queues = queues
         self._failed_at = -math.inf
         self._connection = ReconnectingConnection(
-            url, service=service, purpose="publish", setup=self._check_topology
+            url,
+            service=service,
+            purpose="publish",
+            setup=partial(check_topology, exchanges=exchanges, queues=queues),
         )
 
     async def __aenter__(self) -> Self:
@@ -149,9 +150,6 @@ class Publisher:
         if self._connection.blocked:
             raise _blocked()
         return channel
-
-    async def _check_topology(self, channel: Channel) -> None:
-        await check_topology(channel, exchanges=self._exchanges, queues=self._queues)
 
 
 async def _wait_until_resolved(channel: Channel, message_id: str) -> None:
