@@ -75,7 +75,7 @@ class _Server(TestServer):
 
 @asynccontextmanager
 async def listening(app: web.Application, *, port: int = 0) -> AsyncIterator[str]:
-    """Run the app on a port of its own, as ``common.runtime`` does; its base URL.
+    """Run the app on a port of its own, as ``common.http.runtime`` does; its base URL.
 
     aiohttp's own test server cancels handlers whose client has gone; this one lets them run on.
     """
